@@ -1,0 +1,119 @@
+"""From a Hugging Face directory, preset name or hub id to a model and its parameters, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import jax
+
+from jaxr1.checkpoints import huggingface
+from jaxr1.checkpoints.huggingface import CheckpointError
+from jaxr1.inputs.processor import Processor
+from jaxr1.models import presets, qwen2_vl
+from jaxr1.models.vlm import Model
+from jaxr1.nn.params import flatten, nest
+from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
+
+FAMILIES = ("qwen2_vl",)
+
+
+def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
+    """The model that a parsed config.json describes.
+
+    Raises:
+      CheckpointError: a model_type that is not supported; says which are.
+      ValueError: a setting that the family's decoder does not have.
+    """
+    if raw["model_type"] not in FAMILIES:
+        raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
+    return Model(
+        family=raw["model_type"],
+        text=qwen2_vl.text_config(raw),
+        vision=qwen2_vl.vision_config(raw.get("vision_config", {})),
+        dtype=dtype,
+        rules=rules,
+        remat=remat,
+        raw_config=json.dumps(raw),
+    )
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """The directory of a model: a directory, a preset (made in the cache on first use) or a hub id."""
+    if str(path) in presets.PRESETS and not Path(path).is_dir():
+        return presets.preset_directory(str(path))
+    return huggingface.find_directory(path)
+
+
+def load_model(
+    path: str | os.PathLike,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    rules: Rules = DEFAULT_RULES,
+    remat: bool = False,
+) -> tuple[Model, dict]:
+    """Loads a model.
+
+    Args:
+      path: a Hugging Face directory, a preset name ("tiny") or a hub id ("org/name").
+      dtype: of the computation.
+      param_dtype: of the parameters in memory.
+      mesh: devices to place them on; None is the first device.
+      rules: logical axes to mesh axes.
+      remat: rematerialise layers in the backward pass (less memory, a third more compute).
+
+    Returns:
+      The model (frozen, hashable) and its parameter tree.
+
+    Raises:
+      CheckpointError: the directory does not hold a supported model; the message lists what is wrong.
+    """
+    directory = resolve(path)
+    model = describe(huggingface.read_config(directory), dtype=dtype, rules=rules, remat=remat)
+    tables = {layout: model.table(layout) for layout in huggingface.LAYOUTS}
+    flat = huggingface.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
+    return model, nest(flat)
+
+
+def load_processor(
+    path: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None, template: str | None = None
+) -> Processor:
+    """The processor of a model: its tokenizer, chat template and image settings.
+
+    Args:
+      path: as for `load_model`.
+      min_pixels, max_pixels: bounds of the resized image in pixels; None is what the directory says.
+      template: None is the directory's chat template; "r1_zero" the template for base models of VisualThinker.
+
+    Raises:
+      CheckpointError: the directory lacks a file, or its type is not supported.
+      ValueError: an unknown template.
+    """
+    directory = resolve(path)
+    raw = huggingface.read_config(directory)
+    describe(raw)
+    return Processor.from_directory(directory, raw, min_pixels=min_pixels, max_pixels=max_pixels, template=template)
+
+
+def save_model(model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None) -> Path:
+    """Writes a complete Hugging Face directory that `load_model` and transformers read.
+
+    Args:
+      processor: its directory gives tokenizer, template and image settings; None leaves them out.
+      dtype: of the weights; None is the checkpoint's own.
+
+    Returns:
+      The directory.
+    """
+    raw = json.loads(model.raw_config)
+    own = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("dtype") or "float32"
+    out = Path(path)
+    source = processor.directory if processor is not None else None
+    huggingface.save_directory(out, flatten(params), model.table("hub"), model.raw_config, source, dtype or own)
+    return out
+
+
+__all__ = ["FAMILIES", "CheckpointError", "describe", "load_model", "load_processor", "resolve", "save_model"]

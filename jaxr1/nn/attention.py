@@ -1,0 +1,157 @@
+"""Attention: one signature per shape of problem, each with its mask drawn.
+
+All softmaxes run in float32. Grouped-query attention keeps its keys once: queries [.., N, H] are viewed as
+[.., K, N / K, H]. Rows without any key give finite values, which carry weight 0 in every loss.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+MASKED = -1e30  # finite: a row without keys must not become NaN
+
+
+def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
+    """[..., N, H] -> [..., K, N / K, H], scaled by 1 / sqrt(H)."""
+    *lead, heads, size = q.shape
+    return (q * jnp.asarray(size**-0.5, q.dtype)).reshape(*lead, kv_heads, heads // kv_heads, size)
+
+
+def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array) -> jax.Array:
+    """Full attention inside each segment of a patch row: an image (or a frame) sees itself only.
+
+        row       a a a a b b -        segment  1 1 1 1 2 2 0
+
+             a a a a b b -
+        a    x x x x
+        b            x x
+        -                              padding: no key at all
+
+    Args:
+      q_rmnh, k_rmnh, v_rmnh: [R, M, N, H].
+      segment_rm: int32[R, M], 0 for padding.
+
+    Returns:
+      [R, M, N, H].
+    """
+    score = jnp.einsum("rmnh,runh->rnmu", q_rmnh * jnp.asarray(q_rmnh.shape[-1] ** -0.5, q_rmnh.dtype), k_rmnh)
+    seen = (segment_rm[:, :, None] == segment_rm[:, None, :]) & (segment_rm[:, :, None] > 0)
+    score = jnp.where(seen[:, None], score.astype(jnp.float32), MASKED)
+    return jnp.einsum("rnmu,runh->rmnh", jax.nn.softmax(score, -1).astype(v_rmnh.dtype), v_rmnh)
+
+
+def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, length_b: jax.Array) -> jax.Array:
+    """Causal attention of a prompt row, whose first `length` positions are real.
+
+             p0 p1 p2 --        length 3
+        p0   x
+        p1   x  x
+        p2   x  x  x
+        --   x  x  x            padding sees the prompt: finite, and read by nobody
+
+    Returns:
+      [B, P, N, H].
+    """
+    q = _grouped(q_bpnh, k_bpkh.shape[2])
+    score = jnp.einsum("bpkgh,bukh->bkgpu", q, k_bpkh)
+    length = q_bpnh.shape[1]
+    seen = jnp.tril(jnp.ones((length, length), bool)) & (jnp.arange(length) < length_b[:, None])[:, None, :]
+    score = jnp.where(seen[:, None, None], score.astype(jnp.float32), MASKED)
+    out = jnp.einsum("bkgpu,bukh->bpkgh", jax.nn.softmax(score, -1).astype(v_bpkh.dtype), v_bpkh)
+    return out.reshape(q_bpnh.shape)
+
+
+def strip_mask(segment_bst: jax.Array) -> jax.Array:
+    """bool[B, S, T, T]: which tokens of its own strip a packed response token sees.
+
+      strip       a0 a1 b0 b1 --   segment  1  1  2  2  0      two responses in one strip, 0 = padding
+
+                a0 a1 b0 b1 --
+            a0   x
+            a1   x  x
+            b0         x            b never sees a
+            b1         x  x
+            --                      no key of its own: finite output, weight 0 in the loss
+    """
+    length = segment_bst.shape[-1]
+    query, key = segment_bst[..., :, None], segment_bst[..., None, :]
+    return jnp.tril(jnp.ones((length, length), bool)) & (query == key) & (query > 0)
+
+
+def strip_attention(
+    q_bstnh: jax.Array,
+    prompt_kv: tuple[jax.Array, jax.Array],
+    prompt_len_b: jax.Array,
+    own_kv: tuple[jax.Array, jax.Array],
+    segment_bst: jax.Array,
+) -> jax.Array:
+    """Attention of packed responses: the whole prompt of their row, and their own earlier tokens (`strip_mask`).
+
+    The prompt's keys are used in place, once for all S strips: nothing of size S x prompt keys is made. One softmax
+    runs over both parts, through a shared maximum.
+
+    Args:
+      q_bstnh: [B, S, T, N, H].
+      prompt_kv: keys and values [B, P, K, H].
+      prompt_len_b: int32[B], valid prompt positions.
+      own_kv: keys and values [B, S, T, K, H].
+      segment_bst: int32[B, S, T], 0 for padding.
+
+    Returns:
+      [B, S, T, N, H].
+    """
+    prompt_k, prompt_v = prompt_kv
+    own_k, own_v = own_kv
+    q = _grouped(q_bstnh, prompt_k.shape[2])
+    on_prompt = jnp.einsum("bstkgh,bpkh->bkgstp", q, prompt_k).astype(jnp.float32)
+    in_prompt = (jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None])[:, None, None, None, None, :]
+    on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
+    on_own = jnp.einsum("bstkgh,bsukh->bkgstu", q, own_k).astype(jnp.float32)
+    on_own = jnp.where(strip_mask(segment_bst)[:, None, None], on_own, MASKED)
+    top = jax.lax.stop_gradient(jnp.maximum(on_prompt.max(-1), on_own.max(-1)))[..., None]
+    on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
+    total = on_prompt.sum(-1) + on_own.sum(-1)
+    out = jnp.einsum("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += jnp.einsum("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
+    out = out / jnp.moveaxis(total, (1, 2), (3, 4))[..., None].astype(out.dtype)
+    return out.reshape(q_bstnh.shape)
+
+
+def decode_attention(
+    q_bsnh: jax.Array,
+    prompt_kv: tuple[jax.Array, jax.Array],
+    prompt_len_b: jax.Array,
+    own_kv: tuple[jax.Array, jax.Array],
+    step: jax.Array,
+) -> jax.Array:
+    """Attention of one new token per response: its prompt, and cache slots 0 .. step of its own.
+
+    The same sums as `strip_attention` with T = 1, in the layouts that a cache wants: heads before positions, so that
+    each product is one batch of small matrices without a transpose.
+
+    Args:
+      q_bsnh: [B, S, N, H].
+      prompt_kv: keys and values [B, K, P, H].
+      prompt_len_b: int32[B].
+      own_kv: keys and values [B, S, K, C, H], slot `step` already holding the new token.
+      step: int32 scalar.
+
+    Returns:
+      [B, S, N, H].
+    """
+    prompt_k, prompt_v = prompt_kv
+    own_k, own_v = own_kv
+    q = _grouped(q_bsnh, prompt_k.shape[1])
+    on_prompt = jnp.einsum("bskgh,bkph->bksgp", q, prompt_k).astype(jnp.float32)
+    in_prompt = (jnp.arange(prompt_k.shape[2]) < prompt_len_b[:, None])[:, None, None, None, :]
+    on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
+    on_own = jnp.einsum("bskgh,bskch->bksgc", q, own_k).astype(jnp.float32)
+    on_own = jnp.where(jnp.arange(own_k.shape[3]) <= step, on_own, MASKED)
+    top = jnp.maximum(on_prompt.max(-1), on_own.max(-1))[..., None]
+    on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
+    total = on_prompt.sum(-1) + on_own.sum(-1)
+    out = jnp.einsum("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += jnp.einsum("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
+    out = out / jnp.moveaxis(total, 1, 2)[..., None].astype(out.dtype)
+    return out.reshape(q_bsnh.shape)

@@ -1,0 +1,31 @@
+"""Mesh, sharding rules, agreement between hosts."""
+
+from jaxr1.parallel.hosts import agree
+from jaxr1.parallel.mesh import (
+    AXES,
+    DEFAULT_RULES,
+    MeshOptions,
+    Rules,
+    batch_multiple,
+    constrain,
+    make_mesh,
+    mesh_of,
+    partition,
+    sharding,
+    single_device_mesh,
+)
+
+__all__ = [
+    "AXES",
+    "DEFAULT_RULES",
+    "MeshOptions",
+    "Rules",
+    "agree",
+    "batch_multiple",
+    "constrain",
+    "make_mesh",
+    "mesh_of",
+    "partition",
+    "sharding",
+    "single_device_mesh",
+]

@@ -1,0 +1,21 @@
+"""Rewards from rules: what they are (`spec`), the built-in ones, and the processes that run them (`pool`)."""
+
+from jaxr1.rewards.accuracy import accuracy_reward, parse_answer_problem
+from jaxr1.rewards.format import format_reward
+from jaxr1.rewards.pool import Grade, Pending, RewardError, RewardPool
+from jaxr1.rewards.spec import ResolvedReward, Reward
+from jaxr1.rewards.types import Completion, Example
+
+__all__ = [
+    "Completion",
+    "Example",
+    "Grade",
+    "Pending",
+    "ResolvedReward",
+    "Reward",
+    "RewardError",
+    "RewardPool",
+    "accuracy_reward",
+    "format_reward",
+    "parse_answer_problem",
+]

@@ -1,0 +1,31 @@
+"""Test settings: four simulated devices, float32, no network, a compilation cache shared by all tests and runs."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("JAXR1_CACHE", str(Path(tempfile.gettempdir()) / "jaxr1-test-cache"))
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAXR1_CACHE"] + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def seed():
+    """A fresh seed each run; pytest prints it when the test fails."""
+    value = int.from_bytes(os.urandom(4), "little")
+    print(f"seed {value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed):
+    return np.random.default_rng(seed)
