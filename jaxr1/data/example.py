@@ -1,0 +1,96 @@
+"""What a data set holds: examples, in a plain sequence. Nothing here knows of models or tokenizers."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, overload
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; the message names file, row and field."""
+
+
+@dataclass(frozen=True, eq=False)  # examples hold arrays and dicts: neither equality nor hashing would mean anything
+class Example:
+    """One question with its media and its reference answer.
+
+    Attributes:
+      messages: chat turns without a final assistant turn: {"role": ..., "content": str or parts}; a part is
+        {"type": "text", "text": str} or {"type": "image", "image": path, bytes, PIL image or uint8 array [H, W, 3]}.
+      answer: the reference answer that rewards compare with.
+      response: a worked response, for supervised stages.
+      source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about it says so.
+      metadata: the other columns, plain values without media; rewards see them.
+    """
+
+    messages: tuple[dict[str, Any], ...]
+    answer: str | None
+    response: str | None = None
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def question(self) -> str:
+        """The text of the user turns, without media, joined by line breaks."""
+        texts = []
+        for message in self.messages:
+            if message["role"] == "user":
+                content = message["content"]
+                parts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+                texts += [part.strip() for part in parts if part.strip()]
+        return "\n".join(texts)
+
+    @property
+    def images(self) -> list[Any]:
+        """The image references, in the order of the conversation."""
+        return [
+            part["image"]
+            for message in self.messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "image"
+        ]
+
+
+class Dataset(Sequence[Example]):
+    """Examples by index, made when asked for.
+
+    Attributes:
+      name: what metrics and messages call it.
+      dropped: rows left out, each {"source": ..., "reason": ...}.
+    """
+
+    def __init__(
+        self, name: str, length: int, get: Callable[[int], Example], dropped: Iterable[dict[str, str]] = ()
+    ) -> None:
+        """Args: `get(i)` returns example i and must be a pure function of i, for 0 <= i < length."""
+        self.name = name
+        self.dropped = list(dropped)
+        self._length = length
+        self._get = get
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Dataset": ...
+    def __getitem__(self, index: int | slice) -> "Example | Dataset":
+        if isinstance(index, slice):
+            rows = range(self._length)[index]
+            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]))
+        return self._get(range(self._length)[index])
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}, {self._length} examples, {len(self.dropped)} dropped)"
+
+
+class DataSource(Protocol):
+    """The data-set protocol: a frozen dataclass of options whose `load()` gives the examples.
+
+    A user's own class needs no more than this to stand in a config.
+    """
+
+    def load(self) -> Dataset:
+        """The examples. Raises DataError where the options or the files are unusable."""
+        ...

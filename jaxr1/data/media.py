@@ -1,0 +1,254 @@
+"""Opening images: from any reference a row may hold to an upright RGB picture, or a clear refusal.
+
+It lives here, below `jaxr1.inputs`, because readers check the header of every image when a data set is loaded.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+
+MAX_PIXELS_DECODED = 1 << 26
+"""Pixels (67.1 million, 200 MB as RGB) that an image may hold before it is refused from its header."""
+
+# Raster formats whose decoders only decode. Pillow also opens EPS and WMF, which run an outside interpreter.
+FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+
+# Held while Pillow's own size check is off: that one warns or raises without naming the file, and ours follows at once.
+_open_lock = threading.Lock()
+
+_DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
+
+
+class MediaError(ValueError):
+    """An image (or other medium) that is missing, damaged, too large or not one at all; the message names it."""
+
+
+def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> Image.Image:
+    """Opens an image as upright 8-bit RGB.
+
+    EXIF orientation is applied. Transparency (alpha channel, palette or colour key) is composited onto white, as the
+    image processors of transformers do. 16-bit grey is scaled to 8 bits (not clipped, as Pillow's own conversion
+    does), CMYK, LAB and the like are converted by Pillow, and an animation gives its first frame.
+
+    Args:
+      source: path, `data:` URI with base64, encoded bytes, PIL image, or uint8 array [H, W, 3].
+      max_pixels_decoded: larger images are refused before a pixel is decoded.
+
+    Returns:
+      A PIL image of mode RGB without metadata; it shares no memory with `source`.
+
+    Raises:
+      MediaError: the file is missing, empty, truncated, no image in one of `FORMATS`, or too large; the array is empty
+        or of another type or shape.
+    """
+    name = describe(source)
+    if isinstance(source, np.ndarray):
+        height, width = _array_size(source, name)
+        _check_size(height, width, name, max_pixels_decoded)
+        return Image.fromarray(np.ascontiguousarray(source)).copy()
+    if isinstance(source, Image.Image):
+        _check_size(source.height, source.width, name, max_pixels_decoded)
+        return _upright_rgb(source, name)
+    with _opened(source, name) as image:
+        _check_size(image.height, image.width, name, max_pixels_decoded)
+        return _upright_rgb(image, name)
+
+
+def probe_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> tuple[int, int]:
+    """The (height, width) in pixels that `load_image` would return, read from the header.
+
+    A truncated file passes: only decoding finds it. A PNG that states its orientation after its pixels is reported
+    as stored.
+
+    Raises:
+      MediaError: as `load_image`, except for truncation.
+    """
+    name = describe(source)
+    if isinstance(source, np.ndarray):
+        height, width = _array_size(source, name)
+        _check_size(height, width, name, max_pixels_decoded)
+        return height, width
+    if isinstance(source, Image.Image):
+        return _header_size(source, name, max_pixels_decoded)
+    with _opened(source, name) as image:
+        return _header_size(image, name, max_pixels_decoded)
+
+
+def media_hash(image: Image.Image) -> str:
+    """16 hexadecimal digits of the SHA-256 of an image's size and RGB bytes: equal pictures, equal names."""
+    rgb = to_rgb(image)
+    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
+    digest.update(rgb.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe(source: Any) -> str:
+    """How messages call an image: its path, or what it is and how large."""
+    if isinstance(source, (str, os.PathLike)):
+        text = os.fspath(source)
+        if isinstance(text, str) and text.startswith("data:"):
+            return f"data URI of {len(text)} characters"
+        return repr(text if len(text) <= 300 else text[:297] + "...")
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"image of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"array {source.dtype}{list(source.shape)}"
+    if isinstance(source, Image.Image):
+        origin = getattr(source, "filename", "")
+        return repr(os.fspath(origin)) if origin else f"{source.mode} image of {source.width}x{source.height}"
+    return f"value of type {type(source).__name__}"
+
+
+def decode_data_uri(text: str) -> bytes:
+    """The bytes of a `data:...;base64,` URI.
+
+    Raises:
+      MediaError: another kind of URI, or text that is not base64.
+    """
+    match = _DATA_URI.match(text)
+    if match is None:
+        raise MediaError(f"data URI without ';base64,': {text[:60]!r}")
+    try:
+        return base64.b64decode("".join(text[match.end() :].split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MediaError(f"data URI of {len(text)} characters: not base64 ({error})") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An image of any Pillow mode as 8-bit RGB; transparency onto white. A mode-RGB image is returned as it is.
+
+    Equal to `convert_to_rgb` of transformers, but for images of more than 8 bits, which that clips: mode I;16 is scaled
+    from [0, 65535]; mode I too, unless no value exceeds 255; mode F from [0, 1], unless a value exceeds 1.
+
+    Raises:
+      MediaError: a wide image with values outside these ranges.
+    """
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image)
+    elif image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """A grey image of 16 or 32 bits, or of floats, as mode L; pixels of the transparent value become white."""
+    value_hw = np.asarray(image).astype(np.float64)
+    low, high = float(value_hw.min()), float(value_hw.max())
+    if image.mode == "F":
+        top = 1.0 if high <= 1.0 else 255.0
+    else:
+        top = 65535.0 if image.mode != "I" or high > 255 else 255.0
+    if not (low >= 0.0 and high <= top):
+        raise MediaError(f"{describe(image)}: values from {low:g} to {high:g}; expected 0 to {top:g}")
+    grey_hw = np.rint(value_hw * (255.0 / top)).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        grey_hw[value_hw == key] = 255
+    return Image.fromarray(grey_hw)
+
+
+def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
+    try:
+        image.load()
+    except Exception as error:  # a decoder raises whatever it likes on damaged data
+        raise MediaError(f"{name}: damaged or truncated {image.format or 'image'} ({error})") from error
+    try:
+        turned = ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata is no reason to lose a picture
+        turned = image
+    try:
+        rgb = to_rgb(turned)
+    except MediaError:
+        raise
+    except Exception as error:
+        raise MediaError(f"{name}: cannot convert mode {image.mode} to RGB ({error})") from error
+    rgb = rgb.copy()
+    rgb.info = {}
+    return rgb
+
+
+def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
+    _check_size(image.height, image.width, name, limit)
+    orientation = 1
+    # Asking a PNG without an early EXIF chunk for its EXIF decodes it whole.
+    if image.format != "PNG" or "exif" in image.info:
+        try:
+            orientation = image.getexif().get(0x0112, 1)
+        except Exception:  # damaged metadata is no reason to lose a picture
+            pass
+    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+
+
+def _check_size(height: int, width: int, name: str, limit: int) -> None:
+    if height < 1 or width < 1:
+        raise MediaError(f"{name}: the image is empty ({width}x{height})")
+    if height * width > limit:
+        raise MediaError(f"{name}: {width}x{height} pixels are more than the {limit:,} that are decoded")
+
+
+def _array_size(array: np.ndarray, name: str) -> tuple[int, int]:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise MediaError(f"{name}: expected uint8[H, W, 3]")
+    return array.shape[0], array.shape[1]
+
+
+@contextmanager
+def _opened(source: Any, name: str) -> Iterator[Image.Image]:
+    """Opens the header of a path or of encoded bytes."""
+    if isinstance(source, str) and source.startswith("data:"):
+        source = decode_data_uri(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise MediaError(f"{name}: no bytes")
+        file: Any = io.BytesIO(source)
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        try:
+            if not path.is_file():
+                what = "not a file" if path.exists() else "no such file"
+                raise MediaError(f"{name}: {what}")
+            if path.stat().st_size == 0:
+                raise MediaError(f"{name}: the file is empty (0 bytes)")
+            file = path.open("rb")
+        except (OSError, ValueError) as error:
+            if isinstance(error, MediaError):
+                raise
+            raise MediaError(f"{name}: cannot be read ({error})") from error
+    else:
+        raise MediaError(f"{name}: expected a path, bytes, a PIL image or a uint8 array [H, W, 3]")
+    with file:
+        try:
+            image = _open_header(file)
+        except Exception as error:  # header parsers raise whatever they like on damaged data
+            raise MediaError(
+                f"{name}: not an image, or its header is damaged (formats: {', '.join(FORMATS)})"
+            ) from error
+        with image:
+            yield image
+
+
+def _open_header(file: Any) -> Image.Image:
+    with _open_lock:
+        limit = Image.MAX_IMAGE_PIXELS
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            return Image.open(file, formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
