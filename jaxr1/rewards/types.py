@@ -1,0 +1,61 @@
+"""What a reward function sees: the completion it judges and the example that was asked.
+
+Both are plain data: they cross a process boundary as JSON, and neither holds media or anything of jax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One response, as a reward function sees it.
+
+    Attributes:
+      text: the response; a prefix that the template put before it (such as an opening think tag) is part of it.
+      finish_reason: "stop" if the model ended it, "length" if it was cut at the limit.
+    """
+
+    text: str
+    finish_reason: FinishReason = "stop"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"text": self.text, "finish_reason": self.finish_reason}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Completion:
+        return cls(text=row["text"], finish_reason=row["finish_reason"])
+
+
+@dataclass(frozen=True)
+class Example:
+    """The asked question as a reward function sees it, without its media.
+
+    Attributes:
+      question: the text of the question.
+      answer: the reference answer; None where the data has none.
+      source: the name of the data set the row came from.
+      metadata: every other column of the row (JSON values).
+    """
+
+    question: str = ""
+    answer: str | None = None
+    source: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "question": self.question,
+            "answer": self.answer,
+            "source": self.source,
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Example:
+        return cls(question=row["question"], answer=row["answer"], source=row["source"], metadata=dict(row["metadata"]))

@@ -1,0 +1,280 @@
+"""Extraction and comparison of answers: tables, and properties on random junk."""
+
+import random
+import secrets
+import time
+
+import pytest
+
+from jaxr1.rewards import Completion, Example, accuracy_reward, parse_answer_problem
+from jaxr1.rewards import accuracy as acc
+
+EXTRACTED = [
+    ("<think>a</think><answer>7</answer>", "7"),
+    ("<think>a</think><answer>\n7\n</answer>", "7"),  # multi-line
+    ("<answer>7</answer><answer>8</answer>", "7"),  # the first block
+    ("<think>maybe <answer>3</answer>?</think><answer>7</answer>", "7"),  # a thought is no answer
+    ("<think>it is \\boxed{5}</think><answer>7</answer>", "7"),
+    ("so <answer>it is \\boxed{\\frac{1}{2}}</answer>", "\\frac{1}{2}"),
+    ("\\boxed{1} then \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),  # the last, with balanced braces
+    ("\\boxed{1} then \\boxed{2", "1"),
+    ("\\boxed{a \\boxed{b} c}", "a \\boxed{b} c"),
+    ("<think>a</think><answer>7", None),  # never closed
+    ("7", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), EXTRACTED)
+def test_extract(text, expected):
+    assert acc.extract_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("I count 3, so 1,204.5", "1,204.5"), ("it must be (B).", "(B)"), ("a lot", None), ("x2", None)],
+)
+def test_extract_tail(text, expected):
+    assert acc.extract_answer(text, tail=True) == expected
+
+
+def test_truncated_has_no_tail_but_may_have_a_block():
+    example = Example(answer="7")
+    assert accuracy_reward(Completion("I think 7", "stop"), example, tail=True) == 1.0
+    assert accuracy_reward(Completion("I think 7", "length"), example, tail=True) == 0.0
+    assert accuracy_reward(Completion("<answer>7</answer> and", "length"), example) == 1.0
+
+
+LETTERS = [
+    ("B", "B"),
+    ("b", "B"),
+    ("(B)", "B"),
+    ("[b]", "B"),
+    ("B.", "B"),
+    ("**B**", "B"),
+    ("\\text{B}", "B"),
+    ("B. the red cube", "B"),
+    ("(B) the red cube", "B"),
+    ("The answer is B", "B"),
+    ("The answer is (B).", "B"),
+    ("the answer is b", "B"),
+    ("Option C", "C"),
+    ("I choose D because it is near", "D"),
+    ("a cat", None),
+    ("A cat", None),
+    ("cab", None),
+    ("Bad", None),
+    ("The answer is A dog", None),
+    ("the answer is a dog", None),
+    ("(A) or (B)", None),
+    ("A, B", None),
+    ("A and B", None),
+    ("vitamin B-12", None),
+    ("3", None),
+    ("", None),
+]
+
+
+@pytest.mark.parametrize(("text", "letter"), LETTERS)
+def test_choice_letter(text, letter):
+    assert acc.choice_letter(text) == letter
+
+
+NUMBERS_SAME = [
+    ("7", "7"),
+    ("7", "7.0"),
+    ("7", "+7"),
+    ("-7", "−7"),
+    ("1234", "1,234"),
+    ("1,234,567", "1234567"),
+    ("0.5", ".5"),
+    ("0.5", "1/2"),
+    ("1/2", "\\frac{1}{2}"),
+    ("1/2", "\\dfrac12"),
+    ("1/2", "½"),
+    ("1.5", "1 1/2"),
+    ("1.5", "1\\frac{1}{2}"),
+    ("-1.5", "-1 1/2"),
+    ("0.15", "15%"),
+    ("15%", "15\\%"),
+    ("15", "15%"),
+    ("1200", "1.2e3"),
+    ("1200", "1.2 \\times 10^{3}"),
+    ("0.333333333", "1/3"),
+    ("42", "$42$"),
+    ("42", "\\$42"),
+    ("42", "The answer is 42."),
+    ("90", "90°"),
+    ("90", "90^\\circ"),
+    ("7", "７"),  # full width
+]
+NUMBERS_DIFFERENT = [
+    ("7", "8"),
+    ("7", "-7"),
+    ("7", "70"),
+    ("0.15", "1.5%"),
+    ("0.5", "50"),  # no hidden factor of a hundred
+    ("1/2", "2/1"),
+    ("1234", "12,34"),
+    ("10000000", "10000001"),  # integers have no tolerance
+    ("3", "3 or 4"),
+    ("1/2", "1/0"),
+    ("0", "0.0001"),
+    ("7", "seven hundred"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), NUMBERS_SAME)
+def test_same_numbers(gold, answer):
+    assert acc.answers_match(gold, answer, math=False)
+    assert acc.answers_match(answer, gold, math=False)
+    assert acc.answers_match(gold, answer)  # the optional library changes nothing
+
+
+@pytest.mark.parametrize(("gold", "answer"), NUMBERS_DIFFERENT)
+def test_different_numbers(gold, answer):
+    assert not acc.answers_match(gold, answer, math=False)
+    assert not acc.answers_match(answer, gold, math=False)
+    assert not acc.answers_match(gold, answer)
+
+
+EXPRESSIONS_SAME = [
+    ("2\\sqrt{2}", "\\sqrt{8}"),
+    ("x^2+1", "1+x^2"),
+    ("(1,2)", "(1, 2)"),
+    ("\\{1,2\\}", "\\{2,1\\}"),
+    ("2\\pi", "2π"),
+    ("2", "\\sqrt{4}"),
+    ("7", "3+4=7"),
+    ("x=5", "5"),
+    ("\\left(\\frac{1}{2}, 3\\right)", "(0.5, 3)"),
+    ("red", "Red."),
+    ("to the left", "to the  left"),
+]
+EXPRESSIONS_DIFFERENT = [
+    ("2\\sqrt{2}", "\\sqrt{7}"),
+    ("x^2+1", "x^2-1"),
+    ("(1,2)", "(2,1)"),
+    ("cat", "act"),  # words are no products of variables
+    ("red", "blue"),
+    ("2", "\\sqrt{4} or 3"),
+    ("10", "9^{9^{9^9}}"),
+]
+
+
+@pytest.mark.parametrize(("gold", "answer"), EXPRESSIONS_SAME)
+def test_same_expressions(gold, answer):
+    assert acc.answers_match(gold, answer)
+
+
+@pytest.mark.parametrize(("gold", "answer"), EXPRESSIONS_DIFFERENT)
+def test_different_expressions(gold, answer):
+    assert not acc.answers_match(gold, answer)
+
+
+def reward(gold, answer, **metadata):
+    return accuracy_reward(Completion(f"<think>t</think><answer>{answer}</answer>"), Example("q", gold, "s", metadata))
+
+
+def test_choices_by_letter_and_by_text():
+    choices = ["a cat", "(B) a dog", "C. a bird"]
+    assert reward("B", "a dog", choices=choices) == 1.0
+    assert reward("B", "A Dog.", choices=choices) == 1.0
+    assert reward("a dog", "(B)", choices=choices) == 1.0
+    assert reward("B", "a cat", choices=choices) == 0.0
+    assert reward("A", "a cat", choices={"A": "a cat", "B": "a dog"}) == 1.0
+    assert reward("A", "a dog") == 0.0  # a word holding "a" is not option A
+    assert reward("A", "banana") == 0.0
+    assert reward("B", "The answer is (B)") == 1.0
+    assert reward("3", "C", choices=["1", "2", "3"]) == 1.0
+
+
+UNPARSABLE = ["", "   ", "???", "\\frac{", "\\frac{1}{", "x" * 5000, "9^{9^{9^9}}", "2^{99999999}"]
+PARSABLE = ["7", "B", "(B)", "a red cube", "\\frac{1}{2}", "2\\sqrt{2}", "15%", "x^2+1", "Paris", "(1, 2)", "5 cm"]
+
+
+@pytest.mark.parametrize("gold", UNPARSABLE)
+def test_unparsable_reference(gold):
+    assert parse_answer_problem(gold)
+    completion, example = Completion("<answer>7</answer>"), Example(answer=gold)
+    assert accuracy_reward(completion, example) is None
+    assert accuracy_reward(completion, example, unparsable_gold="one") == 1.0
+
+
+@pytest.mark.parametrize("gold", PARSABLE)
+def test_parsable_reference(gold):
+    assert parse_answer_problem(gold) is None
+    assert reward(gold, gold) == 1.0
+
+
+def test_no_reference_gives_no_value():
+    assert accuracy_reward(Completion("<answer>7</answer>"), Example(answer=None)) is None
+    with pytest.raises(ValueError, match="unparsable_gold"):
+        accuracy_reward(Completion(""), Example(answer="7"), unparsable_gold="zero")
+
+
+def test_gold_goes_first_and_without_alarms(monkeypatch):
+    calls = []
+
+    class Spy:
+        def parse(self, text, *, parsing_timeout):
+            assert parsing_timeout is None
+            return [text.strip("$")]
+
+        def verify(self, gold, answer, *, timeout_seconds):
+            assert timeout_seconds is None
+            calls.append((gold, answer))
+            return True
+
+    monkeypatch.setattr(acc, "math_verify_module", Spy)
+    acc._parsed_math.cache_clear()
+    assert acc.answers_match("2\\sqrt{2}", "\\sqrt{8}")
+    acc._parsed_math.cache_clear()
+    assert calls == [(["2\\sqrt{2}"], ["\\sqrt{8}"])]
+
+
+PIECES = [
+    *"0123456789abABHx.,;:()[]{}%$^_+-*/=\\ \n'\"<>|!?°½²π√é\U0001f600\x00",
+    *("\\frac", "\\sqrt{", "\\boxed{", "\\text{", "\\left(", "10^", "1,234", "nan", "inf", "1e999"),
+    *("the ", "answer is ", "<answer>", "</answer>", "</think>"),
+]
+
+
+def test_random_junk_never_raises_and_is_symmetric():
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    words = ["".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(1500)]
+    for one, other in zip(words, reversed(words), strict=True):
+        assert acc.answers_match(one, one, math=False)
+        assert acc.answers_match(one, other, math=False) == acc.answers_match(other, one, math=False), (one, other)
+        acc.extract_answer(one + other, tail=True)
+        acc._math_problem(acc.normalise(one))
+    for one, other in zip(words[:120], words[120:], strict=False):
+        assert reward(one, other) in (None, 0.0, 1.0)
+        parse_answer_problem(one)
+
+
+LONG = [
+    *("\\boxed{" * 20_000, "{" * 100_000, "9" * 100_000, "^" * 50_000, "1," * 50_000, "<answer>" * 20_000),
+    *("(" * 3000 + "1" + ")" * 3000, "a " * 50_000, "\\text{" * 300, "$" * 1900, "A " * 900, "1 " * 900, "-" * 1900),
+    *(
+        "9^9^9^9^9^9^9",
+        "((9^{999})^{999})^{999}",
+        "1000000!",
+        "9^{9^{9^9}}",
+        "(2^9)^{(9^9)}",
+        "\\sqrt{" * 12 + "2" + "}" * 12,
+    ),
+]
+
+
+@pytest.mark.parametrize("text", LONG, ids=range(len(LONG)))
+def test_bounded_time(text):
+    start = time.perf_counter()
+    parse_answer_problem(text)
+    acc.answers_match("7", text)
+    acc.answers_match(text, "7")
+    acc.extract_answer(text, tail=True)
+    reward("\\sqrt{2}", text)
+    assert time.perf_counter() - start < 5.0  # generous: the first case may import sympy

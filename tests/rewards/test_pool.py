@@ -1,0 +1,182 @@
+"""The worker pool: whatever a reward function does, other items are graded, in order, and nothing is lost silently."""
+
+import os
+import random
+import secrets
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxr1.rewards import Completion, Example, Reward, RewardError, RewardPool
+
+FILE = Path(__file__).with_name("user_rewards.py")
+
+
+def items(*texts, **metadata):
+    return [(Completion(text), Example("q", "7", "test", metadata)) for text in texts]
+
+
+def user(function, **kwargs):
+    return Reward(f"{FILE}:{function}", **kwargs)
+
+
+def test_totals_weights_and_none():
+    rewards = [Reward("accuracy", 2.0), Reward("format", 0.5), user("scaled", name="length", options={"scale": 0.1})]
+    with RewardPool(rewards) as pool:
+        right, wrong, no_gold = pool.grade(
+            [
+                (Completion("<think>t</think><answer>7</answer>"), Example(answer="7")),
+                (Completion("8"), Example(answer="7")),
+                (Completion("8"), Example(answer=None)),
+            ]
+        )
+        assert pool.submit([]).result() == []
+    assert right.by_name == {"accuracy": 1.0, "format": 1.0, "length": pytest.approx(3.4)}
+    assert right.total == pytest.approx(2.0 + 0.5 + 3.4) and right.status == "ok"
+    assert wrong.by_name["accuracy"] == 0.0 and wrong.total == pytest.approx(0.1)
+    assert no_gold.by_name["accuracy"] is None and no_gold.total == pytest.approx(0.1)  # None skips one component
+
+
+def test_none_from_all_has_no_total():
+    with RewardPool([user("behave")]) as pool:
+        grades = pool.grade(items("none", "1"))
+    assert (grades[0].total, grades[0].status) == (None, "ok") and grades[1].total == 1.0
+
+
+def test_every_misbehaviour_costs_only_its_own_item():
+    bad = {
+        "hang": ("timeout", "behave in"),
+        "_exit": ("crash", "exited with 3"),
+        "exit": ("crash", "enough"),
+        "raise": ("error", "KeyError: 'missing column'"),
+        "nan": ("nan", "returned nan"),
+        "inf": ("nan", "returned inf"),
+        "text": ("error", "no number"),
+        "memory": ("error", "MemoryError"),
+        "huge": ("error", "ValueError"),
+    }
+    good = {"print": 0.25, "flood": 0.75, "input": 0.0, "true": 1.0} | {str(i): float(i) for i in range(20)}
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    texts = [*bad, *good]
+    random.Random(seed).shuffle(texts)
+    with RewardPool([user("behave"), Reward("format")], workers=2, timeout_s=1.5) as pool:
+        grades = pool.grade(items(*texts))
+    for text, grade in zip(texts, grades, strict=True):
+        if text in good:
+            assert (grade.status, grade.total, grade.detail) == ("ok", good[text], ""), (text, grade)
+        else:
+            status, detail = bad[text]
+            assert (grade.status, grade.total) == (status, None), (text, grade)
+            assert detail in grade.detail and "user_rewards.py" in grade.detail and len(grade.detail) < 5000
+            assert grade.by_name["behave"] is None
+
+
+def test_a_kill_takes_the_whole_process_group(tmp_path):
+    pids = tmp_path / "pids"
+    with RewardPool([user("behave")], timeout_s=2.0) as pool:
+        stubborn, fine = pool.grade(items("stubborn", "1", pids=str(pids)))
+    assert (stubborn.status, fine.total) == ("timeout", 1.0)
+    for pid in map(int, pids.read_text().split()):
+        for _ in range(50):
+            if not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+                break
+            time.sleep(0.1)
+        else:
+            raise AssertionError(f"process {pid} is still there")
+
+
+def test_order_does_not_depend_on_workers():
+    texts = [str(i) for i in range(200)]
+    with RewardPool([user("behave")], workers=2) as pool:
+        first, second = pool.submit(items(*texts)), pool.submit(items(*reversed(texts)))
+        assert [g.total for g in second.result()] == [float(t) for t in reversed(texts)]
+        assert [g.total for g in first.result()] == [float(t) for t in texts]
+
+
+def test_submit_does_not_wait():
+    with RewardPool([user("behave")], timeout_s=1.0) as pool:
+        start = time.perf_counter()
+        pending = pool.submit(items("hang", "1"))
+        assert time.perf_counter() - start < 0.5 and not pending.done()
+        with pytest.raises(TimeoutError, match="2 of 2"):
+            pending.result(timeout_s=0.01)
+        assert [g.status for g in pending.result()] == ["timeout", "ok"]
+
+
+def test_workers_import_neither_jax_nor_anything_heavy():
+    with RewardPool([user("modules"), Reward("accuracy"), Reward("format")]) as pool:
+        grade = pool.grade(items("<answer>7</answer>"))[0]
+    assert grade.by_name["modules"] == 0.0
+
+
+def test_workers_are_recycled():
+    with RewardPool([user("process")], recycle_after=4) as pool:
+        pids = [grade.total for _ in range(3) for grade in pool.grade(items("a", "b", "c", "d"))]
+    assert len(set(pids)) == 3 and pids[0] != os.getpid()
+
+
+def test_a_function_that_fails_for_every_item_is_a_bug():
+    with RewardPool([Reward("format"), user("always_raises")]) as pool:
+        with pytest.raises(RewardError) as error:
+            pool.grade(items("a", "b", "c"))
+        single = pool.grade(items("a"))[0]  # one item proves nothing
+    for part in ("always_raises", str(FILE), "all 3 items", "RuntimeError: I am broken", "Traceback"):
+        assert part in str(error.value)
+    assert single.status == "error" and "I am broken" in single.detail
+
+
+def test_a_function_that_always_exits_ends_early():
+    with RewardPool([user("behave")]) as pool, pytest.raises(RewardError, match=r"behave in .*exited with 3"):
+        pool.grade(items(*["_exit"] * 500))
+
+
+def test_a_file_that_does_not_load(tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text("import no_such_module_anywhere\ndef f(completion, example):\n    return 1.0\n")
+    with RewardPool([Reward(f"{file}:f")]) as pool, pytest.raises(RewardError) as error:
+        pool.grade(items("a"))
+    assert "no_such_module_anywhere" in str(error.value) and str(file) in str(error.value)
+
+
+def test_built_ins_are_fast_once_warm():
+    batch = [
+        (Completion(f"<think>t</think><answer>{i % 10}</answer>"), Example("q", str(i % 7), "s", {}))
+        for i in range(500)
+    ]
+    with RewardPool([Reward("accuracy"), Reward("format")]) as pool:
+        pool.grade(batch[:1])
+        start = time.perf_counter()
+        grades = pool.grade(batch)
+        assert time.perf_counter() - start < 1.0
+    assert [g.by_name["accuracy"] for g in grades] == [float(i % 10 == i % 7) for i in range(500)]
+
+
+def test_math_goes_through_the_pool():
+    with RewardPool([Reward("accuracy")], timeout_s=5.0) as pool:
+        grades = pool.grade(
+            [(Completion(f"<answer>{a}</answer>"), Example(answer="2\\sqrt{2}")) for a in ("\\sqrt{8}", "9^{9^{9^9}}")]
+        )
+    assert [g.total for g in grades] == [1.0, 0.0]
+
+
+def test_close_ends_what_is_waiting():
+    pool = RewardPool([user("behave")], timeout_s=60.0)
+    pending = pool.submit(items("hang"))
+    time.sleep(0.5)
+    pool.close()
+    pool.close()
+    with pytest.raises(RewardError, match="closed"):
+        pending.result(timeout_s=5.0)
+    with pytest.raises(RewardError, match="closed"):
+        pool.submit(items("1"))
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="two rewards are called format"):
+        RewardPool([Reward("format"), Reward("format")])
+    with pytest.raises(ValueError, match="at least one"):
+        RewardPool([])
+    with RewardPool([Reward("format")]) as pool, pytest.raises(ValueError, match=r"item 1: .*JSON"):
+        pool.submit([*items("a"), (Completion("a"), Example(metadata={"x": object()}))])

@@ -1,0 +1,83 @@
+"""Reward functions for the tests of the pool; what one does depends on the completion's text. Run in workers only."""
+
+import os
+import subprocess
+import sys
+import time
+
+
+def behave(completion, example):
+    text = completion.text
+    if text == "hang":
+        time.sleep(600)
+    if text == "stubborn":  # ignores SIGTERM and leaves a child behind
+        import signal
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        with open(example.metadata["pids"], "w") as file:
+            file.write(f"{os.getpid()} {child.pid}")
+        while True:
+            time.sleep(1)
+    if text == "_exit":
+        os._exit(3)
+    if text == "exit":
+        sys.exit("enough")
+    if text == "raise":
+        raise KeyError("missing column")
+    if text == "nan":
+        return float("nan")
+    if text == "inf":
+        return float("inf")
+    if text == "text":
+        return "0.5"
+    if text == "memory":
+        return float(len(bytearray(64 * 2**30)))
+    if text == "print":
+        print('{"id": 0, "values": [9.0]}')
+        os.write(1, b"raw bytes on descriptor one\n")
+        subprocess.run(["echo", "from a child"], check=True)
+        return 0.25
+    if text == "flood":
+        for _ in range(200):
+            print("x" * 100_000)
+        return 0.75
+    if text == "input":
+        return float(len(sys.stdin.read()))
+    if text == "huge":
+        raise ValueError("y" * 10_000_000)
+    if text == "none":
+        return None
+    if text == "true":
+        return True
+    return float(text)
+
+
+def modules(completion, example):
+    """1.0 if jax (or anything as heavy) has been imported here."""
+    heavy = [name for name in ("jax", "jaxlib", "flax", "numpy", "torch", "sympy", "rich") if name in sys.modules]
+    assert "jaxr1" in sys.modules
+    return float(len(heavy))
+
+
+def process(completion, example):
+    return float(os.getpid())
+
+
+def always_raises(completion, example):
+    raise RuntimeError("I am broken")
+
+
+def scaled(completion, example, *, scale=1.0):
+    return scale * len(completion.text)
+
+
+def one_argument(completion):
+    return 0.0
+
+
+async def later(completion, example):
+    return 0.0
+
+
+not_a_function = 3
