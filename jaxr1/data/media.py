@@ -24,7 +24,7 @@ MAX_PIXELS_DECODED = 1 << 26
 """Pixels (67.1 million, 200 MB as RGB) that an image may hold before it is refused from its header."""
 
 # Raster formats whose decoders only decode. Pillow also opens EPS and WMF, which run an outside interpreter.
-FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
 # Held while Pillow's own size check is off: that one warns or raises without naming the file, and ours follows at once.
 _open_lock = threading.Lock()
@@ -249,6 +249,8 @@ def _open_header(file: Any) -> Image.Image:
         limit = Image.MAX_IMAGE_PIXELS
         Image.MAX_IMAGE_PIXELS = None
         try:
-            return Image.open(file, formats=FORMATS)
+            Image.init()
+            # A build of Pillow may lack a codec, and `open` takes an unknown name for a failure.
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
