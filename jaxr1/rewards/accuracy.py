@@ -280,6 +280,21 @@ def _plain_value(text: str) -> Fraction | None:
     return (value + fraction(top) / below) * (-1 if sign == "-" else 1)
 
 
+_NUMBER_IN_WORDS = re.compile(rf"(?<![\w.,])[+-]?{_UNSIGNED}\s?%?(?!\d|[.,]\d|[eE][+-]?\d)")
+_OPERATION = re.compile(r"[\\^=+*/<>{}|]")
+
+
+def lone_number(text: str) -> tuple[Fraction, bool] | None:
+    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50"); None if there are several.
+
+    Two different numbers are a hedge ("3 or 4"), and with operators in it the text is an expression.
+    """
+    if len(text) > MAX_ANSWER_CHARS or _OPERATION.search(text):
+        return None
+    found = {parse_number(match.group()) for match in _NUMBER_IN_WORDS.finditer(text)}
+    return found.pop() if len(found) == 1 else None
+
+
 def numbers_equal(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> bool:
     """Whether two results of `parse_number` name the same value.
 
@@ -388,22 +403,11 @@ def _parsed_math(text: str) -> tuple[Any, ...]:
         return ()
 
 
-def needs_math_verify(gold: str) -> bool:
-    """Whether comparing with this reference can take math-verify (and so its import)."""
-    text = _statement(gold) if len(gold) <= MAX_ANSWER_CHARS else gold
-    if parse_number(text) is not None:
-        return True  # 2 against \sqrt{4}
-    return not is_choice_letter(text) and looks_like_math(text) and _math_problem(text) is None
-
-
 _HEDGE = re.compile(r"(?i)\b(?:or|either|maybe)\b|[;?]")
 
 
 def _math_equal(gold: str, answer: str) -> bool:
-    if _math_problem(gold) or _math_problem(answer) or not _MATH_SIGN.search(answer):
-        return False
-    if not looks_like_math(answer) and _HEDGE.search(answer):
-        return False  # "3 or 4": the verifier would pick one of them
+    """math-verify's verdict on two bounded, normalised texts."""
     gold_parsed, answer_parsed = _parsed_math(gold), _parsed_math(answer)
     if not gold_parsed or not answer_parsed:
         return False
@@ -452,9 +456,36 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
     gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
     if gold_number is not None and answer_number is not None:
         return numbers_equal(gold_number, answer_number)
-    if not math or (gold_number is None and not looks_like_math(gold_text)):
+    if gold_number is not None and not _OPERATION.search(answer_text):
+        said = lone_number(answer_text)
+        return said is not None and numbers_equal(gold_number, said)
+    if answer_number is not None and not _OPERATION.search(gold_text):
+        said = lone_number(gold_text)
+        return said is not None and numbers_equal(said, answer_number)
+    return math and _may_be_math_equal(gold_text, answer_text) and _math_equal(gold_text, answer_text)
+
+
+def _may_be_math_equal(gold: str, answer: str) -> bool:
+    """Whether it takes computer algebra to tell two normalised texts apart (neither is handed over otherwise)."""
+    if parse_number(gold) is None and not looks_like_math(gold):
         return False
-    return _math_equal(gold_text, answer_text)
+    if _math_problem(gold) or _math_problem(answer) or not _MATH_SIGN.search(answer):
+        return False
+    # "3 or 4": the verifier would pick one of them
+    return looks_like_math(answer) or not _HEDGE.search(answer)
+
+
+def needs_math_verify(gold: str, answer: str) -> bool:
+    """Whether comparing these two can take math-verify, and so its slow import. Cheap; may say yes too often."""
+    if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
+        return False
+    gold_text, answer_text = _statement(gold), _statement(answer)
+    if gold_text.casefold() == answer_text.casefold():
+        return False
+    gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
+    if gold_number is not None and (answer_number is not None or not _OPERATION.search(answer_text)):
+        return False
+    return _may_be_math_equal(gold_text, answer_text)
 
 
 def _letter_among(text: str, choices: dict[str, str]) -> str | None:
@@ -476,6 +507,8 @@ def parse_answer_problem(answer: str | None) -> str | None:
     """
     if answer is None:
         return "there is no reference answer"
+    if not isinstance(answer, str):
+        return f"it is a {type(answer).__name__}, not a string"
     if len(answer) > MAX_ANSWER_CHARS:
         return f"{len(answer)} characters are too many for an answer (at most {MAX_ANSWER_CHARS})"
     text = _statement(answer)

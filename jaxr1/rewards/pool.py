@@ -478,7 +478,7 @@ class RewardPool:
                 text = f"{_where(self.rewards, at)}: {worker.describe_end()}"
                 self._stop(worker)
                 if self._closed.is_set():
-                    break
+                    return None
                 self._lose(pending, rows.pop(0)[0], "crash", text, at)
                 worker = None
         return worker

@@ -36,7 +36,6 @@ from jaxr1.rewards.accuracy import (
     extract_answer,
     math_verify_module,
     needs_math_verify,
-    parse_number,
 )
 from jaxr1.rewards.format import format_reward
 from jaxr1.rewards.types import Completion, Example
@@ -169,10 +168,10 @@ class Grader:
 def _needs_import(item: dict[str, Any]) -> bool:
     """Whether the cheap comparisons leave this item to math-verify."""
     gold = item["example"]["answer"]
-    if not gold or not needs_math_verify(gold):
+    if not gold:
         return False
-    answer = extract_answer(item["completion"]["text"])
-    return bool(answer) and (parse_number(gold) is None or parse_number(answer or "") is None)
+    answer = extract_answer(item["completion"]["text"], tail=True)
+    return needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold  # such a reference is itself parsed
 
 
 def _follow_parent(parent: int) -> None:

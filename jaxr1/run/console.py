@@ -1,0 +1,177 @@
+"""What a run shows while it runs: a live table with a progress bar on a terminal, plain lines anywhere else.
+
+stage rl   ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━  120/200   0:02:31 left   sampling
+reward/mean        0.713     eval/digits/accuracy   0.684
+reward/accuracy    0.621     eval/digits/format     0.992
+...
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import IO, Any
+
+from rich.console import Console as RichConsole
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+MAIN = (
+    "reward/mean",
+    "reward/accuracy",
+    "reward/format",
+    "rollout/length_mean",
+    "policy/loss",
+    "policy/kl",
+    "policy/grad_norm",
+    "time/step_s",
+)
+_EVAL_PARTS = ("accuracy", "format", "length_mean")
+_SMOOTHING = 0.1  # of the seconds a step takes, for the time left
+
+
+def format_number(value: float | None) -> str:
+    """A metric in at most seven characters or so: 0.713, 58.2, 1.2e-05; a dash for None and NaN."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    size = abs(value)
+    if value == 0:
+        return "0"
+    if size >= 1e5 or size < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.3f}" if size < 10 else f"{value:.1f}"
+
+
+def format_seconds(seconds: float | None) -> str:
+    """h:mm:ss, or m:ss under an hour; a dash for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–:––"
+    whole = max(0, round(seconds))
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Console:
+    """Shows a run. A context manager: on the way out, also by an exception or Ctrl-C, the terminal is as it was.
+
+    Args:
+      live: True for the live table, False for plain lines; None: live where standard output is a terminal.
+      file: where to write, standard output by default.
+    """
+
+    def __init__(self, *, live: bool | None = None, file: IO[str] | None = None):
+        self.rich = RichConsole(file=file, highlight=False, soft_wrap=live is False)
+        if live is None:
+            live = self.rich.is_terminal and not self.rich.is_dumb_terminal and not self.rich.is_jupyter
+        self.is_live = live
+        self._live: Live | None = None
+        self._spinner = Spinner("dots")
+        self._stage, self._total, self._step = "", 0, 0
+        self._phase = ""
+        self._metrics: dict[str, float] = {}
+        self._last_step_at: float | None = None
+        self._seconds_per_step: float | None = None
+
+    def __enter__(self) -> Console:
+        if self.is_live:
+            self._live = Live(
+                get_renderable=self._render, console=self.rich, refresh_per_second=4, vertical_overflow="crop"
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            if kind is None:
+                self._phase = ""
+            self._live.stop()  # shows the cursor again and gives stdout and stderr back
+            self._live = None
+
+    def stage(self, name: str, total: int, done: int = 0) -> None:
+        """A stage begins, or goes on after `done` of its `total` steps."""
+        self._stage, self._total, self._step = name, total, done
+        self._last_step_at, self._seconds_per_step = time.monotonic(), None
+        self._phase = ""
+        # evaluations stay: they are what this stage starts from
+        self._metrics = {key: value for key, value in self._metrics.items() if key.startswith("eval/")}
+        if not self.is_live:
+            start = f", going on after step {done}" if done else ""
+            self.print(f"stage {name}: {total} steps{start}")
+
+    def phase(self, text: str) -> None:
+        """What the run is doing now: sampling, grading, update, eval, ... Only the live table shows it."""
+        self._phase = text
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A step is done, or an evaluation has come in (the same step again).
+
+        Args:
+          step: of this stage, 1 after the first update; 0 is the evaluation before training.
+          metrics: name -> value; the main ones are shown.
+        """
+        now = time.monotonic()
+        if step > self._step and self._last_step_at is not None:
+            seconds = (now - self._last_step_at) / (step - self._step)
+            old = self._seconds_per_step
+            # the first step compiles: the second one replaces its time
+            fresh = old is None or self._step <= 1
+            self._seconds_per_step = seconds if fresh or old is None else old + _SMOOTHING * (seconds - old)
+        if step > self._step or self._last_step_at is None:
+            self._last_step_at = now
+        self._step = step
+        self._metrics |= {key: float(value) for key, value in metrics.items()}
+        if not self.is_live:
+            shown = "  ".join(f"{key} {format_number(float(metrics[key]))}" for key in self._shown(metrics))
+            left = f"  {format_seconds(self.seconds_left())} left" if self._seconds_per_step is not None else ""
+            self.print(f"{self._stage} {step}/{self._total}  {shown}{left}")
+
+    def seconds_left(self) -> float | None:
+        """Estimated seconds until the stage ends; None before its first step."""
+        if self._seconds_per_step is None:
+            return None
+        return max(0, self._total - self._step) * self._seconds_per_step
+
+    def print(self, *objects: Any) -> None:
+        """Prints above the table. Strings are printed as they are: brackets in them are no markup."""
+        self.rich.print(*objects, markup=False)
+        if self._live is None:
+            self.rich.file.flush()  # a log that is followed should not lag by a buffer
+
+    @staticmethod
+    def _shown(metrics: Mapping[str, float]) -> list[str]:
+        evaluations = [k for k in metrics if k.startswith("eval/") and k.rpartition("/")[2] in _EVAL_PARTS]
+        return [key for key in MAIN if key in metrics] + sorted(evaluations)
+
+    def _render(self) -> RenderableType:
+        line = Table.grid(padding=(0, 2))
+        line.add_row(
+            Text(f"stage {self._stage}" if self._stage else "starting", style="bold"),
+            ProgressBar(total=max(self._total, 1), completed=self._step, width=32),
+            Text(f"{self._step}/{self._total}"),
+            Text(f"{format_seconds(self.seconds_left())} left", style="cyan"),
+            self._spinner if self._phase else Text(""),
+            Text(self._phase, style="dim"),
+        )
+        keys = self._shown(self._metrics)
+        if not keys:
+            return line
+        left = [key for key in keys if not key.startswith("eval/")]
+        right = [key for key in keys if key.startswith("eval/")]
+        table = Table.grid(padding=(0, 2))
+        for justify in ("left", "right", "left", "right"):
+            table.add_column(justify=justify)  # type: ignore[arg-type]
+        for i in range(max(len(left), len(right))):
+            cells = []
+            for column in (left, right):
+                key = column[i] if i < len(column) else ""
+                cells += [Text(key, style="dim"), Text(format_number(self._metrics[key]) if key else "")]
+            table.add_row(*cells)
+        return Group(line, table)

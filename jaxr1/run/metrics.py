@@ -1,0 +1,221 @@
+"""What a run measures, written down: metrics.jsonl, TensorBoard event files, and Weights & Biases if asked.
+
+metrics.jsonl is the one that counts: append-only, one object a line, cut back to the checkpoint's offset on resume, so
+that an interrupted and resumed run leaves the same lines as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+
+class AppendLog:
+    """A file of JSON lines that is only ever appended to, and on resume cut back to a checkpointed offset.
+
+    Every line is flushed: a killed process loses at most the line it was writing. Such a torn last line is cut when the
+    file is opened.
+
+    Args:
+      path: the file; it and its directory are made when needed.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO = open(self.path, "ab+")
+        self._cut_torn_line()
+
+    def _cut_torn_line(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        position, keep = end, 0
+        while position > 0:  # backwards in blocks: the file may be long, a line is not
+            start = max(0, position - 65536)
+            self._file.seek(start)
+            newline = self._file.read(position - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            position = start
+        if keep != end:
+            self._file.truncate(keep)
+        self._file.seek(0, os.SEEK_END)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Appends one object. NaN and infinities become null: JSON has no such numbers.
+
+        Raises:
+          TypeError: something in it is no JSON value.
+        """
+        self._file.write(json.dumps(_finite(row), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.flush()
+
+    def tell(self) -> int:
+        """The length in bytes, safely on disk: what a checkpoint writes down."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def truncate(self, offset: int) -> None:
+        """Forgets everything after `offset`, a value that `tell` gave.
+
+        Raises:
+          ValueError: the file is shorter than that, or no line ends there: it is not the file of that checkpoint.
+        """
+        end = self.tell()
+        if offset < 0 or offset > end:
+            raise ValueError(
+                f"{self.path} has {end} bytes, but the checkpoint was made when it had {offset}: lines have been lost"
+            )
+        if offset > 0:
+            self._file.seek(offset - 1)
+            if self._file.read(1) != b"\n":
+                raise ValueError(f"{self.path}: no line ends at byte {offset}; this is not the file of that checkpoint")
+        self._file.truncate(offset)
+        self._file.seek(0, os.SEEK_END)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> AppendLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _finite(value: Any) -> Any:
+    """The same value with every float that JSON cannot hold replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class MetricsLog:
+    """The metrics of a run, one call a step.
+
+    Args:
+      run_dir: the run directory; writes `metrics.jsonl` and `tensorboard/` there.
+      tensorboard: whether to write TensorBoard event files.
+      wandb: project name for Weights & Biases; None for none.
+
+    Raises:
+      ImportError: wandb is asked for and not installed; says how to install it.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike[str], *, tensorboard: bool = True, wandb: str | None = None):
+        self.run_dir = Path(run_dir)
+        self.log = AppendLog(self.run_dir / "metrics.jsonl")
+        self._tensorboard = tensorboard
+        self._purge_step: int | None = None
+        self._writer: Any = None
+        self._wandb: Any = None
+        self._count = 0
+        if wandb is not None:
+            try:
+                import wandb as module
+            except ImportError:
+                raise ImportError(
+                    "logging to Weights & Biases needs the package wandb: pip install 'jaxr1[wandb]'"
+                ) from None
+            # the directory's name as id: a resumed run goes on in the same record
+            self._wandb = module.init(
+                project=wandb, name=self.run_dir.name, id=self.run_dir.name, dir=str(self.run_dir), resume="allow"
+            )
+
+    def write(self, stage: str, step: int, metrics: Mapping[str, Any], *, global_step: int | None = None) -> None:
+        """Writes the metrics of one step.
+
+        Args:
+          stage: name of the stage.
+          step: step within the stage.
+          metrics: name -> number; anything with __float__ will do. NaN and infinities become null in the file and are
+            left out of TensorBoard.
+          global_step: steps since the run began, the x axis of TensorBoard; by default the calls so far.
+        """
+        values = {name: float(value) for name, value in metrics.items()}
+        self.log.write({"stage": stage, "step": step, **values})
+        x = self._count if global_step is None else global_step
+        self._count += 1
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        if self._tensorboard:
+            writer = self._open_tensorboard()
+            for name, value in finite.items():
+                writer.add_scalar(name, value, x)
+        if self._wandb is not None:
+            self._wandb.log({"stage": stage, **finite}, step=x)
+
+    def _open_tensorboard(self) -> Any:
+        if self._writer is None:
+            from tensorboardX import SummaryWriter  # imported late: protobuf is slow to import
+
+            self._writer = SummaryWriter(
+                str(self.run_dir / "tensorboard"), purge_step=self._purge_step, flush_secs=10, write_to_disk=True
+            )
+        return self._writer
+
+    def tell(self) -> int:
+        """The offset of metrics.jsonl, for the checkpoint."""
+        if self._writer is not None:
+            self._writer.flush()
+        return self.log.tell()
+
+    def truncate(self, offset: int, *, global_step: int | None = None) -> None:
+        """Cuts metrics.jsonl back to a checkpoint; TensorBoard hides what was written from `global_step` on."""
+        self.log.truncate(offset)
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._purge_step = global_step
+
+    def close(self) -> None:
+        self.log.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a torn last line (of a process that was killed) is left out.
+
+    Raises:
+      ValueError: any other line is not a JSON object; names file and line.
+    """
+    rows = []
+    text = Path(path).read_text(encoding="utf-8")
+    lines = text.split("\n")  # not splitlines(): responses may hold U+2028, which JSON does not escape
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number} is not a JSON object")
+        rows.append(row)
+    return rows
