@@ -13,6 +13,7 @@ in worker processes that can be killed instead (`jaxr1.rewards.pool`).
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import re
 import unicodedata
@@ -27,6 +28,8 @@ MAX_MATH_CHARS = 400  # what we hand to sympy
 MAX_NUMBER_CHARS = 100
 MAX_DIGITS = 40
 MAX_EXPONENT = 1000
+MAX_SYMBOL_EXPONENT = 100
+MAX_BRACKET_EXPONENT = 12
 MAX_EXPONENT_PRODUCT = 100_000
 MAX_DEPTH = 12
 RELATIVE_TOLERANCE = Fraction(1, 1_000_000)  # math-verify rounds to six places as well
@@ -345,18 +348,24 @@ def _math_problem(text: str) -> str | None:
         return f"{match.group()!r}, which can take unbounded time to evaluate"
     flat = text.replace("**", "^")
     product = 1
-    for part in flat.split("^")[1:]:
+    parts = flat.split("^")
+    for before, part in itertools.pairwise(parts):
         exponent = _leading_group(part)
+        # brackets to a power get expanded, and equations in a symbol solved, so their bounds are lower
+        base = before.rstrip()[-1:]
+        bound = MAX_EXPONENT if base.isdigit() else MAX_SYMBOL_EXPONENT if base.isalpha() else MAX_BRACKET_EXPONENT
         if "^" in exponent:
             return "a power in an exponent"
         for run in re.findall(r"\d+", exponent):
             value = int(run) if len(run) <= 6 else MAX_EXPONENT + 1
-            if value > MAX_EXPONENT:
-                return f"an exponent above {MAX_EXPONENT}"
+            if value > bound:
+                return f"an exponent above {bound}"
             product *= max(value, 1)
     # {a^b}^c and a^{b^c} multiply exponents; the product over all of them bounds either
     if product > MAX_EXPONENT_PRODUCT or re.search(r"\^\s*(?:\{[^{}]*\^|\w\s*\^|\([^()]*\^)", flat):
-        return "powers of powers"
+        return "powers that multiply up"
+    if text.count("\\exp") > 1:
+        return "an exponential of an exponential"
     return None
 
 

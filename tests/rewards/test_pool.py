@@ -3,6 +3,8 @@
 import os
 import random
 import secrets
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from jaxr1.rewards import Completion, Example, Reward, RewardError, RewardPool
 
 FILE = Path(__file__).with_name("user_rewards.py")
+needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
 
 
 def items(*texts, **metadata):
@@ -73,6 +76,7 @@ def test_every_misbehaviour_costs_only_its_own_item():
             assert grade.by_name["behave"] is None
 
 
+@needs_proc
 def test_a_kill_takes_the_whole_process_group(tmp_path):
     pids = tmp_path / "pids"
     with RewardPool([user("behave")], timeout_s=2.0) as pool:
@@ -159,6 +163,25 @@ def test_math_goes_through_the_pool():
             [(Completion(f"<answer>{a}</answer>"), Example(answer="2\\sqrt{2}")) for a in ("\\sqrt{8}", "9^{9^{9^9}}")]
         )
     assert [g.total for g in grades] == [1.0, 0.0]
+
+
+@needs_proc
+def test_workers_end_with_a_killed_parent():
+    code = (
+        "import os, sys, time\nfrom jaxr1.rewards import *\n"
+        "pool = RewardPool([Reward(sys.argv[1] + ':behave')], timeout_s=100)\n"
+        "pool.submit([(Completion('hang'), Example())])\ntime.sleep(0.8)\n"
+        "print(*(worker.process.pid for worker in pool._live), flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(FILE)], stdout=subprocess.PIPE, text=True)
+    (pid,) = done.stdout.split()
+    for _ in range(100):
+        status = Path(f"/proc/{pid}/status")
+        if not status.exists() or "\nState:\tZ" in status.read_text():
+            break
+        time.sleep(0.1)
+    else:
+        raise AssertionError(f"worker {pid} outlives its parent")
 
 
 def test_close_ends_what_is_waiting():
