@@ -64,7 +64,7 @@ def test_every_misbehaviour_costs_only_its_own_item():
     print(f"seed {seed}")
     texts = [*bad, *good]
     random.Random(seed).shuffle(texts)
-    with RewardPool([user("behave"), Reward("format")], workers=2, timeout_s=1.5) as pool:
+    with RewardPool([user("behave"), Reward("format")], workers=2, timeout_s=3.0) as pool:
         grades = pool.grade(items(*texts))
     for text, grade in zip(texts, grades, strict=True):
         if text in good:
