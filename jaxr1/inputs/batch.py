@@ -26,6 +26,7 @@ class EncodedPrompt:
       patches: for each image float32[n, C * T * H * W] in merge-block order.
       grids: for each image (t, h, w) in patches.
       spans: for each image (start, end) in `token_ids`.
+      hashes: for each image a short hash of its pixels.
       prefix: the text that opens the response; it is part of the prompt, and of what rewards read.
     """
 
@@ -36,6 +37,7 @@ class EncodedPrompt:
     patches: tuple[np.ndarray, ...] = ()
     grids: tuple[tuple[int, int, int], ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    hashes: tuple[str, ...] = ()
     prefix: str = ""
 
     def __len__(self) -> int:
@@ -145,7 +147,7 @@ class Buckets:
     @classmethod
     def up_to(cls, prompt: int, response: int, patches: int) -> Buckets:
         """Geometric buckets from small to the limits."""
-        return cls(geometric(32, prompt), geometric(16, response), geometric(64, patches, multiple=64))
+        return cls(geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16))
 
     @classmethod
     def fitting(cls, prompts: Sequence[EncodedPrompt], response: int) -> Buckets:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
-from jaxr1.inputs.images import ImageOptions, load_image, preprocess_image
+from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
 from jaxr1.inputs.template import R1_ZERO_PREFIX, SENTINEL_PATTERN, TEMPLATES, Prompt, PromptError, content_parts, render
 
 MEDIA_NAMES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
@@ -133,7 +133,8 @@ class Processor:
           TooLong: more than `max_tokens` tokens (a media span is never cut).
         """
         sources = [p["image"] for _, parts in content_parts(prompt) for p in parts if p["type"] == "image"]
-        loaded = [preprocess_image(load_image(s), self.images) for s in sources]
+        images = [load_image(s) for s in sources]
+        loaded = [preprocess_image(image, self.images) for image in images]
         rendered, texts = render(prompt, self.tokenizer, self.template, self.image_pad)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         ids, spans, media_index, k = [], [], [], 0
@@ -174,6 +175,7 @@ class Processor:
             patches=tuple(patches for patches, _ in loaded),
             grids=grids,
             spans=tuple(spans),
+            hashes=tuple(media_hash(image) for image in images),
             prefix=prefix,
         )
 

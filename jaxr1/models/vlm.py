@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxr1.inputs.batch import PromptBatch
+from jaxr1.inputs.strips import Strips
 from jaxr1.models import qwen2_vl, text
+from jaxr1.nn.logprob import token_logp
 from jaxr1.nn.params import Table
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
 
@@ -74,37 +76,40 @@ def embed(model: Model, params: dict, token: jax.Array, media_index: jax.Array |
 
 @dataclasses.dataclass(frozen=True)
 class _Prefilled:
-    """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], last hidden state [B, D]."""
+    """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], the last hidden state [B, D],
+    the position of the first response token [B], and the batch's media embeddings [N, D]."""
 
     kv: tuple[jax.Array, jax.Array]
     length_b: jax.Array
     last_bd: jax.Array
     next_position_b: jax.Array
+    media_nd: jax.Array
 
 
 Prefilled = jax.tree_util.register_dataclass(
-    _Prefilled, data_fields=["kv", "length_b", "last_bd", "next_position_b"], meta_fields=[]
+    _Prefilled, data_fields=["kv", "length_b", "last_bd", "next_position_b", "media_nd"], meta_fields=[]
 )
 
 
 def prefill_hidden(model: Model, params: dict, batch: PromptBatch):
-    """Hidden states [B, P, D] of prompt rows, and their keys and values."""
+    """Hidden states [B, P, D] of prompt rows, their keys and values, and the media embeddings."""
     media = encode(model, params, batch)
     x = constrain(embed(model, params, batch.token_bp, batch.media_index_bp, media), model.rules, "batch", None, None)
-    return text.prefill(
+    hidden, kv = text.prefill(
         model.text, params["decoder"], x, batch.position_3bp, batch.length_b, model.rules, remat=model.remat
     )
+    return hidden, kv, media
 
 
 def prefill(model: Model, params: dict, batch: PromptBatch) -> Prefilled:
     """Runs the prompts, images included. `params` are in the compute dtype."""
-    hidden, kv = prefill_hidden(model, params, batch)
+    hidden, kv, media = prefill_hidden(model, params, batch)
     last = jnp.maximum(batch.length_b - 1, 0)
     last_bd = jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
-    return Prefilled(kv, batch.length_b, last_bd, batch.next_position_b)
+    return Prefilled(kv, batch.length_b, last_bd, batch.next_position_b, media)
 
 
-def extend(model: Model, params: dict, prompt: Prefilled, token_bst, position_3bst, segment_bst) -> jax.Array:
+def extend(model: Model, params: dict, prompt: Prefilled, strips: Strips) -> jax.Array:
     """Hidden states that predict each response token, aligned with the token they predict.
 
         token      a0 a1 a2 b0 b1        segment  1 1 1 2 2
@@ -113,21 +118,42 @@ def extend(model: Model, params: dict, prompt: Prefilled, token_bst, position_3b
     Returns:
       [B, S, T, D].
     """
-    x = constrain(embed(model, params, token_bst, None, None), model.rules, "batch", None, None, None)
+    x = embed(model, params, strips.token_bst, strips.media_index_bst, prompt.media_nd)
     hidden = text.extend(
         model.text,
         params["decoder"],
         prompt.kv,
         prompt.length_b,
-        x,
-        position_3bst,
-        segment_bst,
+        constrain(x, model.rules, "batch", None, None, None),
+        strips.position_3bst,
+        strips.segment_bst,
         model.rules,
         remat=model.remat,
     )
     before = jnp.pad(hidden, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
-    first = segment_bst != jnp.pad(segment_bst, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
+    segment = strips.segment_bst
+    first = segment != jnp.pad(segment, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     return jnp.where(first[..., None], prompt.last_bd[:, None, None], before)
+
+
+def response_logp(
+    model: Model, params: dict, prompt: Prefilled, strips: Strips, *, temperature, forbidden: tuple[int, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """log p(target) and entropy of every strip position, float32[B, S, T] each; 0 at padding.
+
+    `params` are in the compute dtype. Sampling reports the same numbers from its cache (design, invariant 2).
+    """
+    hidden = extend(model, params, prompt, strips)
+    shape = strips.target_bst.shape
+    logp, entropy = token_logp(
+        hidden.reshape(-1, hidden.shape[-1]),
+        head(params),
+        strips.target_bst.reshape(-1),
+        temperature=temperature,
+        forbidden=forbidden,
+    )
+    real = strips.segment_bst > 0
+    return jnp.where(real, logp.reshape(shape), 0.0), jnp.where(real, entropy.reshape(shape), 0.0)
 
 
 def head(params: dict) -> jax.Array:
@@ -139,5 +165,5 @@ def head(params: dict) -> jax.Array:
 def prompt_logits(model: Model, params: dict, batch: PromptBatch) -> jax.Array:
     """float32[B, P, V]: all logits of prompt rows, for comparisons on small models."""
     params = cast(model, params)
-    hidden, _ = prefill_hidden(model, params, batch)
+    hidden, _, _ = prefill_hidden(model, params, batch)
     return jnp.einsum("bpd,vd->bpv", hidden, head(params), preferred_element_type=jnp.float32)

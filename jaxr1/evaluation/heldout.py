@@ -1,0 +1,87 @@
+"""Accuracy on a held-out set: greedy answers, graded by the rules that training is graded by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from jaxr1.data.example import Dataset, Example
+from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.template import Prompt
+from jaxr1.rewards import types
+from jaxr1.rewards.pool import Grade, RewardPool
+from jaxr1.sampling.draw import prompt_key
+from jaxr1.sampling.generate import Completion, Sampler
+
+EVALUATION_STREAM = 1  # its draws are apart from those of every training stage (which have 2, 3, ...)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+    """One held-out example, what the model said, and its grade."""
+
+    example: Example
+    completion: Completion
+    grade: Grade
+
+
+def graded(completion: Completion, prefix: str) -> types.Completion:
+    """A completion as reward functions see it: with the prefix that the template put before it."""
+    return types.Completion(prefix + completion.text, completion.finish_reason)
+
+
+def asked(example: Example) -> types.Example:
+    """An example as reward functions see it: without media."""
+    return types.Example(example.question, example.answer, example.source, example.metadata)
+
+
+def answers(
+    dataset: Dataset,
+    processor: Processor,
+    sampler: Sampler,
+    params: dict,
+    pool: RewardPool,
+    *,
+    seed: int,
+    batch_rows: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Iterator[Answered]:
+    """Every example once, in order; a batch is graded while the next one is sampled."""
+    waiting: list[tuple[Sequence[Example], list[Completion], object]] = []
+
+    def finish() -> Iterator[Answered]:
+        examples, completions, pending = waiting.pop()
+        for example, completion, grade in zip(examples, completions, pending.result(), strict=True):
+            yield Answered(example, completion, grade)
+
+    for first in range(0, len(dataset), batch_rows):
+        examples = [dataset[i] for i in range(first, min(first + batch_rows, len(dataset)))]
+        prompts: list[EncodedPrompt] = [processor.encode(Prompt(e.messages)) for e in examples]
+        keys = [prompt_key(seed, EVALUATION_STREAM, first + i) for i in range(len(examples))]
+        completions = [group[0] for group in sampler(params, prompts, keys, 1)]
+        items = [
+            (graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)
+        ]
+        pending = pool.submit(items)
+        if waiting:
+            yield from finish()
+        waiting.append((examples, completions, pending))
+        progress(first + len(examples), len(dataset))
+    while waiting:
+        yield from finish()
+
+
+def summarise(name: str, rows: Sequence[Answered]) -> dict[str, float]:
+    """Metrics of a held-out set. A sample that no rule could grade counts as wrong."""
+    value = lambda row, key: row.grade.by_name.get(key) or 0.0
+    mean = lambda values: float(np.mean(values)) if rows else 0.0
+    return {
+        f"eval/{name}/accuracy": mean([value(r, "accuracy") for r in rows]),
+        f"eval/{name}/format": mean([value(r, "format") for r in rows]),
+        f"eval/{name}/length_mean": mean([len(r.completion.token_ids) for r in rows]),
+        f"eval/{name}/frac_truncated": mean([r.completion.finish_reason == "length" for r in rows]),
+        f"eval/{name}/n": float(len(rows)),
+    }

@@ -1,0 +1,312 @@
+"""`train`: a run from its configuration. Read it from `Run.execute` down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxr1.data.example import Dataset
+from jaxr1.evaluation import heldout
+from jaxr1.inputs.batch import Buckets
+from jaxr1.inputs.images import load_image, media_hash
+from jaxr1.models import registry
+from jaxr1.rewards.pool import RewardPool
+from jaxr1.rewards.spec import Reward
+from jaxr1.rl import step as rl
+from jaxr1.run.console import Console
+from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl
+from jaxr1.run.monitor import CompileCounter, Interrupted, Signals, environment, memory_metrics
+from jaxr1.run.options import BucketOptions, Config, Evaluation, Rl, Sft, Stage
+from jaxr1.run.report import write_report
+from jaxr1.run.resume import check_config, resolved
+from jaxr1.run.rl_stage import Hooks, RlStage, write_rows
+from jaxr1.run.sft_stage import SftStage
+from jaxr1.run.state import Checkpoints, RunState, load_tree, save_tree
+from jaxr1.run.stream import Stream, unparsable_rows
+from jaxr1.sampling.generate import Sampler, SamplingOptions
+
+FINISHED = "finished.jsonl"
+FIRST_TRAINING_STREAM = 2  # 0 is `generate`, 1 evaluation
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+      run_dir: the run directory.
+      params: the parameters after the last stage.
+      metrics: every line of metrics.jsonl.
+      signal: the signal that stopped the run before its end, or None.
+    """
+
+    run_dir: Path
+    params: dict
+    metrics: list[dict[str, Any]]
+    signal: int | None = None
+
+
+def train(config: Config, *, override_resume: bool = False, console: Console | None = None) -> Result:
+    """Runs all stages of a configuration, or goes on where a run in the same directory stopped.
+
+    Ctrl-C and SIGTERM save a checkpoint and return; the same call then resumes, bit for bit.
+
+    Args:
+      config: the run.
+      override_resume: accept a configuration that differs from the one in the run directory.
+      console: where to show progress; default is the terminal.
+
+    Returns:
+      The run directory, parameters and metrics.
+
+    Raises:
+      ResumeError: the run directory holds another configuration; lists the fields.
+      CheckpointError, DataError, RewardError: model, data or rewards cannot be used.
+    """
+    with Console() if console is None else contextlib.nullcontext(console) as shown, Signals() as signals:
+        return Run(config, shown, signals, override_resume).execute()
+
+
+class Run:
+    """One process's work on a run directory."""
+
+    def __init__(self, config: Config, console: Console, signals: Signals, override: bool):
+        self.config, self.console, self.signals = config, console, signals
+        self.dir = Path(config.run_dir)
+        self.rollouts = self.dir / "rollouts"
+        self.rollouts.mkdir(parents=True, exist_ok=True)
+        self.resolved = resolved(config)
+        overridden = check_config(self.dir, self.resolved, override)
+        (self.dir / "environment.json").write_text(json.dumps(environment(), indent=2))
+        self.mesh = config.mesh.build()
+        dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        self.model, self.params = registry.load_model(
+            config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
+        )
+        pixels = config.processor
+        self.processor = registry.load_processor(config.model, pixels.min_pixels, pixels.max_pixels, pixels.template)
+        self.evaluations = [(e, e.data.load()) for e in config.evaluations]
+        self.checkpoints = Checkpoints(self.dir / "checkpoints", config.keep_checkpoints)
+        self.metrics = MetricsLog(self.dir, tensorboard=config.tensorboard, wandb=config.wandb)
+        self.dropped = AppendLog(self.dir / "dropped.jsonl")
+        self.run, self.saved_at = RunState(), self.checkpoints.latest()
+        self.to_load = self.saved_at  # the checkpoint that the first stage to run starts from
+        if self.saved_at is not None:
+            self.run = self.checkpoints.run_state(self.saved_at)
+            self.metrics.truncate(self.run.offsets["metrics.jsonl"], global_step=self.run.total_step)
+            self.dropped.truncate(self.run.offsets["dropped.jsonl"])
+        else:
+            self.metrics.truncate(0)
+            self.dropped.truncate(0)
+        if overridden:  # grades of another configuration must not be replayed
+            for file in self.rollouts.glob("*.jsonl"):
+                if self._later(file):
+                    file.unlink()
+        self.already_dropped = {(r["stage"], r["source"], r["reason"]) for r in read_jsonl(self.dir / "dropped.jsonl")}
+        self.compiles = CompileCounter()
+
+    def _later(self, file: Path) -> bool:
+        """Whether a file of rollouts is of a step after the last checkpoint."""
+        stage, _, step = file.stem.rpartition("_")
+        names = [s.name for s in self.config.stages]
+        return stage in names and (names.index(stage), int(step)) > (self.run.stage, self.run.step)
+
+    # ---------------------------------------------------------------- the run
+
+    def execute(self) -> Result:
+        """All stages in order, from where the last checkpoint stands."""
+        end = self.dir / FINISHED
+        try:
+            if end.is_file():
+                self.console.print(f"{self.dir} is finished: nothing to do. Use another --run-dir for a new run.")
+                self.params = registry.load_model(self.dir / "export")[1] if self.config.export else self.params
+                return self._result()
+            for number in range(self.run.stage, len(self.config.stages)):
+                if number > self.run.stage:
+                    self.run = dataclasses.replace(self.run, stage=number, step=0, position=0)
+                self._stage(number)
+            self._finish()
+            write_rows(end, [{"steps": self.run.total_step}])
+        except Interrupted:
+            name = signal.Signals(self.signals.received or signal.SIGINT).name
+            self.console.print(f"{name}: saved at step {self.run.total_step} of {self.dir}; the same command resumes")
+        finally:
+            self.checkpoints.close()
+            self.metrics.close()
+            self.dropped.close()
+            self.compiles.close()
+        return self._result()
+
+    def _stage(self, number: int) -> None:
+        stage = self.config.stages[number]
+        with contextlib.ExitStack() as stack:
+            worker, stream = self._worker(stage, number, stack)
+            state = rl.init_state(self.params, worker.tx, stage.freeze)
+            if self.to_load is not None:
+                state, self.to_load = self.checkpoints.load(self.to_load, state), None
+            reference = self._reference(stage, state)
+            self.console.stage(stage.name, worker.steps, self.run.step)
+            if self.saved_at is None:
+                self._evaluate(stage.name, 0, state.params)
+                self._save(state)
+            try:
+                while self.run.step < worker.steps:
+                    state = self._step(stage, worker, stream, state, reference)
+                    self.signals.check()
+            except Interrupted:
+                self._save(state)
+                raise
+            self.params = state.params
+
+    def _step(self, stage: Stage, worker: SftStage | RlStage, stream: Stream, state: rl.TrainState, reference):
+        """One step of a stage; the run state moves only when it is complete."""
+        compiled, step = self.compiles.count, self.run.step + 1
+        position, drawn = stream.take(self.run.position, worker.draws)
+        state, metrics = worker.step(state, reference, drawn, step)
+        self.run = dataclasses.replace(self.run, step=step, total_step=self.run.total_step + 1, position=position)
+        metrics |= memory_metrics() | {"perf/compiles": self.compiles.count - compiled}
+        self.metrics.write(stage.name, step, metrics, global_step=self.run.total_step)
+        self.console.step(step, metrics)
+        last = step == worker.steps
+        if last or (stage.eval_every and step % stage.eval_every == 0):
+            self._evaluate(stage.name, step, state.params)
+        if last or (stage.save_every and step % stage.save_every == 0):
+            self._save(state)
+        return state
+
+    def _worker(self, stage: Stage, number: int, stack: contextlib.ExitStack) -> tuple[SftStage | RlStage, Stream]:
+        """The stage's step and its stream of examples."""
+        dataset = stage.data.load()
+        drop = lambda source, reason: self._drop(stage.name, source, reason)
+        for row in dataset.dropped:
+            drop(row["source"], row["reason"])
+        hooks = Hooks(self.rollouts, self.console.phase, self.signals.check, drop)
+        buckets = self._buckets(stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens)
+        unusable: frozenset[int] = frozenset()
+        worker: SftStage | RlStage
+        if isinstance(stage, Rl):
+            pool = RewardPool(
+                stage.rewards, workers=stage.reward_workers, timeout_s=stage.reward_timeout_s, directory=self.dir
+            )
+            stack.enter_context(pool)
+            graded_by_rule = any(r.function == "accuracy" for r in stage.rewards)
+            if stage.drop_unparsable and graded_by_rule:
+                unusable = unparsable_rows(dataset, drop)
+            if stage.top_p < 1 or stage.top_k:
+                self.console.print("warning: top_p/top_k filter the draw, but not the log-probs that are trained on")
+            worker = RlStage(
+                stage, self.model, self.processor, buckets, pool, hooks,
+                seed=self.config.seed, stream=FIRST_TRAINING_STREAM + number,
+            )  # fmt: skip
+        else:
+            worker = SftStage(stage, self.model, self.processor, buckets, hooks, examples=len(dataset))
+        stream = Stream(
+            dataset,
+            self.processor,
+            seed=self.config.seed + number,
+            max_prompt_tokens=stage.max_prompt_tokens,
+            max_response_tokens=stage.max_response_tokens,
+            with_response=isinstance(stage, Sft),
+            on_drop=drop,
+            unusable=unusable,
+        )
+        return worker, stream
+
+    def _drop(self, stage: str, source: str, reason: str) -> None:
+        row = {"stage": stage, "source": source, "reason": reason}
+        if tuple(row.values()) not in self.already_dropped:
+            self.already_dropped.add((stage, source, reason))
+            self.dropped.write(row)
+
+    def _buckets(self, options: BucketOptions, prompt: int, response: int) -> Buckets:
+        patches = self.processor.images.max_pixels // self.processor.images.patch_size**2
+        whole = Buckets.up_to(prompt, response, patches)
+        return Buckets(options.prompt or whole.prompt, options.response or whole.response, options.patches or whole.patches)
+
+    def _reference(self, stage: Stage, state: rl.TrainState) -> dict | None:
+        """The trainable parts of the stage's reference model (frozen parts are shared), written once."""
+        if not isinstance(stage, Rl) or not stage.kl.coef:
+            return None
+        folder = self.dir / "reference" / stage.name
+        if self.run.step == 0:
+            save_tree(folder, state.trainable)
+        return load_tree(folder, state.trainable)
+
+    # ---------------------------------------------------------------- evaluation, checkpoints, end
+
+    def _evaluate(self, stage: str, step: int, params: dict) -> None:
+        """All held-out sets; one metrics line."""
+        found: dict[str, float] = {}
+        for options, dataset in self.evaluations:
+            self.console.phase(f"evaluating {options.name}")
+            began = time.perf_counter()
+            found |= self._evaluate_set(options, dataset, stage, step, params)
+            found[f"time/eval_{options.name}_s"] = time.perf_counter() - began
+        if found:
+            self.metrics.write(stage, step, found, global_step=self.run.total_step)
+            self.console.step(step, found)
+
+    def _evaluate_set(self, options: Evaluation, dataset: Dataset, stage: str, step: int, params: dict) -> dict:
+        rewards = (Reward("accuracy"), Reward("format", options={"variant": options.format}))
+        buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens)
+        sampling = SamplingOptions(max_new_tokens=options.max_response_tokens, temperature=options.temperature)
+        sampler = Sampler(self.model, self.processor, sampling, buckets)
+        with RewardPool(rewards, directory=self.dir) as pool:
+            answers = heldout.answers(
+                dataset, self.processor, sampler, params, pool, seed=self.config.seed, batch_rows=options.batch_rows
+            )
+            rows = list(answers)
+        kept = [self._sample_row(row, i < options.samples) for i, row in enumerate(rows)]
+        write_rows(self.rollouts / f"eval_{options.name}_{stage}_{step}.jsonl", kept)
+        return heldout.summarise(options.name, rows)
+
+    def _sample_row(self, row: heldout.Answered, with_pictures: bool) -> dict[str, Any]:
+        media = []
+        for source in row.example.images if with_pictures else ():
+            image = load_image(source)
+            media.append(media_hash(image))
+            file = self.dir / "media" / f"{media[-1]}.png"
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                image.save(file)
+        return {
+            "prompt": row.example.question,
+            "answer": row.example.answer,
+            "response": self.processor.prefix + row.completion.text,
+            "rewards": row.grade.by_name,
+            "finish_reason": row.completion.finish_reason,
+            "length": len(row.completion.token_ids),
+            "source": row.example.source,
+            "media": media,
+        }
+
+    def _save(self, state: rl.TrainState) -> None:
+        """A checkpoint of the last complete step; append-only files are remembered at their present length."""
+        if self.saved_at == self.run.total_step:
+            return
+        self.run.offsets = {"metrics.jsonl": self.metrics.tell(), "dropped.jsonl": self.dropped.tell()}
+        self.checkpoints.save(state, self.run, self.resolved)
+        self.saved_at = self.run.total_step
+
+    def _finish(self) -> None:
+        """The export and the report."""
+        self.checkpoints.wait()
+        if self.config.export:
+            self.console.phase("export")
+            out = registry.save_model(self.model, self.params, self.processor, self.dir / "export")
+            self.console.print(f"model: {out}")
+        if self.config.report and self.evaluations:
+            self.console.phase("report")
+            report = write_report(self.dir)
+            self.console.print(report.table)
+            self.console.print(f"curves: {report.png}\nreport: {report.html}")
+
+    def _result(self) -> Result:
+        return Result(self.dir, self.params, read_jsonl(self.dir / "metrics.jsonl"), self.signals.received)

@@ -1,0 +1,103 @@
+"""What a run observes of itself: compilations, memory, signals, the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import signal
+import subprocess
+import threading
+
+import jax
+import jax.monitoring
+
+
+class CompileCounter:
+    """Counts XLA compilations of this process (those answered by the persistent cache included)."""
+
+    def __init__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, _seconds: float, **_) -> None:
+        self.count += event.endswith("backend_compile_duration")
+
+    def close(self) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def __enter__(self) -> CompileCounter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop."""
+
+
+class Signals:
+    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second one is immediate."""
+
+    def __init__(self):
+        self.received: int | None = None
+        self.previous: dict[int, object] = {}
+
+    def _handle(self, number, _frame) -> None:
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def check(self) -> None:
+        """Raises Interrupted if a signal came."""
+        if self.received is not None:
+            raise Interrupted
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def memory_metrics() -> dict[str, float]:
+    """Resident memory of this process and, where the backend tells, peak memory of the fullest device, in GiB."""
+    out = {}
+    try:
+        with open("/proc/self/status") as f:
+            found = {line.split(":")[0]: line.split()[1] for line in f if line.startswith(("VmRSS", "VmHWM"))}
+        out["memory/host_rss_gib"] = int(found["VmRSS"]) / 2**20
+        out["memory/host_peak_gib"] = int(found["VmHWM"]) / 2**20
+    except (OSError, KeyError):  # not Linux: no such file
+        pass
+    stats = [d.memory_stats() or {} for d in jax.local_devices()]
+    if any("peak_bytes_in_use" in s for s in stats):
+        out["memory/device_gib"] = max(s.get("peak_bytes_in_use", 0) for s in stats) / 2**30
+    return out
+
+
+def environment() -> dict:
+    """Versions, devices and commit, for environment.json."""
+    packages = ("jaxr1", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow", "grain")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    try:
+        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        commit = git.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        commit = None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions,
+        "devices": [str(d) for d in jax.devices()],
+        "hosts": jax.process_count(),
+        "git": commit,
+    }

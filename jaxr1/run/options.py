@@ -1,0 +1,218 @@
+"""What a run is: its configuration as a tree of frozen dataclasses. A run is a tuple of stages."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxr1.data.arithmetic import Arithmetic
+from jaxr1.data.readers import Files, Sat
+from jaxr1.data.spatial import Spatial
+from jaxr1.parallel import MeshOptions
+from jaxr1.rewards.spec import Reward
+from jaxr1.rl.advantages import Advantage
+from jaxr1.rl.objectives import Kl, Surrogate
+from jaxr1.rl.optimizer import Optimizer
+
+Data = Arithmetic | Spatial | Files | Sat
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketOptions:
+    """Static sizes; an empty tuple is a geometric series up to the stage's limits (to the processor's for patches).
+
+    Attributes:
+      prompt: prompt lengths in tokens.
+      response: response lengths in tokens.
+      patches: patch-row lengths in patches.
+    """
+
+    prompt: tuple[int, ...] = ()
+    response: tuple[int, ...] = ()
+    patches: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """Supervised stage: cross-entropy on the responses of the data, token mean over each batch.
+
+    Attributes:
+      data: examples with a `response`.
+      name: of the stage, in metrics and files.
+      epochs: passes over the data; the last batch is filled from the next pass.
+      batch_size: examples per optimiser step.
+      max_prompt_tokens, max_response_tokens: longer examples are dropped and written down.
+      micro_batch_tokens: padded tokens that are differentiated at once.
+      optimizer: AdamW and its schedule.
+      freeze: parts that stay as they are: "vision", "merger", "decoder".
+      eval_every, save_every: optimiser steps between evaluations and checkpoints; 0 is only at the end.
+      buckets: static sizes.
+    """
+
+    data: Data
+    name: str = "sft"
+    epochs: float = 1.0
+    batch_size: int = 32
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 1024
+    micro_batch_tokens: int = 16384
+    optimizer: Optimizer = Optimizer(learning_rate=1e-5, schedule="cosine", warmup=0.05)
+    freeze: tuple[str, ...] = ()
+    eval_every: int = 0
+    save_every: int = 0
+    buckets: BucketOptions = BucketOptions()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rl:
+    """Reinforcement learning from rules: group sampling, advantages, clipped surrogate, KL.
+
+    Attributes:
+      data: examples with an `answer`.
+      name: of the stage, in metrics and files.
+      steps: rollouts.
+      prompts_per_step: prompts of one rollout.
+      group_size: responses per prompt.
+      temperature, top_p, top_k: of sampling; log-probs are at the temperature and before the filters.
+      max_prompt_tokens: longer prompts are dropped and written down.
+      max_response_tokens: limit of a response.
+      waves: parts a rollout is sampled in; one is graded while the next is sampled.
+      updates_per_rollout: optimiser steps per rollout, on disjoint groups; over 1, old log-probs are computed first.
+      advantage, surrogate, kl: the objective.
+      rewards: components and weights.
+      reward_workers, reward_timeout_s: worker processes, and seconds before one is killed.
+      drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in dropped.jsonl).
+      optimizer: AdamW and its schedule.
+      freeze: parts that stay as they are: "vision", "merger", "decoder".
+      micro_batch_tokens: padded tokens that are differentiated at once.
+      strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less memory.
+      eval_every, save_every: steps between evaluations and checkpoints; 0 is only at the end.
+      buckets: static sizes.
+    """
+
+    data: Data
+    name: str = "rl"
+    steps: int = 100
+    prompts_per_step: int = 8
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_prompt_tokens: int = 1024
+    max_response_tokens: int = 512
+    waves: int = 2
+    updates_per_rollout: int = 1
+    advantage: Advantage = Advantage()
+    surrogate: Surrogate = Surrogate()
+    kl: Kl = Kl()
+    rewards: tuple[Reward, ...] = (Reward("accuracy"), Reward("format", weight=0.5))
+    reward_workers: int = 1
+    reward_timeout_s: float = 10.0
+    drop_unparsable: bool = True
+    optimizer: Optimizer = Optimizer()
+    freeze: tuple[str, ...] = ()
+    micro_batch_tokens: int = 16384
+    strips_at_once: int = 0
+    eval_every: int = 0
+    save_every: int = 0
+    buckets: BucketOptions = BucketOptions()
+
+    def __post_init__(self):
+        if self.temperature <= 0:
+            raise ValueError(f"stage {self.name!r}: temperature must be over 0, greedy samples of a group are all equal")
+        if self.group_size < 2:
+            raise ValueError(f"stage {self.name!r}: group_size must be at least 2, got {self.group_size}")
+        if self.prompts_per_step % self.updates_per_rollout:
+            raise ValueError(
+                f"stage {self.name!r}: updates_per_rollout ({self.updates_per_rollout}) must divide "
+                f"prompts_per_step ({self.prompts_per_step})"
+            )
+        if not self.rewards:
+            raise ValueError(f"stage {self.name!r}: no rewards")
+
+
+Stage = Sft | Rl
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """A held-out set, answered before, during and after training.
+
+    Attributes:
+      data: examples with an `answer`.
+      name: in metrics (`eval/<name>/accuracy`).
+      temperature: 0 is greedy.
+      max_prompt_tokens: a longer prompt is an error.
+      max_response_tokens: limit of a response.
+      batch_rows: prompts in flight.
+      format: variant of the format check: "strict", "whitespace" or "lenient".
+      samples: examples whose pictures are kept, for the report.
+    """
+
+    data: Data
+    name: str = "heldout"
+    temperature: float = 0.0
+    max_prompt_tokens: int = 4096
+    max_response_tokens: int = 512
+    batch_rows: int = 64
+    format: str = "whitespace"
+    samples: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorOptions:
+    """What the processor does other than the model directory says; None leaves it.
+
+    Attributes:
+      min_pixels, max_pixels: bounds of a resized image.
+      template: "r1_zero" for base models.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    template: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      stages: executed in order.
+      model: Hugging Face directory, preset name or hub id.
+      run_dir: where everything is written; the same command with the same folder resumes.
+      seed: of parameters of presets excepted, all that is random.
+      evaluations: held-out sets.
+      processor: image bounds and template.
+      mesh: sizes of the mesh axes.
+      dtype: of the computation; "" is float32 on CPU and bfloat16 elsewhere.
+      param_dtype: of parameters and optimiser state.
+      remat: rematerialise layers in the backward pass.
+      keep_checkpoints: how many are kept.
+      export: write export/ at the end.
+      report: write the table, the curves and the page at the end.
+      tensorboard: write event files.
+      wandb: project to log to; needs the extra.
+    """
+
+    stages: tuple[Stage, ...]
+    model: str = "tiny"
+    run_dir: str = "runs/run"
+    seed: int = 0
+    evaluations: tuple[Evaluation, ...] = ()
+    processor: ProcessorOptions = ProcessorOptions()
+    mesh: MeshOptions = MeshOptions()
+    dtype: str = ""
+    param_dtype: str = "float32"
+    remat: bool = False
+    keep_checkpoints: int = 2
+    export: bool = True
+    report: bool = True
+    tensorboard: bool = True
+    wandb: str | None = None
+
+    def __post_init__(self):
+        names = [s.name for s in self.stages]
+        if not names:
+            raise ValueError("a run needs at least one stage")
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must differ, got {', '.join(names)}")

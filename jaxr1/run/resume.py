@@ -1,0 +1,70 @@
+"""The resolved configuration of a run as JSON, and how it differs from the one a run directory was made with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxr1.rewards.spec import Reward
+
+# Fields that say where and how a run is shown, not what it computes: they may differ on resume.
+FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints")
+
+
+class ResumeError(ValueError):
+    """The run directory was made by another configuration."""
+
+
+def resolved(config: Any) -> Any:
+    """A config tree as plain JSON values; each dataclass names its class, so that a change of kind shows."""
+    if isinstance(config, Reward):
+        return {"class": "Reward", **config.to_json()}
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        fields = {f.name: resolved(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {"class": type(config).__name__, **fields}
+    if isinstance(config, list | tuple):
+        return [resolved(x) for x in config]
+    if isinstance(config, dict):
+        return {str(k): resolved(v) for k, v in config.items()}
+    return config if isinstance(config, str | int | float | bool | type(None)) else str(config)
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """One line per field that differs: "stages.1.kl.coef: 0.01 in the run, now 0.0"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new} - (set(FREE) if not path else set()))
+        return [
+            line
+            for k in keys
+            for line in differences(old.get(k, "absent"), new.get(k, "absent"), f"{path}.{k}" if path else k)
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{path}.{i}")]
+    return [] if old == new else [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
+
+
+def check_config(run_dir: Path, config: dict, override: bool) -> bool:
+    """Writes config.json, or compares with the one that is there.
+
+    Returns:
+      Whether a different configuration was accepted.
+
+    Raises:
+      ResumeError: it differs and `override` is not set; lists the fields.
+    """
+    file = run_dir / "config.json"
+    changed: list[str] = []
+    if file.is_file():
+        changed = differences(json.loads(file.read_text()), config)
+        if changed and not override:
+            raise ResumeError(
+                f"{run_dir} holds a run with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nUse another --run-dir, or --override-resume to go on with the new values."
+            )
+    scratch = file.with_suffix(".json.tmp")
+    scratch.write_text(json.dumps(config, indent=2))
+    scratch.replace(file)
+    return bool(changed)

@@ -1,0 +1,355 @@
+"""One RL step: sample in waves, grade, advantages, pack, old and reference log-probs, accumulate, apply."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxr1.evaluation.heldout import asked, graded
+from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste
+from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
+from jaxr1.parallel import batch_multiple, mesh_of
+from jaxr1.rewards.pool import Grade, Pending, RewardPool
+from jaxr1.rl import step as rl
+from jaxr1.rl.advantages import group_advantage, zero_std
+from jaxr1.rl.objectives import token_weights
+from jaxr1.run.metrics import read_jsonl
+from jaxr1.run.options import Rl
+from jaxr1.run.stream import Drawn
+from jaxr1.sampling.draw import prompt_key
+from jaxr1.sampling.generate import Completion, Sampler, SamplingOptions, place_batch
+from jaxr1.sampling.scoring import score_plans
+
+
+@dataclasses.dataclass
+class Rollouts:
+    """What one step sampled: groups[b][g] answers drawn[b]."""
+
+    drawn: list[Drawn]
+    groups: list[list[Completion]]
+    grades: list[list[Grade]] = dataclasses.field(default_factory=list)
+    advantage_bg: np.ndarray | None = None
+
+    @property
+    def prompts(self) -> list[EncodedPrompt]:
+        return [d.prompt for d in self.drawn]
+
+    def said(self) -> list[tuple[int, int, str]]:
+        """(draw, sample, response with its prefix), in sampling order."""
+        return [
+            (d.position, g, d.prompt.prefix + c.text)
+            for d, group in zip(self.drawn, self.groups, strict=True)
+            for g, c in enumerate(group)
+        ]
+
+    def items(self) -> list:
+        """What reward functions see, in sampling order."""
+        return [
+            (graded(c, d.prompt.prefix), asked(d.example))
+            for d, group in zip(self.drawn, self.groups, strict=True)
+            for c in group
+        ]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One JSON object per response, as `rollouts/` keeps them."""
+        assert self.advantage_bg is not None
+        return [
+            {
+                "draw": d.position,
+                "sample": g,
+                "source": d.example.source,
+                "prompt": d.example.question,
+                "answer": d.example.answer,
+                "response": d.prompt.prefix + c.text,
+                "rewards": grade.by_name,
+                "reward": grade.total,
+                "status": grade.status,
+                "detail": grade.detail,
+                "advantage": float(self.advantage_bg[b, g]),
+                "length": len(c.token_ids),
+                "finish_reason": c.finish_reason,
+                "media": list(d.prompt.hashes),
+            }
+            for b, d in enumerate(self.drawn)
+            for g, (c, grade) in enumerate(zip(self.groups[b], self.grades[b], strict=True))
+        ]
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Adds the time since the last lap to a phase."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+    def metrics(self) -> dict[str, float]:
+        total = sum(self.seconds.values())
+        return {f"time/{k}_s": v for k, v in self.seconds.items()} | {"time/step_s": total}
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """What a stage needs of the run around it.
+
+    Attributes:
+      rollouts: the folder for rollouts.
+      phase: shows what is going on.
+      check: raises Interrupted when a signal came; called only where nothing is lost.
+      drop: writes down something left out, (source, reason).
+    """
+
+    rollouts: Path
+    phase: Callable[[str], None] = lambda text: None
+    check: Callable[[], None] = lambda: None
+    drop: Callable[[str, str], None] = lambda source, reason: None
+
+
+class RlStage:
+    """The parts of an RL step that stay the same from step to step."""
+
+    def __init__(self, stage: Rl, model, processor, buckets: Buckets, pool: RewardPool, hooks: Hooks, *, seed: int, stream: int):
+        self.stage, self.model, self.processor, self.buckets = stage, model, processor, buckets
+        self.pool, self.hooks, self.seed, self.stream = pool, hooks, seed, stream
+        self.steps, self.draws = stage.steps, stage.prompts_per_step
+        updates = stage.steps * stage.updates_per_rollout
+        self.tx, self.rate = stage.optimizer.build(updates), stage.optimizer.rate(updates)
+        options = SamplingOptions(stage.max_response_tokens, stage.temperature, stage.top_p, stage.top_k)
+        self.sampler = Sampler(model, processor, options, buckets)
+        self.objective = rl.Objective(
+            kind="policy",
+            surrogate=stage.surrogate,
+            kl=stage.kl,
+            on_policy=stage.updates_per_rollout == 1,
+            temperature=stage.temperature,
+            forbidden=processor.media_token_ids,
+            strips_at_once=stage.strips_at_once,
+        )
+
+    def step(self, state: rl.TrainState, reference: dict | None, drawn: list[Drawn], number: int):
+        """One rollout and its updates.
+
+        Args:
+          state: donated.
+          reference: the trainable parts of the reference model, or None.
+          drawn: the prompts.
+          number: of the step, names the file of its rollouts.
+
+        Returns:
+          The new state, and metrics.
+        """
+        clock = Clock()
+        file = self.hooks.rollouts / f"{self.stage.name}_{number}.jsonl"
+        replay = read_jsonl(file) if file.is_file() else None
+        rollouts, pending = self.sample(state.params, drawn, clock, submit=replay is None)
+        self.hooks.phase("grading")
+        if replay is not None and [(r["draw"], r["sample"], r["response"]) for r in replay] == rollouts.said():
+            # Graded before a crash: the same grades again, for a grader may depend on time.
+            self.set_grades(rollouts, [Grade(r["reward"], r["rewards"], r["status"], r["detail"]) for r in replay])
+        else:
+            pending = pending or [self.pool.submit(rollouts.items())]
+            self.set_grades(rollouts, self._wait(pending))
+            write_rows(file, rollouts.rows())
+        clock.lap("reward_wait")
+        self.hooks.phase("update")
+        state, updates, waste = self.update(state, reference, rollouts, clock)
+        metrics = read_metrics(updates) | self.rollout_metrics(rollouts) | waste
+        clock.lap("update")
+        tokens = sum(len(c.token_ids) for group in rollouts.groups for c in group)
+        return state, metrics | clock.metrics() | {"perf/tokens_per_s": tokens / sum(clock.seconds.values())}
+
+    # ---------------------------------------------------------------- sampling and grading
+
+    def sample(self, params: dict, drawn: list[Drawn], clock: Clock, *, submit: bool) -> tuple[Rollouts, list[Pending]]:
+        """Groups for all prompts, in waves; each wave is graded while the next one is sampled."""
+        rollouts, pending = Rollouts(drawn, []), []
+        size = -(-len(drawn) // self.stage.waves)
+        for first in range(0, len(drawn), size):
+            self.hooks.check()
+            self.hooks.phase("sampling")
+            wave = drawn[first : first + size]
+            keys = [prompt_key(self.seed, self.stream, d.position) for d in wave]
+            groups = self.sampler(params, [d.prompt for d in wave], keys, self.stage.group_size)
+            rollouts.groups += groups
+            clock.lap("sample")
+            if submit:
+                pending.append(self.pool.submit(Rollouts(wave, groups).items()))
+        return rollouts, pending
+
+    def _wait(self, pending: list[Pending]) -> list[Grade]:
+        for p in pending:
+            while not p.done:
+                self.hooks.check()
+                time.sleep(0.001)
+        return [grade for p in pending for grade in p.result()]
+
+    def set_grades(self, rollouts: Rollouts, grades: Sequence[Grade]) -> None:
+        """Grades in sampling order, and the advantages they give."""
+        n = self.stage.group_size
+        rollouts.grades = [list(grades[i * n : (i + 1) * n]) for i in range(len(rollouts.drawn))]
+        reward_bg, valid_bg = _rewards(rollouts)
+        rollouts.advantage_bg = group_advantage(reward_bg, valid_bg, self.stage.advantage)
+        for d, group in zip(rollouts.drawn, rollouts.grades, strict=True):
+            for g, grade in enumerate(group):
+                if grade.total is None:
+                    reason = f"draw {d.position}, sample {g} is not scored: {grade.status}: {grade.detail or 'no reward'}"
+                    self.hooks.drop(d.example.source, reason)
+
+    # ---------------------------------------------------------------- update
+
+    def update(self, state: rl.TrainState, reference: dict | None, rollouts: Rollouts, clock: Clock):
+        """`updates_per_rollout` optimiser steps on disjoint groups.
+
+        Returns:
+          The new state, the metrics of each update (device arrays), and padding metrics.
+        """
+        stage, model = self.stage, self.model
+        tokens = [[c.token_ids for c in group] for group in rollouts.groups]
+        advantage = [[float(a) for a in row] for row in rollouts.advantage_bg]
+        _, valid_bg = _rewards(rollouts)
+        counts = [[len(t) if valid_bg[b, g] else 0 for g, t in enumerate(group)] for b, group in enumerate(tokens)]
+        mesh = mesh_of(state.trainable)
+        multiple = batch_multiple(mesh, model.rules)
+        lens = [len(p) for p in rollouts.prompts]
+        # Without KL and entropy terms a response of advantage 0 has no gradient: it is counted, but not computed.
+        all_matter = bool(stage.kl.coef or stage.surrogate.entropy_coef)
+        per_update = len(tokens) // stage.updates_per_rollout
+        jobs = []
+        for first in range(0, len(tokens), per_update):
+            chosen = range(first, first + per_update)
+            inside = [[n if b in chosen else 0 for n in group] for b, group in enumerate(counts)]
+            weights = token_weights(
+                inside, stage.surrogate.aggregation, stage.surrogate.length_norm or stage.max_response_tokens
+            )
+            matter = [
+                [n if (all_matter or advantage[b][g] != 0) else 0 for g, n in enumerate(group)]
+                for b, group in enumerate(inside)
+            ]
+            plans = plan_strips(lens, matter, self.buckets, token_budget=stage.micro_batch_tokens, multiple=multiple)
+            jobs.append((plans, weights))
+
+        plans = [p for plans, _ in jobs for p in plans]
+        score = lambda params: score_plans(
+            model,
+            params,
+            rollouts.prompts,
+            tokens,
+            plans,
+            self.buckets,
+            temperature=stage.temperature,
+            forbidden=self.objective.forbidden,
+        )
+        empty = [[0.0] * len(group) for group in tokens]
+        old = empty if self.objective.on_policy else _by_place(score(state.params), tokens)
+        ref = _by_place(score({**state.params, **reference}), tokens) if reference is not None else empty
+        clock.lap("score")
+        sampled = [[c.logprobs for c in group] for group in rollouts.groups]
+
+        metrics, waste = [], []
+        for number, (plans, weights) in enumerate(jobs):
+            sums = rl.zero_sums(self.objective, state.trainable)
+            for plan in plans:
+                if number == 0:  # nothing is changed yet: a signal may still drop the step
+                    self.hooks.check()
+                batch = self._batch(plan, rollouts.prompts, tokens, weights, advantage, old, ref, sampled, multiple)
+                waste.append((batch_waste(batch.prompt), float((batch.strips.segment_bst > 0).mean()), plan.tokens))
+                with jax.set_mesh(mesh):
+                    placed = place_batch(batch, mesh, model)
+                    sums = rl.accumulate(model, self.objective, state.trainable, state.frozen, sums, placed)
+            state, found = rl.apply(self.tx, self.rate, state, sums)
+            metrics.append(found)
+        return state, metrics, _waste_metrics(waste)
+
+    def _batch(self, plan: Plan, prompts, tokens, weights, advantage, old, ref, sampled, multiple) -> rl.TrainBatch:
+        sizes = dict(merge=self.model.vision.merge_size, patch_values=self.model.vision.patch_values)
+        return rl.TrainBatch(
+            prompt=plan_prompts(plan, prompts, self.buckets, multiple=multiple, **sizes),
+            strips=make_strips(plan, prompts, tokens, weights),
+            advantage_bst=fill(plan, advantage),
+            old_logp_bst=fill(plan, old),
+            ref_logp_bst=fill(plan, ref),
+            sampled_logp_bst=fill(plan, sampled),
+        )
+
+    # ---------------------------------------------------------------- metrics
+
+    def rollout_metrics(self, rollouts: Rollouts) -> dict[str, float]:
+        """Rewards, lengths and failures of one step's rollouts."""
+        reward_bg, valid_bg = _rewards(rollouts)
+        flat = [c for group in rollouts.groups for c in group]
+        grades = [g for group in rollouts.grades for g in group]
+        lengths = np.array([len(c.token_ids) for c in flat])
+        out = {
+            "reward/mean": float(reward_bg[valid_bg].mean()) if valid_bg.any() else float("nan"),
+            "reward/std": float(reward_bg[valid_bg].std()) if valid_bg.any() else float("nan"),
+            "reward/frac_zero_std": float(zero_std(reward_bg, valid_bg).mean()),
+            "reward/unscored": float((~valid_bg).sum()),
+            "rollout/length_mean": float(lengths.mean()),
+            "rollout/length_max": float(lengths.max()),
+            "rollout/frac_truncated": float(np.mean([c.finish_reason == "length" for c in flat])),
+            "rollout/entropy": float(np.mean([c.entropy for c in flat])),
+        }
+        for name in grades[0].by_name:
+            values = [g.by_name[name] for g in grades if g.by_name.get(name) is not None]
+            out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
+        for status in ("timeout", "crash", "error", "nan"):
+            out[f"reward/{status}s"] = float(sum(g.status == status for g in grades))
+        return out
+
+
+def read_metrics(updates: list[dict]) -> dict[str, float]:
+    """Metrics of the updates of one step, fetched at once: means, but the largest of `rollout/max_abs_dlogp`."""
+    fetched = jax.device_get(updates)
+    worst = ("rollout/max_abs_dlogp",)
+    return {
+        k: float(np.max([u[k] for u in fetched]) if k in worst else np.mean([u[k] for u in fetched])) for k in fetched[0]
+    }
+
+
+def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """JSON lines by atomic rename, on disk before this returns: the update may only read what is written."""
+    scratch = file.with_suffix(".tmp")
+    with open(scratch, "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(scratch, file)
+
+
+def _rewards(rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:
+    """float[B, G] and bool[B, G]: rewards, and which samples have one."""
+    total = [[g.total for g in group] for group in rollouts.grades]
+    valid = np.array([[t is not None for t in row] for row in total])
+    return np.array([[0.0 if t is None else t for t in row] for row in total]), valid
+
+
+def _by_place(found: dict, tokens) -> list[list[Any]]:
+    return [[found.get((b, g), 0.0) for g in range(len(group))] for b, group in enumerate(tokens)]
+
+
+def _waste_metrics(waste: list) -> dict[str, float]:
+    """Padding as fractions of padded positions, weighted by micro-batch."""
+    if not waste:
+        return {}
+    prompts, used, size = zip(*waste, strict=True)
+    total = sum(size)
+    mean = lambda values: float(sum(v * s for v, s in zip(values, size, strict=True)) / total)
+    return {
+        "perf/padding_prompt": mean([w["prompt"] for w in prompts]),
+        "perf/padding_patches": mean([w["patches"] for w in prompts]),
+        "perf/padding": mean([1.0 - u for u in used]),
+        "perf/vision_pairs": mean([w["vision_pairs"] for w in prompts]),
+    }

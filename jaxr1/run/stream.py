@@ -1,0 +1,107 @@
+"""The order in which a stage meets its examples, and what becomes of those that cannot be used."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import grain
+import numpy as np
+
+from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.inputs.batch import EncodedPrompt, TooLong
+from jaxr1.inputs.images import MediaError
+from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.template import Prompt, PromptError
+from jaxr1.rewards.accuracy import parse_answer_problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """One draw of the stream.
+
+    Attributes:
+      position: in the stream; it keys the random draws of this prompt, so that a row met again is drawn anew.
+      row: in the data set.
+    """
+
+    position: int
+    row: int
+    example: Example
+    prompt: EncodedPrompt
+    response: np.ndarray | None = None
+
+
+class Stream:
+    """A data set in a seeded order without end; position i is a function of (seed, i), so a resume needs one number.
+
+    Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: Processor,
+        *,
+        seed: int,
+        max_prompt_tokens: int,
+        max_response_tokens: int = 0,
+        with_response: bool = False,
+        on_drop: Callable[[str, str], None],
+        unusable: frozenset[int] = frozenset(),
+    ):
+        self.dataset, self.processor, self.with_response = dataset, processor, with_response
+        self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
+        self.unusable = set(unusable)
+        self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
+
+    def take(self, position: int, count: int) -> tuple[int, list[Drawn]]:
+        """`count` draws from `position` on, and the position after them.
+
+        Raises:
+          DataError: a row that cannot be read, or no usable row left.
+        """
+        out: list[Drawn] = []
+        while len(out) < count:
+            if len(self.unusable) >= len(self.dataset):
+                raise DataError(f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used")
+            row = int(self.order[position])
+            if row not in self.unusable:
+                example = self.dataset[row]
+                try:
+                    prompt, response = self.encode(example)
+                    out.append(Drawn(position, row, example, prompt, response))
+                except TooLong as e:
+                    self.unusable.add(row)
+                    self.on_drop(example.source, str(e))
+                except (MediaError, PromptError) as e:
+                    raise DataError(f"{example.source}: {e}") from e
+            position += 1
+        return position, out
+
+    def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray | None]:
+        """The prompt of an example, and its response's token ids where the stage trains on it."""
+        prompt = self.processor.encode(Prompt(example.messages), self.limits[0])
+        if not self.with_response:
+            return prompt, None
+        if example.response is None:
+            raise PromptError("a supervised stage needs a response (an assistant turn) in every row")
+        text = example.response.removeprefix(prompt.prefix)
+        ids = [*self.processor.text_ids(text), self.processor.tokenizer.eos_token_id]
+        if len(ids) > self.limits[1]:
+            raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
+        return prompt, np.asarray(ids, np.int32)
+
+
+def unparsable_rows(dataset: Dataset, on_drop: Callable[[str, str], None]) -> frozenset[int]:
+    """Rows whose reference answer cannot be parsed: no response could be graded against it."""
+    bad = {}
+    for row in range(len(dataset)):
+        example = dataset[row]
+        reason = parse_answer_problem(example.answer)
+        if reason is not None:
+            bad[row] = reason
+            on_drop(example.source, f"answer {example.answer!r:.80}: {reason}")
+    if len(bad) == len(dataset):
+        raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad.get(0)}")
+    return frozenset(bad)

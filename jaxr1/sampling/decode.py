@@ -1,0 +1,211 @@
+"""The decode loop: one jitted `while_loop` per cache size, driven in chunks from the host.
+
+All responses of a batch are at the same position, so the cache is written at one slot per step. Between chunks the
+host may stop rows (stop strings), drop finished ones and grow the cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from jaxr1.models import text, vlm
+from jaxr1.models.vlm import Model, Prefilled
+from jaxr1.nn.logprob import tempered_logits
+from jaxr1.parallel import constrain
+from jaxr1.sampling.draw import Filters, draw
+
+
+@dataclasses.dataclass(frozen=True)
+class Static:
+    """What a decode program is compiled for, besides shapes."""
+
+    filters: Filters
+    forbidden: tuple[int, ...]
+    stops: tuple[int, ...]
+
+
+@struct.dataclass
+class DecodeState:
+    """Everything the loop carries, for B prompt rows with S responses each and C cache slots.
+
+        slot        0  1  2  3  4 | 5 6 7          step = 5: slots 0..4 hold tokens and their keys
+        token       a0 a1 a2 a3 a4| . . .
+        hidden      the state that predicts a5
+    """
+
+    step: Any  # int32 scalar
+    hidden_bsd: Any  # [B, S, D]
+    token_bsc: Any  # int32[B, S, C]
+    logp_bsc: Any  # float32[B, S, C]
+    entropy_bs: Any  # float32[B, S], summed over tokens
+    length_bs: Any  # int32[B, S]
+    done_bs: Any  # bool[B, S]
+    key_bs2: Any  # uint32[B, S, 2]
+    own_kv: Any  # per layer, keys and values [B, S, K, C, H]
+
+
+@struct.dataclass
+class PromptCache:
+    """The prompts' side of decoding: per layer, keys and values [B, K, P, H]."""
+
+    kv: Any
+    length_b: Any
+    next_position_b: Any
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def run_prefill(model: Model, params: dict, batch) -> Prefilled:
+    """Prompt rows through tower and decoder."""
+    with jax.named_scope("prefill"):
+        return vlm.prefill(model, vlm.cast(model, params), batch)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "samples", "slots"))
+def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots: int):
+    """A fresh state for S responses a row, and the prompt's cache in the layout that decoding reads."""
+    kv = [tuple(jnp.swapaxes(x[i], 1, 2) for x in prompt.kv) for i in range(model.text.layers)]
+    rows, width = prompt.last_bd.shape
+    shape = (rows, samples, model.text.kv_heads, slots, model.text.head_size)
+    zero = lambda: _cache_sharded(model, jnp.zeros(shape, prompt.kv[0].dtype))
+    state = DecodeState(
+        step=jnp.int32(0),
+        hidden_bsd=jnp.broadcast_to(prompt.last_bd[:, None], (rows, samples, width)),
+        token_bsc=jnp.zeros((rows, samples, slots), jnp.int32),
+        logp_bsc=jnp.zeros((rows, samples, slots), jnp.float32),
+        entropy_bs=jnp.zeros((rows, samples), jnp.float32),
+        length_bs=jnp.zeros((rows, samples), jnp.int32),
+        done_bs=done_bs,
+        key_bs2=key_bs2,
+        own_kv=[(zero(), zero()) for _ in range(model.text.layers)],
+    )
+    return state, PromptCache(kv, prompt.length_b, prompt.next_position_b)
+
+
+def _cache_sharded(model: Model, x):
+    return constrain(x, model.rules, "batch", None, "kv_heads", None, None)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "static"), donate_argnames="state")
+def decode_until(
+    model: Model, params: dict, prompt: PromptCache, state: DecodeState, limit, temperature, static: Static
+) -> DecodeState:
+    """Draws tokens until slot `limit`, or until every response is done.
+
+    Args:
+      limit: int32 scalar <= C; moving it does not recompile.
+      temperature: float32 scalar; 1 for greedy.
+    """
+    params = vlm.cast(model, params)
+    decoder, head = params["decoder"], vlm.head(params)
+    layers = text.unstack(decoder)
+    rows, samples, width = state.hidden_bsd.shape
+
+    def body(s: DecodeState) -> DecodeState:
+        logit = tempered_logits(s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden)
+        token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
+        logp_nv = jax.nn.log_softmax(logit, -1)
+        logp = jnp.take_along_axis(logp_nv, token[:, None], 1).reshape(rows, samples)
+        entropy = -(jnp.exp(logp_nv) * logp_nv).sum(-1).reshape(rows, samples)
+        token, live = token.reshape(rows, samples), ~s.done_bs
+        at = (0, 0, s.step)
+        position = prompt.next_position_b[:, None] + s.step
+        hidden, own_kv = text.decode(
+            model.text,
+            layers,
+            decoder["norm"],
+            prompt.kv,
+            prompt.length_b,
+            s.own_kv,
+            vlm.embed(model, params, token, None, None),
+            jnp.broadcast_to(position, (3, rows, samples)),
+            s.step,
+        )
+        stopped = functools.reduce(jnp.logical_or, [token == i for i in static.stops], jnp.zeros_like(live))
+        return s.replace(
+            step=s.step + 1,
+            hidden_bsd=hidden,
+            token_bsc=jax.lax.dynamic_update_slice(s.token_bsc, jnp.where(live, token, 0)[..., None], at),
+            logp_bsc=jax.lax.dynamic_update_slice(s.logp_bsc, jnp.where(live, logp, 0.0)[..., None], at),
+            entropy_bs=s.entropy_bs + jnp.where(live, entropy, 0.0),
+            length_bs=s.length_bs + live,
+            done_bs=s.done_bs | stopped,
+            own_kv=own_kv,
+        )
+
+    with jax.named_scope("decode"):
+        return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done_bs.all(), body, state)
+
+
+@functools.partial(jax.jit, static_argnames="slots")
+def grow(state: DecodeState, slots: int) -> DecodeState:
+    """The same state with more cache slots, the new ones zero."""
+
+    def wider(x, axis):
+        pad = [(0, 0)] * x.ndim
+        pad[axis] = (0, slots - x.shape[axis])
+        return jnp.pad(x, pad)
+
+    return state.replace(
+        token_bsc=wider(state.token_bsc, 2),
+        logp_bsc=wider(state.logp_bsc, 2),
+        own_kv=[(wider(k, 3), wider(v, 3)) for k, v in state.own_kv],
+    )
+
+
+@jax.jit
+def select(state: DecodeState, prompt: PromptCache, row_r, slot_rs, done_rs):
+    """The chosen responses only: rows `row_r` of the batch, and of each the samples `slot_rs`.
+
+    `done_rs` marks places that are only there to fill the shape.
+    """
+    pick = lambda x: jnp.take_along_axis(x[row_r], slot_rs.reshape(slot_rs.shape + (1,) * (x.ndim - 2)), 1)
+    state = DecodeState(
+        step=state.step,
+        hidden_bsd=pick(state.hidden_bsd),
+        token_bsc=pick(state.token_bsc),
+        logp_bsc=pick(state.logp_bsc),
+        entropy_bs=pick(state.entropy_bs),
+        length_bs=pick(state.length_bs),
+        done_bs=pick(state.done_bs) | done_rs,
+        key_bs2=pick(state.key_bs2),
+        own_kv=[(pick(k), pick(v)) for k, v in state.own_kv],
+    )
+    return state, jax.tree.map(lambda x: x[row_r], prompt)
+
+
+def compaction(done_bs: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Which rows and samples to keep when at least half of the work can go; sizes halve, so few programs exist.
+
+    Args:
+      done_bs: bool[B, S].
+      multiple: rows stay a multiple of it (devices that share a batch).
+
+    Returns:
+      (row_r, slot_rs, done_rs) for `select`, or None.
+    """
+    rows, samples = done_bs.shape
+    live = ~done_bs
+    busy = np.flatnonzero(live.any(1))
+    if not len(busy):
+        return None
+    keep_rows, keep = rows, samples
+    while keep_rows % 2 == 0 and (keep_rows // 2) % multiple == 0 and keep_rows // 2 >= len(busy):
+        keep_rows //= 2
+    while keep % 2 == 0 and keep // 2 >= live.sum(1).max():
+        keep //= 2
+    if (keep_rows, keep) == (rows, samples):
+        return None
+    row = np.zeros(keep_rows, np.int32)
+    chosen = busy if len(busy) <= keep_rows and keep_rows < rows else np.arange(rows)
+    row[: len(chosen)] = chosen
+    slot = np.argsort(done_bs[row], axis=1, kind="stable")[:, :keep].astype(np.int32)
+    filler = np.zeros((keep_rows, keep), bool)
+    filler[len(chosen) :] = True
+    return row, slot, filler
