@@ -46,12 +46,12 @@ class Preset:
     """Sizes of a built-in model."""
 
     width: int = 128
-    layers: int = 4
+    layers: int = 2
     heads: int = 4
     kv_heads: int = 2
     mlp: int = 384
     vision_width: int = 128
-    vision_depth: int = 4
+    vision_depth: int = 2
     vision_heads: int = 4
     vision_mlp_ratio: int = 4
     patch_size: int = 14
