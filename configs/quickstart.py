@@ -1,9 +1,9 @@
 """The quickstart: a 2M-parameter Qwen2-VL learns to add handwritten digits, by a cold start and GRPO.
 
-    python -m jaxr1.train configs/quickstart.py                 # seed 0
-    python -m jaxr1.train configs/quickstart.py --seed 1
-    python -m jaxr1.train configs/quickstart.py:blank           # control: blank pictures, accuracy stays at chance
-    python -m jaxr1.train configs/quickstart.py:shuffled        # control: rewards against another row's answer
+python -m jaxr1.train configs/quickstart.py                 # seed 0
+python -m jaxr1.train configs/quickstart.py --seed 1
+python -m jaxr1.train configs/quickstart.py:blank           # control: blank pictures, accuracy stays at chance
+python -m jaxr1.train configs/quickstart.py:shuffled        # control: rewards against another row's answer
 """
 
 from jaxr1.data import Arithmetic

@@ -50,7 +50,7 @@ def make_checkpoint(out: Path, seed: int, **changes):
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(config).eval()
     with torch.no_grad():  # biases and norms start at 0 and 1, which would hide a wrong use of them
-        for name, p in model.named_parameters():
+        for _, p in model.named_parameters():
             if p.ndim == 1:
                 p.add_(torch.randn_like(p) * 0.1)
     model.save_pretrained(out)

@@ -62,9 +62,7 @@ def answers(
         prompts: list[EncodedPrompt] = [processor.encode(Prompt(e.messages)) for e in examples]
         keys = [prompt_key(seed, EVALUATION_STREAM, first + i) for i in range(len(examples))]
         completions = [group[0] for group in sampler(params, prompts, keys, 1)]
-        items = [
-            (graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)
-        ]
+        items = [(graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)]
         pending = pool.submit(items)
         if waiting:
             yield from finish()

@@ -14,7 +14,15 @@ import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
-from jaxr1.inputs.template import R1_ZERO_PREFIX, SENTINEL_PATTERN, TEMPLATES, Prompt, PromptError, content_parts, render
+from jaxr1.inputs.template import (
+    R1_ZERO_PREFIX,
+    SENTINEL_PATTERN,
+    TEMPLATES,
+    Prompt,
+    PromptError,
+    content_parts,
+    render,
+)
 
 MEDIA_NAMES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 

@@ -19,7 +19,16 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.batch import Buckets, EncodedPrompt, PromptBatch, bucket, make_batch, pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.batch import (
+    Buckets,
+    EncodedPrompt,
+    PromptBatch,
+    bucket,
+    make_batch,
+    pack_first_fit,
+    power_of_two,
+    rows_for,
+)
 
 
 @struct.dataclass
@@ -154,7 +163,9 @@ def gather(plan: Plan, array_bst: np.ndarray) -> dict[tuple[int, int], np.ndarra
     }
 
 
-def make_strips(plan: Plan, prompts: Sequence[EncodedPrompt], tokens: Sequence[Sequence[np.ndarray]], weights) -> Strips:
+def make_strips(
+    plan: Plan, prompts: Sequence[EncodedPrompt], tokens: Sequence[Sequence[np.ndarray]], weights
+) -> Strips:
     """The arrays of a plan.
 
     Args:

@@ -126,9 +126,7 @@ def vision_table(cfg: VisionConfig, prefix: str) -> tuple[Table, Table]:
         "fc2": linear(merger + "mlp.2.weight", (cfg.out_width,), (m,), ("mlp", "embed")),
         "fc2_bias": vector(merger + "mlp.2.bias", (cfg.out_width,), (None,)),
     }
-    scaled = [
-        {k: dataclasses.replace(p, scale=cfg.init_scale) for k, p in table.items()} for table in (tower, merge)
-    ]
+    scaled = [{k: dataclasses.replace(p, scale=cfg.init_scale) for k, p in table.items()} for table in (tower, merge)]
     return scaled[0], scaled[1]
 
 

@@ -156,7 +156,9 @@ def unstack(params: dict) -> list[dict]:
     return [{key: value[i] for key, value in layers.items()} for i in range(layers["q"].shape[0])]
 
 
-def decode(cfg: TextConfig, layers: list[dict], norm, prompt_kv: list, prompt_len_b, own_kv: list, x_bsd, position_3bs, step):
+def decode(
+    cfg: TextConfig, layers: list[dict], norm, prompt_kv: list, prompt_len_b, own_kv: list, x_bsd, position_3bs, step
+):
     """One token per response through all layers, writing cache slot `step`.
 
     Args:

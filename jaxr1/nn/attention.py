@@ -65,14 +65,14 @@ def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, le
 def strip_mask(segment_bst: jax.Array) -> jax.Array:
     """bool[B, S, T, T]: which tokens of its own strip a packed response token sees.
 
-      strip       a0 a1 b0 b1 --   segment  1  1  2  2  0      two responses in one strip, 0 = padding
+    strip       a0 a1 b0 b1 --   segment  1  1  2  2  0      two responses in one strip, 0 = padding
 
-                a0 a1 b0 b1 --
-            a0   x
-            a1   x  x
-            b0         x            b never sees a
-            b1         x  x
-            --                      no key of its own: finite output, weight 0 in the loss
+              a0 a1 b0 b1 --
+          a0   x
+          a1   x  x
+          b0         x            b never sees a
+          b1         x  x
+          --                      no key of its own: finite output, weight 0 in the loss
     """
     length = segment_bst.shape[-1]
     query, key = segment_bst[..., :, None], segment_bst[..., None, :]

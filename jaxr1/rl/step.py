@@ -120,9 +120,7 @@ def token_losses(objective: Objective, batch: TrainBatch, logp, entropy) -> tupl
         return -logp, {"sft/nll": -logp}, {}
     old = jax.lax.stop_gradient(logp) if objective.on_policy else batch.old_logp_bst
     surrogate = objective.surrogate
-    loss, ratio, clipped = clipped_surrogate(
-        logp, old, batch.advantage_bst, surrogate.clip_low, surrogate.clip_high
-    )
+    loss, ratio, clipped = clipped_surrogate(logp, old, batch.advantage_bst, surrogate.clip_low, surrogate.clip_high)
     means = {
         "policy/clip_frac": clipped,
         "policy/ratio": ratio,
@@ -203,7 +201,7 @@ def zero_sums(objective: Objective, trainable: dict) -> Sums:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("tx", "rate"), donate_argnames=("state", "grads"))
+@functools.partial(jax.jit, static_argnames=("tx", "rate"), donate_argnames="state")
 def _apply(tx, rate, state: TrainState, grads):
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
@@ -220,7 +218,7 @@ def _apply(tx, rate, state: TrainState, grads):
 
 
 def apply(tx, rate, state: TrainState, sums: Sums) -> tuple[TrainState, dict]:
-    """One optimiser update from accumulated sums (state and gradients are donated); metrics stay on the device."""
+    """One optimiser update from accumulated sums (the state is donated); metrics stay on the device."""
     state, metrics = _apply(tx, rate, state, sums.grads)
     metrics["policy/loss"] = sums.loss
     metrics.update({k: r.total / jnp.maximum(r.weight, 1.0) for k, r in sums.means.items()})

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.data.example import Dataset
 from jaxr1.evaluation import heldout
 from jaxr1.inputs.batch import Buckets
@@ -228,7 +229,9 @@ class Run:
     def _buckets(self, options: BucketOptions, prompt: int, response: int) -> Buckets:
         patches = self.processor.images.max_pixels // self.processor.images.patch_size**2
         whole = Buckets.up_to(prompt, response, patches)
-        return Buckets(options.prompt or whole.prompt, options.response or whole.response, options.patches or whole.patches)
+        return Buckets(
+            options.prompt or whole.prompt, options.response or whole.response, options.patches or whole.patches
+        )
 
     def _reference(self, stage: Stage, state: rl.TrainState) -> dict | None:
         """The trainable parts of the stage's reference model (frozen parts are shared), written once."""
@@ -310,3 +313,33 @@ class Run:
 
     def _result(self) -> Result:
         return Result(self.dir, self.params, read_jsonl(self.dir / "metrics.jsonl"), self.signals.received)
+
+
+def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None) -> Path:
+    """Writes the Hugging Face directory of a run's latest checkpoint.
+
+    Args:
+      run_dir: a run directory that holds checkpoints/.
+      out: the directory to write.
+      dtype: of the weights; None is the dtype of the model that the run started from.
+
+    Returns:
+      The directory.
+
+    Raises:
+      CheckpointError: no checkpoint there.
+    """
+    folder = Path(run_dir)
+    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
+        raise CheckpointError(f"{folder} is no run directory (no config.json or no checkpoints)")
+    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise CheckpointError(f"{folder / 'checkpoints'} holds no complete checkpoint")
+        config = json.loads((folder / "config.json").read_text())
+        model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
+        state = checkpoints.params(step, params)
+        return registry.save_model(model, state, registry.load_processor(config["model"]), out, dtype)
+    finally:
+        checkpoints.close()

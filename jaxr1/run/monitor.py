@@ -81,7 +81,18 @@ def memory_metrics() -> dict[str, float]:
 
 def environment() -> dict:
     """Versions, devices and commit, for environment.json."""
-    packages = ("jaxr1", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy", "pillow", "grain")
+    packages = (
+        "jaxr1",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "transformers",
+        "numpy",
+        "pillow",
+        "grain",
+    )
     versions = {}
     for name in packages:
         try:

@@ -118,7 +118,9 @@ class Rl:
 
     def __post_init__(self):
         if self.temperature <= 0:
-            raise ValueError(f"stage {self.name!r}: temperature must be over 0, greedy samples of a group are all equal")
+            raise ValueError(
+                f"stage {self.name!r}: temperature must be over 0, greedy samples of a group are all equal"
+            )
         if self.group_size < 2:
             raise ValueError(f"stage {self.name!r}: group_size must be at least 2, got {self.group_size}")
         if self.prompts_per_step % self.updates_per_rollout:

@@ -41,7 +41,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
             for line in differences(old.get(k, "absent"), new.get(k, "absent"), f"{path}.{k}" if path else k)
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{path}.{i}")]
+        return [
+            line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{path}.{i}")
+        ]
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
 
 

@@ -121,7 +121,9 @@ class Hooks:
 class RlStage:
     """The parts of an RL step that stay the same from step to step."""
 
-    def __init__(self, stage: Rl, model, processor, buckets: Buckets, pool: RewardPool, hooks: Hooks, *, seed: int, stream: int):
+    def __init__(
+        self, stage: Rl, model, processor, buckets: Buckets, pool: RewardPool, hooks: Hooks, *, seed: int, stream: int
+    ):
         self.stage, self.model, self.processor, self.buckets = stage, model, processor, buckets
         self.pool, self.hooks, self.seed, self.stream = pool, hooks, seed, stream
         self.steps, self.draws = stage.steps, stage.prompts_per_step
@@ -205,7 +207,9 @@ class RlStage:
         for d, group in zip(rollouts.drawn, rollouts.grades, strict=True):
             for g, grade in enumerate(group):
                 if grade.total is None:
-                    reason = f"draw {d.position}, sample {g} is not scored: {grade.status}: {grade.detail or 'no reward'}"
+                    reason = (
+                        f"draw {d.position}, sample {g} is not scored: {grade.status}: {grade.detail or 'no reward'}"
+                    )
                     self.hooks.drop(d.example.source, reason)
 
     # ---------------------------------------------------------------- update
@@ -219,28 +223,9 @@ class RlStage:
         stage, model = self.stage, self.model
         tokens = [[c.token_ids for c in group] for group in rollouts.groups]
         advantage = [[float(a) for a in row] for row in rollouts.advantage_bg]
-        _, valid_bg = _rewards(rollouts)
-        counts = [[len(t) if valid_bg[b, g] else 0 for g, t in enumerate(group)] for b, group in enumerate(tokens)]
         mesh = mesh_of(state.trainable)
         multiple = batch_multiple(mesh, model.rules)
-        lens = [len(p) for p in rollouts.prompts]
-        # Without KL and entropy terms a response of advantage 0 has no gradient: it is counted, but not computed.
-        all_matter = bool(stage.kl.coef or stage.surrogate.entropy_coef)
-        per_update = len(tokens) // stage.updates_per_rollout
-        jobs = []
-        for first in range(0, len(tokens), per_update):
-            chosen = range(first, first + per_update)
-            inside = [[n if b in chosen else 0 for n in group] for b, group in enumerate(counts)]
-            weights = token_weights(
-                inside, stage.surrogate.aggregation, stage.surrogate.length_norm or stage.max_response_tokens
-            )
-            matter = [
-                [n if (all_matter or advantage[b][g] != 0) else 0 for g, n in enumerate(group)]
-                for b, group in enumerate(inside)
-            ]
-            plans = plan_strips(lens, matter, self.buckets, token_budget=stage.micro_batch_tokens, multiple=multiple)
-            jobs.append((plans, weights))
-
+        jobs = self.plan(rollouts, multiple)
         plans = [p for plans, _ in jobs for p in plans]
         score = lambda params: score_plans(
             model,
@@ -272,6 +257,32 @@ class RlStage:
             state, found = rl.apply(self.tx, self.rate, state, sums)
             metrics.append(found)
         return state, metrics, _waste_metrics(waste)
+
+    def plan(self, rollouts: Rollouts, multiple: int = 1) -> list[tuple[list[Plan], list[list[float]]]]:
+        """For each update: its micro-batches, and the weight of a token of each response."""
+        stage = self.stage
+        lengths = [[len(c.token_ids) for c in group] for group in rollouts.groups]
+        _, valid_bg = _rewards(rollouts)
+        # Without KL and entropy terms a response of advantage 0 has no gradient: it is counted, but not computed.
+        matter_bg = valid_bg if stage.kl.coef or stage.surrogate.entropy_coef else rollouts.advantage_bg != 0
+        size = len(lengths) // stage.updates_per_rollout
+        jobs = []
+        for first in range(0, len(lengths), size):
+            inside = [range(first, first + size).count(b) for b in range(len(lengths))]
+            counted = [
+                [n * inside[b] * bool(valid_bg[b, g]) for g, n in enumerate(row)] for b, row in enumerate(lengths)
+            ]
+            placed = [[n * bool(matter_bg[b, g]) for g, n in enumerate(row)] for b, row in enumerate(counted)]
+            norm = stage.surrogate.length_norm or stage.max_response_tokens
+            plans = plan_strips(
+                [len(p) for p in rollouts.prompts],
+                placed,
+                self.buckets,
+                token_budget=stage.micro_batch_tokens,
+                multiple=multiple,
+            )
+            jobs.append((plans, token_weights(counted, stage.surrogate.aggregation, norm)))
+        return jobs
 
     def _batch(self, plan: Plan, prompts, tokens, weights, advantage, old, ref, sampled, multiple) -> rl.TrainBatch:
         sizes = dict(merge=self.model.vision.merge_size, patch_values=self.model.vision.patch_values)
@@ -315,7 +326,8 @@ def read_metrics(updates: list[dict]) -> dict[str, float]:
     fetched = jax.device_get(updates)
     worst = ("rollout/max_abs_dlogp",)
     return {
-        k: float(np.max([u[k] for u in fetched]) if k in worst else np.mean([u[k] for u in fetched])) for k in fetched[0]
+        k: float(np.max([u[k] for u in fetched]) if k in worst else np.mean([u[k] for u in fetched]))
+        for k in fetched[0]
     }
 
 

@@ -39,7 +39,7 @@ def abstract(tree) -> Any:
 class Checkpoints:
     """Checkpoints of a run: arrays and run state, saved in the background, complete or absent."""
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int | None):
         policies = ocp.training.preservation_policies
         self.checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
@@ -77,6 +77,16 @@ class Checkpoints:
     def load(self, step: int, like) -> Any:
         """The arrays of a checkpoint, placed like `like`."""
         return self.checkpointer.load_checkpointables(step, {"state": abstract(like)})["state"]
+
+    def params(self, step: int, like: dict) -> dict:
+        """Only the parameters of a checkpoint, placed like `like`; the optimiser state is not read."""
+        meta = self.checkpointer.checkpointables_metadata(step).metadata["state"]
+        skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, meta)
+        wanted = dict(skipped)
+        for part in ("trainable", "frozen"):
+            wanted[part] = {k: abstract(like[k]) for k in skipped[part]}
+        state = self.checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        return {**state["trainable"], **state["frozen"]}
 
     def close(self) -> None:
         self.wait()

@@ -35,9 +35,9 @@ class Static:
 class DecodeState:
     """Everything the loop carries, for B prompt rows with S responses each and C cache slots.
 
-        slot        0  1  2  3  4 | 5 6 7          step = 5: slots 0..4 hold tokens and their keys
-        token       a0 a1 a2 a3 a4| . . .
-        hidden      the state that predicts a5
+    slot        0  1  2  3  4 | 5 6 7          step = 5: slots 0..4 hold tokens and their keys
+    token       a0 a1 a2 a3 a4| . . .
+    hidden      the state that predicts a5
     """
 
     step: Any  # int32 scalar

@@ -123,7 +123,12 @@ def generate(
     for first in range(0, len(order), batch_rows):
         chosen = order[first : first + batch_rows]
         groups = sampler(
-            params, [encoded[i] for i in chosen], [keys[i] for i in chosen], drawn, on_tokens=on_tokens, every=stream_every
+            params,
+            [encoded[i] for i in chosen],
+            [keys[i] for i in chosen],
+            drawn,
+            on_tokens=on_tokens,
+            every=stream_every,
         )
         for i, group in zip(chosen, groups, strict=True):
             out[i] = group * (n // drawn)

@@ -1,0 +1,73 @@
+"""Config files and the command line: a Python file gives the tree of options, flags change single fields.
+
+configs/quickstart.py            its function `config`, or `paper` where the file has variants
+configs/x.py:tiny                its function `tiny`
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxr1.run.options import Config
+
+DEFAULT_VARIANTS = ("config", "paper")
+
+
+class ConfigError(ValueError):
+    """A config file or a flag that cannot be used; says what would be accepted."""
+
+
+def load_config(spec: str) -> Config:
+    """The configuration that "path.py" or "path.py:variant" names.
+
+    Raises:
+      ConfigError: no such file or variant (with the nearest one), or the function returns something else.
+    """
+    path, _, variant = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path()
+        near = difflib.get_close_matches(file.name, [p.name for p in folder.glob("*.py")], 1)
+        raise ConfigError(f"no config file {path!r}" + (f"; did you mean {folder / near[0]}?" if near else ""))
+    name = f"jaxr1_config_{file.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, file)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    module_spec.loader.exec_module(module)
+    variants = [
+        n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == name and not n.startswith("_")
+    ]
+    variant = variant or next((v for v in DEFAULT_VARIANTS if v in variants), "")
+    if variant not in variants:
+        near = difflib.get_close_matches(variant, variants, 1)
+        raise ConfigError(
+            f"{path} has no variant {variant or 'config'!r}"
+            + (f"; did you mean {near[0]!r}?" if near else ".")
+            + f" It has: {', '.join(variants) or 'none'}"
+        )
+    config = getattr(module, variant)()
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}:{variant} returned {type(config).__name__}, expected jaxr1.run.Config")
+    return config
+
+
+def parse(config: Config, flags: Sequence[str], prog: str) -> Config:
+    """The configuration with single fields changed: `--seed 3 --stages.1.kl.coef 0.01`.
+
+    Exits with the field's path and what would be accepted when a flag does not fit (and prints help for --help).
+    """
+    import tyro
+
+    return tyro.cli(
+        tyro.conf.AvoidSubcommands[type(config)],  # type: ignore[misc]
+        prog=prog,
+        args=list(flags),
+        default=config,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed),
+    )

@@ -1,0 +1,41 @@
+"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's latest checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Writes a complete Hugging Face directory from a run's latest checkpoint.
+
+    Attributes:
+      run_dir: the run.
+      out: the directory to write.
+      dtype: of the weights; None is the dtype of the model that the run started from.
+    """
+
+    run_dir: str
+    out: str
+    dtype: str | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    from jaxr1.entry import complain, prepare
+
+    prepare()
+    import tyro
+
+    args = tyro.cli(Export, prog="python -m jaxr1.export", args=argv)
+    from jaxr1.run.loop import export_checkpoint
+
+    with complain() as failed:
+        print(export_checkpoint(args.run_dir, args.out, args.dtype))
+        return 0
+    return failed.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

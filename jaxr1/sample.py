@@ -1,0 +1,103 @@
+"""`python -m jaxr1.sample --model DIR [--image X.png ...] "question"`: asks a model, printing as it answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Annotated
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Asks a model a question about images.
+
+    Attributes:
+      question: the text of the question.
+      model: Hugging Face directory, preset name or hub id.
+      image: image files, in order, placed before the question.
+      n: answers.
+      max_new_tokens: limit of an answer.
+      temperature: 0 is greedy.
+      top_p, top_k: filters of the draw.
+      stop: strings that end an answer.
+      seed: of the draws.
+      template: "r1_zero" for a base model.
+      prefix: opens the answer.
+      min_pixels, max_pixels: bounds of a resized image.
+      dtype: of the computation.
+    """
+
+    question: str
+    model: str = "tiny"
+    image: tuple[str, ...] = ()
+    n: int = 1
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    template: str | None = None
+    prefix: str | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    dtype: str = "float32"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command."""
+    from jaxr1.entry import complain, prepare
+
+    prepare()
+    import tyro
+
+    marked = Annotated[Sample, tyro.conf.arg(name="")]
+    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
+    import jaxr1
+
+    with complain() as failed:
+        model, params = jaxr1.load_model(args.model, dtype=args.dtype)
+        processor = jaxr1.load_processor(args.model, args.min_pixels, args.max_pixels, args.template)
+        images = [{"type": "image", "image": path} for path in args.image]
+        prompt = jaxr1.Prompt(
+            [{"role": "user", "content": [*images, {"type": "text", "text": args.question}]}], prefix=args.prefix
+        )
+        printer = _Printer(processor, (processor.prefix if args.prefix is None else args.prefix))
+        streaming = args.n == 1
+        groups = jaxr1.generate(
+            model, params, processor, [prompt], n=args.n, max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, stop=args.stop, seed=args.seed,
+            on_tokens=printer if streaming else None, stream_every=8 if streaming else 0,
+        )  # fmt: skip
+        for i, completion in enumerate(groups[0]):
+            if streaming:
+                printer.finish(completion.text)
+            else:
+                print(f"--- answer {i + 1} ({completion.finish_reason})\n{printer.prefix}{completion.text}")
+        return 0
+    return failed.status
+
+
+class _Printer:
+    """Prints the growing answer; what an incomplete character or a stop string may still change is held back."""
+
+    def __init__(self, processor, prefix: str):
+        self.processor, self.prefix, self.shown = processor, prefix, ""
+        print(prefix, end="", flush=True)
+
+    def __call__(self, tokens) -> None:
+        text = self.processor.decode(tokens[0][0]).rstrip("\ufffd")
+        self._show(text[:-16])
+
+    def _show(self, text: str) -> None:
+        if text.startswith(self.shown):
+            print(text[len(self.shown) :], end="", flush=True)
+            self.shown = text
+
+    def finish(self, text: str) -> None:
+        self._show(text)
+        print()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

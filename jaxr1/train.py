@@ -1,0 +1,39 @@
+"""`python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]`: runs or resumes a training."""
+
+from __future__ import annotations
+
+import sys
+
+USAGE = """usage: python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]
+
+  python -m jaxr1.train configs/quickstart.py
+  python -m jaxr1.train configs/quickstart.py --seed 1 --run-dir runs/second
+  python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny --stages.0.steps 20
+  python -m jaxr1.train configs/quickstart.py --help          every field of this configuration
+
+The same command resumes a run that was stopped. --override-resume accepts a changed configuration."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; returns the exit status: 0 done, 1 a mistake in the input, 128 + signal when stopped."""
+    from jaxr1.entry import complain, prepare
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    prepare()
+    from jaxr1.config import load_config, parse
+    from jaxr1.run.loop import train
+
+    with complain() as failed:
+        override = "--override-resume" in argv
+        flags = [a for a in argv[1:] if a != "--override-resume"]
+        config = parse(load_config(argv[0]), flags, f"python -m jaxr1.train {argv[0]}")
+        result = train(config, override_resume=override)
+        return 128 + result.signal if result.signal else 0
+    return failed.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
