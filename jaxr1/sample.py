@@ -18,12 +18,14 @@ class Sample:
       n: answers.
       max_new_tokens: limit of an answer.
       temperature: 0 is greedy.
-      top_p, top_k: filters of the draw.
+      top_p: draw from the smallest set of tokens with this probability; 1 is off.
+      top_k: draw from the k most likely tokens; 0 is off.
       stop: strings that end an answer.
       seed: of the draws.
       template: "r1_zero" for a base model.
       prefix: opens the answer.
-      min_pixels, max_pixels: bounds of a resized image.
+      min_pixels: lower bound of the area of a resized image.
+      max_pixels: upper bound of the area of a resized image.
       dtype: of the computation.
     """
 

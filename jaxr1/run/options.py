@@ -40,11 +40,13 @@ class Sft:
       name: of the stage, in metrics and files.
       epochs: passes over the data; the last batch is filled from the next pass.
       batch_size: examples per optimiser step.
-      max_prompt_tokens, max_response_tokens: longer examples are dropped and written down.
+      max_prompt_tokens: examples with a longer prompt are dropped and written down.
+      max_response_tokens: examples with a longer response are dropped and written down.
       micro_batch_tokens: padded tokens that are differentiated at once.
       optimizer: AdamW and its schedule.
       freeze: parts that stay as they are: "vision", "merger", "decoder".
-      eval_every, save_every: optimiser steps between evaluations and checkpoints; 0 is only at the end.
+      eval_every: optimiser steps between evaluations; 0 is only at the end.
+      save_every: optimiser steps between checkpoints; 0 is only at the end.
       buckets: static sizes.
     """
 
@@ -72,20 +74,26 @@ class Rl:
       steps: rollouts.
       prompts_per_step: prompts of one rollout.
       group_size: responses per prompt.
-      temperature, top_p, top_k: of sampling; log-probs are at the temperature and before the filters.
+      temperature: of sampling and of every log-prob.
+      top_p: of sampling; log-probs are before this filter.
+      top_k: of sampling, 0 is off; log-probs are before this filter.
       max_prompt_tokens: longer prompts are dropped and written down.
       max_response_tokens: limit of a response.
       waves: parts a rollout is sampled in; one is graded while the next is sampled.
       updates_per_rollout: optimiser steps per rollout, on disjoint groups; over 1, old log-probs are computed first.
-      advantage, surrogate, kl: the objective.
+      advantage: how rewards of a group become advantages.
+      surrogate: the policy objective.
+      kl: the penalty to the reference.
       rewards: components and weights.
-      reward_workers, reward_timeout_s: worker processes, and seconds before one is killed.
+      reward_workers: worker processes that grade.
+      reward_timeout_s: seconds before a worker is killed.
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in dropped.jsonl).
       optimizer: AdamW and its schedule.
       freeze: parts that stay as they are: "vision", "merger", "decoder".
       micro_batch_tokens: padded tokens that are differentiated at once.
       strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less memory.
-      eval_every, save_every: steps between evaluations and checkpoints; 0 is only at the end.
+      eval_every: steps between evaluations; 0 is only at the end.
+      save_every: steps between checkpoints; 0 is only at the end.
       buckets: static sizes.
     """
 
@@ -165,7 +173,8 @@ class ProcessorOptions:
     """What the processor does other than the model directory says; None leaves it.
 
     Attributes:
-      min_pixels, max_pixels: bounds of a resized image.
+      min_pixels: lower bound of the area of a resized image.
+      max_pixels: upper bound of the area of a resized image.
       template: "r1_zero" for base models.
     """
 
