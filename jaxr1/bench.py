@@ -119,9 +119,9 @@ def run(args: Bench) -> dict:
     sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
     times: dict[str, list[float]] = {}
 
-    def timed(name: str, work):
+    def timed(name: str, work, *inputs, **options):
         began = time.perf_counter()
-        out = jax.block_until_ready(work())
+        out = jax.block_until_ready(work(*inputs, **options))
         times.setdefault(name, []).append(time.perf_counter() - began)
         return out
 
@@ -138,17 +138,16 @@ def run(args: Bench) -> dict:
         batch = make_batch(prompts, buckets, rows=rows_for(len(prompts), 1), **sizes)
         with jax.set_mesh(mesh):
             placed = place_batch(batch, mesh, model)
-            timed("encode", lambda placed=placed: encode(model, state.params, placed))
-            timed("prefill", lambda placed=placed: loop.run_prefill(model, state.params, placed))
+            timed("encode", encode, model, state.params, placed)
+            timed("prefill", loop.run_prefill, model, state.params, placed)
         began = time.perf_counter()
         rollouts = rollouts_of(drawn, state.params)
         times.setdefault("decode", []).append(time.perf_counter() - began - times["prefill"][-1])
         tokens = [[c.token_ids for c in group] for group in rollouts.groups]
         assert all(len(t) == args.tokens for group in tokens for t in group)
         plans = worker.plan(rollouts)[0][0]
-        timed("score", lambda plans=plans, prompts=prompts, tokens=tokens: score_plans(
-            model, state.params, prompts, tokens, plans, buckets, temperature=1.0, forbidden=processor.media_token_ids
-        ))  # fmt: skip
+        options = dict(temperature=1.0, forbidden=processor.media_token_ids)
+        timed("score", score_plans, model, state.params, prompts, tokens, plans, buckets, **options)
         began = time.perf_counter()
         state, _, _ = worker.update(state, None, rollouts, Clock())
         jax.block_until_ready(state)
