@@ -4,6 +4,8 @@ Importing this package imports nothing else: names load on first use, so that a 
 """
 
 import importlib
+import sys
+import types
 
 __version__ = "0.1.0"
 
@@ -29,3 +31,19 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted({*globals(), *_HOME})
+
+
+class _Package(types.ModuleType):
+    """Keeps `jaxr1.train` the function after `import jaxr1.train`.
+
+    Importing a submodule sets it as an attribute of its package, which would hide the public function of the same
+    name (train, score, ...). Commands stay modules of that name for `python -m jaxr1.train`; they are found in
+    sys.modules, also by `from jaxr1.train import main`.
+    """
+
+    def __setattr__(self, name, value):
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -52,16 +52,18 @@ class TensorFile:
                 raise CheckpointError(f"{path}: not a safetensors file, or truncated ({size} bytes)")
             try:
                 self.header = json.loads(f.read(length))
-            except ValueError as e:
-                raise CheckpointError(f"{path}: damaged safetensors header: {e}") from e
-        self.header.pop("__metadata__", None)
+                self.header.pop("__metadata__", None)
+                entries = [(n, str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for n, e in self.header.items()]
+                if any(min(begin, end, *shape) < 0 for _, _, shape, begin, end in entries):
+                    raise ValueError("a negative size or offset")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                raise CheckpointError(f"{path}: damaged safetensors header: {e!r:.200}") from e
         self.start = 8 + length
-        for name, entry in self.header.items():
-            begin, end = entry["data_offsets"]
-            dtype = DTYPES.get(entry["dtype"])
+        for name, kind, shape, begin, end in entries:
+            dtype = DTYPES.get(kind)
             if dtype is None:
-                raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {entry['dtype']}")
-            if self.start + end > size or end - begin != math.prod(entry["shape"]) * np.dtype(dtype).itemsize:
+                raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {kind}")
+            if self.start + end > size or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
                 raise CheckpointError(f"{path}: tensor {name!r} lies outside the file ({size} bytes): truncated?")
         self.bytes = np.memmap(path, np.uint8, "r")
 
@@ -84,7 +86,10 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
     """
     index = directory / INDEX
     if index.is_file():
-        where = json.loads(index.read_text())["weight_map"]
+        try:
+            where = {str(n): str(f) for n, f in json.loads(index.read_text())["weight_map"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{index}: damaged: {e!r:.200}") from e
         missing = sorted({f for f in where.values() if not (directory / f).is_file()})
         if missing:
             raise CheckpointError(f"{directory}: {INDEX} names shards that are missing: {', '.join(missing)}")

@@ -173,6 +173,7 @@ def make_batch(
 
     Raises:
       TooLong: a prompt or an image is over the largest bucket.
+      ValueError: a patch bucket does not hold whole merge blocks.
     """
     width = bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
     token = np.zeros((rows, width), np.int32)
@@ -183,6 +184,8 @@ def make_batch(
     images = [(b, i) for b, p in enumerate(prompts) for i in range(len(p.patches))]
     sizes = [len(prompts[b].patches[i]) for b, i in images]
     row_size = bucket(max(sizes, default=1), buckets.patches, "an image's patches")
+    if row_size % merge**2:
+        raise ValueError(f"patch buckets must be multiples of {merge**2} (one merge block), got {row_size}")
     bins = pack_first_fit(sizes, row_size)
     patch_rows = rows_for(max(1, len(bins)), multiple)
     patch = np.zeros((patch_rows, row_size, patch_values), np.float32)

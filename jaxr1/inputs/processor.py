@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
 from jaxr1.inputs.template import (
@@ -32,11 +33,23 @@ def load_tokenizer(directory: Path):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # transformers raises whatever its parsers do
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CheckpointError(f"{directory}: no tokenizer that transformers can read ({reason:.200})") from e
 
 
 def _read(file: Path) -> dict:
-    return json.loads(file.read_text()) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as e:
+        raise CheckpointError(f"{file}: not valid JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -108,7 +108,8 @@ def plan_strips(
         size = bucket(max(lengths[j] for j in samples), buckets.response, "a response")
         bins = pack_first_fit([lengths[j] for j in samples], size)
         room = token_budget // multiple - bucket(prompt_lens[i], buckets.prompt, "a prompt")
-        most = max(1, room // size)
+        # A plan rounds its strips up to a power of two, so only that many fit.
+        most = 1 << (max(1, room // size).bit_length() - 1)
         for first in range(0, len(bins), most):
             rows.append((size, i, [samples[k] for b in bins[first : first + most] for k in b]))
     rows.sort(key=lambda row: (-row[0], -sum(response_lens[row[1]][j] for j in row[2]), -prompt_lens[row[1]], row[1]))

@@ -60,10 +60,12 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
         if message["role"] not in ROLES:
             raise PromptError(f"message {i}: role {message['role']!r} is none of {', '.join(ROLES)}")
         content = message["content"]
+        if not isinstance(content, str | list | tuple):
+            raise PromptError(f"message {i}: content must be a string or a list of parts, got {content!r:.80}")
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
         for j, part in enumerate(parts):
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in ("text", *MEDIA) or kind not in part:
+            if kind not in ("text", *MEDIA) or kind not in part or (kind == "text" and not isinstance(part[kind], str)):
                 raise PromptError(
                     f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}} or "
                     f"{{'type': 'image', 'image': ...}}, got {part!r:.80}"

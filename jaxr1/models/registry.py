@@ -23,15 +23,21 @@ def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES,
     """The model that a parsed config.json describes.
 
     Raises:
-      CheckpointError: a model_type that is not supported; says which are.
-      ValueError: a setting that the family's decoder does not have.
+      CheckpointError: a model_type that is not supported (says which are), a setting that the family's decoder does
+        not have, or a missing one.
     """
     if raw["model_type"] not in FAMILIES:
         raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
+    try:
+        text, vision = qwen2_vl.text_config(raw), qwen2_vl.vision_config(raw.get("vision_config") or {})
+    except KeyError as e:
+        raise CheckpointError(f"config.json has no {e.args[0]!r}") from e
+    except ValueError as e:
+        raise CheckpointError(str(e)) from e
     return Model(
         family=raw["model_type"],
-        text=qwen2_vl.text_config(raw),
-        vision=qwen2_vl.vision_config(raw.get("vision_config", {})),
+        text=text,
+        vision=vision,
         dtype=dtype,
         rules=rules,
         remat=remat,

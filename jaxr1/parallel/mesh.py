@@ -50,10 +50,12 @@ class MeshOptions:
         """The mesh over `devices` (default: all of them).
 
         Raises:
-          ValueError: the sizes do not multiply to the number of devices.
+          ValueError: a size is 0 or negative, or the sizes do not multiply to the number of devices.
         """
         devices = list(devices if devices is not None else jax.devices())
         sizes = [self.data, self.fsdp, self.tensor]
+        if any(s < 1 and s != -1 for s in sizes):
+            raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, or -1 for the rest")
         if sizes.count(-1) > 1:
             raise ValueError(f"mesh {tuple(sizes)}: at most one axis may be -1")
         fixed = int(np.prod([s for s in sizes if s != -1]))

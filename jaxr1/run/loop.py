@@ -214,6 +214,7 @@ class Run:
             seed=self.config.seed + number,
             max_prompt_tokens=stage.max_prompt_tokens,
             max_response_tokens=stage.max_response_tokens,
+            max_patches=buckets.patches[-1],
             with_response=isinstance(stage, Sft),
             on_drop=drop,
             unusable=unusable,

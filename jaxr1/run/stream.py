@@ -46,6 +46,7 @@ class Stream:
         seed: int,
         max_prompt_tokens: int,
         max_response_tokens: int = 0,
+        max_patches: int | None = None,
         with_response: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
@@ -53,6 +54,7 @@ class Stream:
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable = set(unusable)
+        self.max_patches = max_patches
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
 
     def take(self, position: int, count: int) -> tuple[int, list[Drawn]]:
@@ -82,6 +84,10 @@ class Stream:
     def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray | None]:
         """The prompt of an example, and its response's token ids where the stage trains on it."""
         prompt = self.processor.encode(Prompt(example.messages), self.limits[0])
+        largest = max((len(p) for p in prompt.patches), default=0)
+        # A very long, thin image keeps a side of one token and so may exceed max_pixels.
+        if self.max_patches is not None and largest > self.max_patches:
+            raise TooLong(f"an image has {largest} patches, over the limit of {self.max_patches}")
         if not self.with_response:
             return prompt, None
         if example.response is None:
