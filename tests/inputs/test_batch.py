@@ -1,0 +1,264 @@
+"""Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie in arrays of static shape."""
+
+import numpy as np
+import pytest
+
+from jaxr1.inputs.batch import (
+    Buckets,
+    EncodedPrompt,
+    TooLong,
+    batch_waste,
+    bucket,
+    geometric,
+    make_batch,
+    pack_first_fit,
+    patch_places,
+    rows_for,
+)
+from jaxr1.inputs.processor import mrope_positions
+from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
+
+BUCKETS = Buckets(prompt=(8, 16, 32, 64), response=(8, 16, 32), patches=(16, 32, 64, 128))
+
+
+def made_prompt(rng, grids, merge=2, text=3) -> EncodedPrompt:
+    """Text, then each image and more text; each merged block of an image carries one value that nothing else has."""
+    ids, spans, media = [], [], []
+    for t, h, w in grids:
+        ids += [1] * text
+        n = t * h * w // merge**2
+        spans.append((len(ids), len(ids) + n))
+        media += [(len(ids) + i, len(media) + i) for i in range(n)]
+        ids += [9] * n
+    ids += [1] * text
+    index = np.full(len(ids), -1, np.int32)
+    for at, number in media:
+        index[at] = number
+    position, following = mrope_positions(len(ids), spans, grids, merge)
+    values = rng.permutation(10**6)[: len(media)] + 1.0
+    blocks = np.split(values, np.cumsum([t * h * w // merge**2 for t, h, w in grids])[:-1]) if grids else []
+    patches = tuple(np.repeat(v, merge**2)[:, None].astype(np.float32) * np.ones(2, np.float32) for v in blocks)
+    return EncodedPrompt(np.asarray(ids, np.int32), index, position, following, patches, tuple(grids), tuple(spans))
+
+
+def random_grids(rng, merge=2, most=4):
+    sides = rng.integers(1, 5, (int(rng.integers(0, most)), 2)) * merge
+    return [(1, int(h), int(w)) for h, w in sides]
+
+
+def test_the_drawing_of_a_patch_grid():
+    place, frame = patch_places((1, 4, 4), 2)
+    order = np.empty((4, 4), int)
+    order[place[:, 0], place[:, 1]] = np.arange(16)
+    assert order.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
+    assert frame.tolist() == [0] * 16
+    place, frame = patch_places((2, 2, 2), 2)
+    assert place.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 2 and frame.tolist() == [0] * 4 + [1] * 4
+
+
+def test_the_drawing_of_a_batch(rng):
+    """A prompt of 4 media and 4 text tokens in a row of 9; images of 16 and 4 patches share a patch row of 24."""
+    a = made_prompt(rng, [(1, 4, 4)], text=0)
+    a = EncodedPrompt(
+        np.array([9, 9, 9, 9, 5, 6, 7, 8]), np.array([0, 1, 2, 3, -1, -1, -1, -1]), np.arange(24).reshape(3, 8), 17,
+        a.patches, a.grids, ((0, 4),),
+    )  # fmt: skip
+    b = made_prompt(rng, [(1, 2, 2)], text=1)
+    batch = make_batch([a, b], Buckets((9,), (8,), (24,)), merge=2, patch_values=2, rows=4)
+    assert batch.media_index_bp.tolist()[0] == [0, 1, 2, 3, -1, -1, -1, -1, -1]
+    assert batch.media_index_bp.tolist()[1] == [-1, 4, -1, -1, -1, -1, -1, -1, -1]
+    assert batch.token_bp.tolist() == [[9, 9, 9, 9, 5, 6, 7, 8, 0], [1, 9, 1] + [0] * 6, [0] * 9, [0] * 9]
+    assert batch.position_3bp[:, 0, :8].tolist() == np.arange(24).reshape(3, 8).tolist()
+    assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [17, b.next_position, 0, 0]
+    assert batch.segment_rm.tolist() == [[1] * 16 + [2] * 4 + [0] * 4]
+    assert (batch.place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all() and not batch.place_rm2[0, 20:].any()
+
+
+@pytest.mark.parametrize("merge", [1, 2])
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_media_index_finds_the_patches(rng, merge, multiple):
+    """Unique values: the embedding that a placeholder names is made of its own image's patches, in one row and segment."""
+    for _ in range(20):
+        prompts = [made_prompt(rng, random_grids(rng, merge), merge) for _ in range(int(rng.integers(1, 6)))]
+        buckets = Buckets.fitting(prompts, 8)
+        batch = make_batch(prompts, buckets, merge=merge, patch_values=2, rows=8, multiple=multiple)
+        r, m, _ = batch.patch_rmc.shape
+        assert m in buckets.patches and r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
+        merged = batch.patch_rmc[..., 0].reshape(-1, merge**2)
+        segment = (batch.segment_rm + 1000 * np.arange(r)[:, None] * (batch.segment_rm > 0)).reshape(-1, merge**2)
+        seen = set()
+        for b, p in enumerate(prompts):
+            n = len(p)
+            np.testing.assert_array_equal(batch.token_bp[b, :n], p.token_ids)
+            np.testing.assert_array_equal(batch.position_3bp[:, b, :n], p.position)
+            np.testing.assert_array_equal(batch.media_index_bp[b, :n] >= 0, p.media_index >= 0)
+            assert (batch.media_index_bp[b, n:] == -1).all()
+            for (start, end), image, grid in zip(p.spans, p.patches, p.grids, strict=True):
+                at = batch.media_index_bp[b, start:end]
+                np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
+                numbers = np.unique(segment[at])
+                assert len(numbers) == 1 and numbers[0] % 1000 > 0, "an image lies in one row under one number"
+                assert numbers[0] not in seen
+                seen.add(numbers[0])
+                places = batch.place_rm2.reshape(-1, merge**2, 2)[at].reshape(-1, 2)
+                np.testing.assert_array_equal(places, patch_places(grid, merge)[0])
+        used = (batch.segment_rm > 0).sum()
+        assert used == sum(len(x) for p in prompts for x in p.patches)
+        assert not batch.patch_rmc[batch.segment_rm == 0].any()
+        assert not batch.length_b[len(prompts) :].any()
+
+
+def test_frames_are_segments(rng):
+    """Each frame of a clip attends to itself only, as in transformers (cu_seqlens by frame)."""
+    prompts = [made_prompt(rng, [(2, 2, 2), (1, 2, 2)])]
+    batch = make_batch(prompts, Buckets((32,), (8,), (16,)), merge=2, patch_values=2, rows=1)
+    assert batch.segment_rm.tolist() == [[1] * 4 + [2] * 4 + [3] * 4 + [0] * 4]
+
+
+def test_what_does_not_fit(rng):
+    prompt = made_prompt(rng, [(1, 8, 8)])
+    with pytest.raises(TooLong, match=f"a prompt of {len(prompt)} is over the limit of 8"):
+        make_batch([prompt], Buckets((8,), (8,), (64,)), merge=2, patch_values=2, rows=1)
+    with pytest.raises(TooLong, match="an image's patches of 64 is over the limit of 16"):
+        make_batch([prompt], Buckets((64,), (8,), (16,)), merge=2, patch_values=2, rows=1)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        make_batch([prompt], Buckets((64,), (8,), (66,)), merge=2, patch_values=2, rows=1)
+
+
+def test_buckets(rng):
+    for _ in range(100):
+        low, high, multiple = int(rng.integers(1, 200)), int(rng.integers(1, 5000)), int(rng.choice([1, 8, 16]))
+        sizes = geometric(low, high, multiple=multiple)
+        assert list(sizes) == sorted(set(sizes)) and all(s % multiple == 0 for s in sizes)
+        assert high <= sizes[-1] < high + multiple and sizes[0] < min(low, high) + multiple
+        assert all(b <= 2 * a + multiple for a, b in zip(sizes, sizes[1:], strict=False)), "at most half is padding"
+        size = int(rng.integers(1, high + 1))
+        chosen = bucket(size, sizes, "x")
+        assert chosen >= size and all(s < size for s in sizes if s < chosen)
+        with pytest.raises(TooLong, match=f"x of {sizes[-1] + 1} is over the limit of {sizes[-1]}"):
+            bucket(sizes[-1] + 1, sizes, "x")
+    assert geometric(32, 256) == (32, 64, 128, 256) and geometric(500, 100) == (104,)
+
+
+def test_rows(rng):
+    for count, multiple in rng.integers(1, 50, (100, 2)).tolist():
+        rows = rows_for(count, multiple)
+        assert count <= rows < 2 * (count + multiple) and rows % multiple == 0
+        assert (rows // multiple).bit_count() == 1
+
+
+def test_first_fit(rng):
+    for _ in range(50):
+        sizes = rng.integers(1, 20, int(rng.integers(0, 30))).tolist()
+        bins = pack_first_fit(sizes, 20)
+        assert sorted(i for b in bins for i in b) == list(range(len(sizes)))
+        loads = [sum(sizes[i] for i in b) for b in bins]
+        assert all(load <= 20 for load in loads)
+        assert sum(load <= 10 for load in loads) <= 1, "two half-empty bins would have been one"
+
+
+def test_waste(rng):
+    batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, merge=2, patch_values=2, rows=2)
+    waste = batch_waste(batch)  # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8
+    assert waste == pytest.approx({"prompt": 1 - 6 / 16, "patches": 0.25, "vision_pairs": 256 / 80})
+
+
+# ---------------------------------------------------------------- strips
+
+
+def random_group(rng):
+    """Prompt lengths, and response lengths with zeros among them."""
+    prompts = rng.integers(1, 65, int(rng.integers(1, 12))).tolist()
+    responses = [
+        np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist() for _ in prompts
+    ]
+    return prompts, responses
+
+
+def check(plans, prompts, responses, budget, multiple):
+    """What every plan must be; returns the number of rows."""
+    placed = [(p.prompt, p.sample) for plan in plans for p in plan.places]
+    assert sorted(placed) == [(i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n > 0]
+    for plan in plans:
+        assert plan.prompt_len in BUCKETS.prompt and plan.strip_len in BUCKETS.response
+        assert plan.rows % multiple == 0 and plan.rows >= len(plan.prompts) and plan.strips.bit_count() == 1
+        assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
+        assert plan.tokens == plan.rows * (plan.prompt_len + plan.strips * plan.strip_len)
+        used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
+        for p in plan.places:
+            assert plan.prompts[p.row] == p.prompt and p.length == responses[p.prompt][p.sample]
+            assert p.offset + p.length <= plan.strip_len and p.segment > 0
+            used[p.row, p.strip, p.offset : p.offset + p.length] += 1
+        assert used.max(initial=0) <= 1, "two responses in one place"
+        numbers = [(p.row, p.strip, p.segment) for p in plan.places]
+        assert len(set(numbers)) == len(numbers), "responses of a strip are told apart by their segment"
+        if plan.tokens > budget:
+            assert len(plan.prompts) == 1, "only a single row may exceed the budget"
+            assert plan.strips == 1, "and only where one strip does"
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+def test_plans_place_every_response_once(rng, multiple):
+    for _ in range(40):
+        prompts, responses = random_group(rng)
+        budget = int(rng.integers(20, 2000))
+        plans = plan_strips(prompts, responses, BUCKETS, token_budget=budget, multiple=multiple)
+        check(plans, prompts, responses, budget, multiple)
+        assert plans == plan_strips(prompts, responses, BUCKETS, token_budget=budget, multiple=multiple)
+
+
+def test_a_large_group_gets_two_rows():
+    [plan] = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 8 * 32)
+    assert plan.prompts == (0,) and plan.strips == 8
+    plans = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 5 * 32)  # room for 5 strips, which means 4
+    assert [(plan.prompts, plan.strips) for plan in plans] == [((0,), 4), ((0,), 2)]
+    plans = plan_strips([8], [[32] * 4], BUCKETS, token_budget=8)  # over the budget: as little as can be
+    assert [plan.strips for plan in plans] == [1] * 4
+
+
+def test_the_drawing_of_strips(rng):
+    """Ten tokens in one strip; 4, 3 and 5 (here sorted by size) share the next."""
+    [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=1000)
+    prompt = made_prompt(rng, [(1, 4, 4)], text=1)
+    tokens = [[np.full(n, 100 * (j + 1)) + np.arange(n) for j, n in enumerate((10, 4, 3, 5, 0))]]
+    strips = make_strips(plan, [prompt], tokens, [[0.1, 0.2, 0.3, 0.4, 0.5]])
+    assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
+    assert strips.token_bst.tolist()[0][1] == [400, 401, 402, 403, 404, 200, 201, 202, 203, 300, 301, 302]
+    np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
+    at = prompt.next_position
+    assert at < len(prompt), "an image takes fewer positions than tokens"
+    for axis in strips.position_3bst:
+        assert axis[0, 1].tolist() == [*range(at, at + 5), *range(at, at + 4), *range(at, at + 3)]
+    np.testing.assert_allclose(strips.weight_bst[0, 1], [0.4] * 5 + [0.2] * 4 + [0.3] * 3, rtol=1e-6)
+    assert strips.weight_bst[0, 0].tolist()[10:] == [0, 0] and (strips.media_index_bst == -1).all()
+
+
+def test_gather_inverts_fill(rng):
+    prompts, responses = random_group(rng)
+    values = [[rng.standard_normal(n).astype(np.float32) for n in ns] for ns in responses]
+    found = {}
+    for plan in plan_strips(prompts, responses, BUCKETS, token_budget=300):
+        array = fill(plan, values)
+        assert np.count_nonzero(array) == sum(p.length for p in plan.places)
+        found |= gather(plan, array)
+    assert set(found) == {(i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n}
+    for (i, j), value in found.items():
+        np.testing.assert_array_equal(value, values[i][j])
+
+
+def test_prompts_of_a_plan(rng):
+    prompts = [made_prompt(rng, random_grids(rng)) for _ in range(6)]
+    lengths = [len(p) for p in prompts]
+    responses = [rng.integers(0, 9, 3).tolist() for _ in prompts]
+    buckets = Buckets.fitting(prompts, 8)
+    for plan in plan_strips(lengths, responses, buckets, token_budget=200, multiple=2):
+        batch = plan_prompts(plan, prompts, buckets, merge=2, patch_values=2, multiple=2)
+        assert batch.token_bp.shape == (plan.rows, plan.prompt_len)
+        for row, i in enumerate(plan.prompts):
+            np.testing.assert_array_equal(batch.token_bp[row, : lengths[i]], prompts[i].token_ids)
+
+
+def test_no_response_at_all():
+    assert plan_strips([4, 5], [[0, 0], []], BUCKETS, token_budget=100) == []
+    with pytest.raises(TooLong, match="a response of 33"):
+        plan_strips([4], [[33]], BUCKETS, token_budget=100)

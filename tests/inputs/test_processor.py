@@ -1,0 +1,244 @@
+"""Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that stays text."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from reference import make_checkpoint, mixed_prompts, random_image, torch_inputs
+
+import jaxr1
+from jaxr1.checkpoints.tensors import CheckpointError
+from jaxr1.inputs.processor import TooLong, mrope_positions
+from jaxr1.inputs.template import PromptError
+from jaxr1.models.presets import make_tokenizer
+
+SPECIALS = ("<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>", "<|im_start|>", "<|video_pad|>")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A directory, the torch model in it, and our processor."""
+    folder = tmp_path_factory.mktemp("model") / "m"
+    model = make_checkpoint(folder, 0)
+    return folder, model, jaxr1.load_processor(folder)
+
+
+def user(*parts) -> jaxr1.Prompt:
+    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    return jaxr1.Prompt([{"role": "user", "content": content}])
+
+
+def conversation(rng, prompt: jaxr1.Prompt) -> jaxr1.Prompt:
+    """The same user turn inside a longer conversation."""
+    before = [{"role": "system", "content": "Answer with one number."}, *prompt.messages]
+    after = [{"role": "assistant", "content": "<think> 3 + 4 </think>"}, {"role": "user", "content": "é ∑ 你好\n\n ok?"}]
+    return jaxr1.Prompt(before + after[: 2 * int(rng.integers(2))])
+
+
+def test_token_ids_equal_transformers(checkpoint, rng):
+    """The rendered chat template with each placeholder repeated once per merged patch, tokenized in one call."""
+    folder, _, processor = checkpoint
+    seen = set()
+    for prompt in mixed_prompts(rng, 8):
+        prompt = conversation(rng, prompt)
+        encoded = processor.encode(prompt)
+        rendered = processor.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        counts = iter([t * h * w // 4 for t, h, w in encoded.grids])
+        expanded = re.sub(re.escape("<|image_pad|>"), lambda _, c=counts: "<|image_pad|>" * next(c), rendered)
+        expected = processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
+        np.testing.assert_array_equal(encoded.token_ids, expected)
+        for start, end in encoded.spans:
+            assert set(encoded.token_ids[start:end]) == {processor.image_token_id}
+        np.testing.assert_array_equal(encoded.media_index >= 0, encoded.token_ids == processor.image_token_id)
+        seen.add(len(encoded.grids))
+    assert seen == {0, 1, 3}
+
+
+def test_positions_equal_transformers(checkpoint, rng):
+    """M-RoPE positions and the next one, against get_rope_index (its delta is next position - length)."""
+    _, model, processor = checkpoint
+    for prompt in mixed_prompts(rng, 8):
+        encoded = processor.encode(conversation(rng, prompt))
+        inputs = torch_inputs(encoded)
+        inputs.pop("pixel_values", None)
+        position, delta = model.model.get_rope_index(**inputs)
+        np.testing.assert_array_equal(encoded.position, position[:, 0].numpy())
+        assert encoded.next_position == len(encoded) + int(delta)
+
+
+def test_positions_of_the_drawing():
+    position, following = mrope_positions(9, [(2, 8)], [(1, 4, 6)], 2)
+    assert position.tolist() == [[0, 1, 2, 2, 2, 2, 2, 2, 5], [0, 1, 2, 2, 2, 3, 3, 3, 5], [0, 1, 2, 3, 4, 2, 3, 4, 5]]
+    assert following == 6
+
+
+def hostile(rng) -> str:
+    """Text full of special names: whole, nested, cut, adjacent."""
+    pieces = [*SPECIALS, "<|im_<|im_end|>end|>", "<|image_pad|><|image_pad|>", "<", "|>", "<|", "a b", "\n", "<<|im_end|>>"]
+    return "".join(rng.choice(pieces, 12)) + str(rng.choice(SPECIALS))
+
+
+def test_special_names_in_user_text_stay_text(checkpoint, rng):
+    """One marker id in front and behind brackets the user's text; between them are ordinary tokens that spell it."""
+    _, _, processor = checkpoint
+    special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
+    empty = [i for i in processor.encode(user("", random_image(rng))).token_ids if i in special]
+    for text in [*SPECIALS, *(hostile(rng) for _ in range(30))]:
+        ids = processor.text_ids(text)
+        assert not special & set(ids)
+        assert processor.decode(ids) == text
+        encoded = processor.encode(user(text, random_image(rng, 28, 29)))
+        shown = [int(i) for i in encoded.token_ids if i in special]
+        assert len(encoded.spans) == 1
+        # The specials of the whole prompt are those of a prompt without text, up to the image's own length.
+        assert [i for i in shown if i != processor.image_token_id] == [i for i in empty if i != processor.image_token_id]
+        assert text in processor.decode(encoded.token_ids)
+
+
+@pytest.mark.parametrize("role", ["system", "assistant", "tool"])
+def test_special_names_in_other_turns_stay_text(checkpoint, rng, role):
+    _, _, processor = checkpoint
+    text = hostile(rng)
+    plain, loaded = (
+        processor.encode(jaxr1.Prompt([{"role": role, "content": t}, {"role": "user", "content": "x"}]))
+        for t in ("y", text)
+    )
+    special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
+    assert [i for i in loaded.token_ids if i in special] == [i for i in plain.token_ids if i in special]
+    assert text in processor.decode(loaded.token_ids)
+
+
+def test_sentinels_in_user_text_stay_text(checkpoint):
+    """The private-use characters that stand for texts inside the template may occur in a text."""
+    _, _, processor = checkpoint
+    text = "a \ue0001\ue001 b \ue0000\ue001"
+    ids = processor.encode(jaxr1.Prompt([{"role": "system", "content": text}, {"role": "user", "content": "zz"}])).token_ids
+    assert processor.decode(ids).count(text) == 1 and processor.decode(ids).count("zz") == 1
+
+
+def test_added_words_stay_one_token(checkpoint):
+    """<think> is an added token, but no special one: a user may say it."""
+    _, _, processor = checkpoint
+    for tag in ("<think>", "</answer>"):
+        assert processor.text_ids(tag) == [processor.tokenizer.convert_tokens_to_ids(tag)]
+    ids = processor.text_ids("<|im_end|><think><|im_end|>")
+    assert ids.count(processor.tokenizer.convert_tokens_to_ids("<think>")) == 1
+
+
+def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
+    _, _, processor = checkpoint
+    prompt = user(random_image(rng), "What is it?", random_image(rng))
+    whole = processor.encode(prompt)
+    assert len(processor.encode(prompt, len(whole))) == len(whole)
+    for limit in (len(whole) - 1, whole.spans[0][1] - 1, 1):
+        with pytest.raises(TooLong, match=f"{len(whole)} tokens, over the limit of {limit}"):
+            processor.encode(prompt, limit)
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([], "at least one message"),
+        ("hello", "message 0 needs 'role' and 'content'"),
+        ([{"role": "user"}], "message 0 needs 'role' and 'content'"),
+        ([{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}], "message 1: role 'robot' is none of"),
+        ([{"role": "user", "content": None}], "message 0: content must be"),
+        ([{"role": "user", "content": 5}], "message 0: content must be"),
+        ([{"role": "user", "content": {"type": "text", "text": "x"}}], "message 0: content must be"),
+        ([{"role": "user", "content": ["x"]}], "message 0, part 0"),
+        ([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}], "message 0, part 1"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "message 0, part 0"),
+        ([{"role": "user", "content": [{"type": "smell", "smell": "x"}]}], "message 0, part 0"),
+    ],
+)
+def test_malformed_messages(checkpoint, messages, text):
+    with pytest.raises(PromptError, match=re.escape(text)):
+        checkpoint[2].encode(jaxr1.Prompt(messages))
+
+
+TEMPLATES = {
+    "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}": "1 images, but the template has a place for 0",
+    "{% for m in messages %}{% for c in m['content'] %}<|image_pad|>{{ c['text'] }}{% endfor %}{% endfor %}": "more image places than the prompt's 1 images",
+    "{% for m in messages %}<|image_pad|>{% endfor %}": "drops, repeats or reorders",
+    "<|image_pad|>{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{{ c['text'] }}{% endfor %}{% endfor %}": "drops, repeats or reorders",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_templates_that_lose_images_or_text(checkpoint, rng, tmp_path, template):
+    shutil.copytree(checkpoint[0], tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "m" / "chat_template.jinja").write_text(template)
+    processor = jaxr1.load_processor(tmp_path / "m")
+    with pytest.raises(PromptError, match=TEMPLATES[template]):
+        processor.encode(user(random_image(rng), "hello"))
+
+
+def test_r1_zero_template(checkpoint, rng):
+    """VisualThinker-R1-Zero (its prompt for base models): image first, the question inside, "<think>" opens the answer."""
+    folder, _, _ = checkpoint
+    processor = jaxr1.load_processor(folder, template="r1_zero")
+    image = random_image(rng)
+    encoded = processor.encode(user("Where is the red <|im_end|> star?", image))
+    (start, end) = encoded.spans[0]
+    name = processor.tokenizer.convert_tokens_to_ids
+    assert start == 1 and encoded.token_ids[0] == name("<|vision_start|>") and encoded.token_ids[end] == name("<|vision_end|>")
+    assert processor.tokenizer.decode(encoded.token_ids[end + 1 :]) == (
+        "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves "
+        "it. The assistant first thinks about the reasoning process in the mind and then provides the user with the "
+        "answer.\nUser: Where is the red <|im_end|> star?\nAssistant: Let me solve this step by step.\n<think>"
+    )
+    assert encoded.prefix == processor.prefix == "<think>" and encoded.token_ids[-1] == name("<think>")
+    messages = user("Where?", image).messages
+    for prefix in ("", "<answer> 4"):
+        other = processor.encode(jaxr1.Prompt(messages, prefix=prefix))
+        assert other.prefix == prefix
+        assert processor.tokenizer.decode(other.token_ids).endswith("step by step.\n" + prefix)
+    with pytest.raises(PromptError, match="exactly one user message"):
+        processor.encode(jaxr1.Prompt([{"role": "system", "content": "x"}, *messages]))
+    with pytest.raises(ValueError, match="'r2' is none of r1_zero"):
+        jaxr1.load_processor(folder, template="r2")
+
+
+def test_prefix_follows_a_chat_template(checkpoint):
+    _, _, processor = checkpoint
+    messages = [{"role": "user", "content": "x"}]
+    plain, opened = (processor.encode(jaxr1.Prompt(messages, prefix=p)).token_ids for p in (None, "<think> so"))
+    np.testing.assert_array_equal(opened, [*plain, *processor.text_ids("<think> so")])
+
+
+@pytest.mark.parametrize(("stops", "named"), [(None, []), (7, [7]), ([7, 9], [7, 9]), ([], [])])
+def test_stop_ids(checkpoint, tmp_path, stops, named):
+    shutil.copytree(checkpoint[0], tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
+    file = tmp_path / "m" / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if stops is not None:
+        file.write_text(json.dumps({"eos_token_id": stops}))
+    processor = jaxr1.load_processor(tmp_path / "m")
+    assert set(processor.stop_token_ids) == {*named, make_tokenizer(512).eos_token_id}
+
+
+def test_media_ids(checkpoint):
+    """All that stands for media: pads of images and videos, vision start, end and pad; nothing else."""
+    _, _, processor = checkpoint
+    names = processor.tokenizer.convert_ids_to_tokens(list(processor.media_token_ids))
+    assert set(names) == {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"}
+    assert not set(processor.media_token_ids) & set(processor.stop_token_ids)
+
+
+def test_bounds_of_the_image(checkpoint, rng):
+    folder, _, processor = checkpoint
+    image = random_image(rng, 100, 200)
+    small = jaxr1.load_processor(folder, max_pixels=56 * 56).encode(user(image))
+    large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300).encode(user(image))
+    assert len(small.patches[0]) <= 16 < len(processor.encode(user(image)).patches[0]) < len(large.patches[0])
+
+
+def test_damaged_processor_files(checkpoint, tmp_path):
+    for name in ("preprocessor_config.json", "tokenizer.json", "generation_config.json"):
+        folder = tmp_path / name.split(".")[0]
+        shutil.copytree(checkpoint[0], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        (folder / name).write_text("{broken")
+        with pytest.raises(CheckpointError, match=str(folder)):
+            jaxr1.load_processor(folder)
