@@ -1,0 +1,386 @@
+"""Weights are mapped: every layout and file form gives the same parameters, what is saved is read back bit for bit
+(by transformers too), and a directory that cannot be used is refused with the names of what is wrong."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from reference import make_checkpoint, mixed_prompts, torch_inputs
+
+import jaxr1
+from jaxr1.checkpoints.tensors import INDEX, SINGLE, CheckpointError, TensorFile, open_checkpoint, write_checkpoint
+from jaxr1.models import presets
+from jaxr1.models.registry import resolve
+from jaxr1.nn.params import flatten
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def checkpoint(request, tmp_path_factory):
+    """A directory as transformers 5 saves it, and the torch model."""
+    folder = tmp_path_factory.mktemp("model") / "m"
+    seed = int(np.random.SeedSequence().entropy % 2**31)
+    print(f"checkpoint seed {seed}")
+    return folder, make_checkpoint(folder, seed, tied=request.param, layers=2)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """One directory for tests of damage."""
+    folder = tmp_path_factory.mktemp("small") / "m"
+    make_checkpoint(folder, 0, layers=1, depth=1)
+    return folder
+
+
+def tensors(folder) -> dict[str, np.ndarray]:
+    return {name: np.array(file.read(name)) for name, file in open_checkpoint(folder).items()}
+
+
+def copy(folder, out):
+    """A copy to damage, without its weights."""
+    shutil.copytree(folder, out, ignore=shutil.ignore_patterns("*.safetensors", INDEX))
+    return out
+
+
+def hub_name(name: str) -> str:
+    return re.sub(r"^model\.(?=visual\.)", "", re.sub(r"^model\.language_model\.", "model.", name))
+
+
+def hub_config(raw: dict) -> dict:
+    """The flat config.json of the hub's Qwen2-VL files."""
+    text, vision = dict(raw["text_config"]), dict(raw["vision_config"])
+    rope = text.pop("rope_parameters")
+    for part in (text, vision):
+        part.pop("dtype", None)
+    vision["in_chans"] = vision.pop("in_channels", 3)
+    vision.pop("rope_parameters", None)
+    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    kept = {k: v for k, v in raw.items() if k not in ("text_config", "dtype", "rope_parameters")}
+    return {**text, **kept, "vision_config": vision, "torch_dtype": "float32", "model_type": "qwen2_vl"}
+
+
+def assert_same(a, b):
+    a, b = flatten(a), flatten(b)
+    assert set(a) == set(b)
+    for name in a:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(np.asarray(a[name]), np.asarray(b[name]), err_msg=name)
+
+
+def test_layouts_give_the_same_parameters(checkpoint, tmp_path):
+    """v5 names or hub names, nested or flat config, one file or shards."""
+    folder, _ = checkpoint
+    model, params = jaxr1.load_model(folder)
+    raw, found = json.loads((folder / "config.json").read_text()), tensors(folder)
+    v5 = {re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.(?!visual|language_model)", "model.language_model.", n)): x
+          for n, x in found.items()}  # fmt: skip
+    hub = {hub_name(n): x for n, x in v5.items()}
+    assert set(v5) != set(hub) and any(n.startswith("model.language_model.") for n in v5)
+    for i, (names, config, most) in enumerate(
+        [(v5, raw, 1 << 30), (hub, raw, 1 << 30), (hub, hub_config(raw), 1 << 30), (v5, hub_config(raw), 20_000)]
+    ):
+        out = copy(folder, tmp_path / str(i))
+        (out / "config.json").write_text(json.dumps(config))
+        write_checkpoint(out, names.items(), most)
+        assert (out / INDEX).is_file() == (most == 20_000) and (out / SINGLE).is_file() != (most == 20_000)
+        other, loaded = jaxr1.load_model(out)
+        assert other == model and hash(other) == hash(model)
+        assert_same(loaded, params)
+
+
+def test_every_tensor_reaches_its_place(checkpoint):
+    """No two parameters are the same tensor, none is left at zero, and all of the file is used."""
+    folder, _ = checkpoint
+    _, params = jaxr1.load_model(folder)
+    flat = flatten(params)
+    assert sum(x.size for x in flat.values()) == sum(x.size for x in tensors(folder).values())
+    rows = [np.asarray(x[i]).tobytes() for name, x in flat.items() if name.count("/") > 1 for i in range(len(x))]
+    assert len(set(rows)) == len(rows) and all(np.asarray(x).any() for x in flat.values())
+
+
+def test_half_precision_files(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    found = tensors(folder)
+    for kind in (ml_dtypes.bfloat16, np.float16):
+        out = copy(folder, tmp_path / np.dtype(kind).name)
+        write_checkpoint(out, [(n, x.astype(kind)) for n, x in found.items()])
+        _, params = jaxr1.load_model(out)
+        _, exact = jaxr1.load_model(folder)
+        for name, x in flatten(params).items():
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(flatten(exact)[name]).astype(kind).astype(np.float32))
+
+
+def test_param_dtype(checkpoint):
+    folder, _ = checkpoint
+    _, exact = jaxr1.load_model(folder)
+    _, rounded = jaxr1.load_model(folder, param_dtype="bfloat16")
+    assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), exact))
+
+
+def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
+    """The same logits to 1e-4 (design, invariant 1), and the same file bit for bit on the way back."""
+    import torch
+    from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
+
+    folder, reference = checkpoint
+    model, params = jaxr1.load_model(folder)
+    params = jax.tree.map(lambda x: x + 0.01, params)  # not the file that was read: the parameters
+    processor = jaxr1.load_processor(folder)
+    out = jaxr1.save_model(model, params, processor, tmp_path / "saved")
+    theirs, info = Qwen2VLForConditionalGeneration.from_pretrained(out, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ours, back = jaxr1.load_model(out)
+    assert ours == model
+    assert_same(back, params)
+    jaxr1.save_model(ours, back, jaxr1.load_processor(out), out)  # onto itself
+    assert_same(jaxr1.load_model(out)[1], params)
+    again = tmp_path / "by_transformers"
+    theirs.save_pretrained(again)
+    assert_same(jaxr1.load_model(again)[1], params)
+
+    from jaxr1.inputs.batch import Buckets, make_batch
+    from jaxr1.models.vlm import prompt_logits
+
+    encoded = [processor.encode(p) for p in mixed_prompts(rng, 2)]
+    batch = make_batch(
+        encoded, Buckets.fitting(encoded, 8), merge=2, patch_values=model.vision.patch_values, rows=2
+    )  # fmt: skip
+    logits = np.asarray(prompt_logits(ours, back, batch))
+    for i, prompt in enumerate(encoded):
+        with torch.no_grad():
+            expected = theirs.eval()(**torch_inputs(prompt)).logits[0].numpy()
+            before = reference(**torch_inputs(prompt)).logits[0].numpy()
+        np.testing.assert_allclose(logits[i, : len(prompt)], expected, atol=1e-4, rtol=0)
+        assert np.abs(expected - before).max() > 1e-2
+    words = AutoTokenizer.from_pretrained(out)
+    messages = [{"role": "user", "content": "What is 3 + 4?"}]
+    assert words.apply_chat_template(messages, tokenize=False) == processor.tokenizer.apply_chat_template(
+        messages, tokenize=False
+    )
+    assert jaxr1.load_processor(out).images == processor.images
+
+
+def test_saving_in_another_dtype(checkpoint, tmp_path):
+    folder, _ = checkpoint
+    model, params = jaxr1.load_model(folder)
+    out = jaxr1.save_model(model, params, None, tmp_path / "half", dtype="bfloat16")
+    assert {file.header[n]["dtype"] for n, file in open_checkpoint(out).items()} == {"BF16"}
+    assert "float32" not in (out / "config.json").read_text()
+    assert not (out / "tokenizer.json").exists()
+    reread, rounded = jaxr1.load_model(out, param_dtype="bfloat16")
+    assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), params))
+    again = jaxr1.save_model(reread, rounded, None, tmp_path / "again")  # None: the checkpoint's own dtype
+    assert (again / SINGLE).read_bytes() == (out / SINGLE).read_bytes()
+
+
+def test_shards_hold_what_one_file_holds(rng, tmp_path):
+    """Random tensors of all sizes, empty and scalar ones too, through the writer, our reader and safetensors'."""
+    from safetensors.numpy import load_file
+
+    made = {f"t{i}": rng.standard_normal(tuple(rng.integers(0, 5, int(rng.integers(0, 4))))).astype(np.float32)
+            for i in range(20)}  # fmt: skip
+    for most in (1 << 30, 64, 1):
+        out = tmp_path / str(most)
+        out.mkdir()
+        write_checkpoint(out, made.items(), most)
+        found = tensors(out)
+        assert list(found) == list(made) or set(found) == set(made)
+        files = sorted(out.glob("*.safetensors"))
+        theirs = {k: v for f in files for k, v in load_file(f).items()}
+        for name, x in made.items():
+            np.testing.assert_array_equal(found[name], x)
+            np.testing.assert_array_equal(theirs[name], x)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def refused(folder, *texts):
+    """The message of the refusal, which holds all of `texts`."""
+    with pytest.raises(CheckpointError) as caught:
+        jaxr1.load_model(folder)
+    for text in texts:
+        assert text in str(caught.value)
+    return str(caught.value)
+
+
+def test_no_weights(small, tmp_path):
+    out = copy(small, tmp_path / "m")
+    refused(out, str(out), "no weights here", SINGLE, INDEX, "tokenizer.json")
+
+
+def test_missing_shards(small, tmp_path):
+    out = copy(small, tmp_path / "m")
+    write_checkpoint(out, tensors(small).items(), 20_000)
+    shards = sorted(out.glob("*.safetensors"))
+    shards[0].unlink(), shards[2].unlink()
+    text = refused(out, "shards that are missing", shards[0].name, shards[2].name)
+    assert shards[1].name not in text
+    (out / INDEX).write_text("{}")
+    refused(out, INDEX, "damaged")
+
+
+def test_index_that_names_a_tensor_no_shard_has(small, tmp_path):
+    out = copy(small, tmp_path / "m")
+    write_checkpoint(out, tensors(small).items(), 20_000)
+    index = json.loads((out / INDEX).read_text())
+    index["weight_map"]["ghost"] = next(iter(index["weight_map"].values()))
+    (out / INDEX).write_text(json.dumps(index))
+    refused(out, "ghost")
+
+
+def test_tensors_that_do_not_fit(small, tmp_path):
+    """Missing, unexpected and wrongly shaped ones, all in one message."""
+    out = copy(small, tmp_path / "m")
+    found = tensors(small)
+    norm = next(n for n in found if n.endswith("layers.0.input_layernorm.weight"))
+    query = next(n for n in found if n.endswith("layers.0.self_attn.q_proj.weight"))
+    merger = next(n for n in found if n.endswith("merger.ln_q.bias"))
+    del found[norm], found[merger]
+    rows, columns = found[query].shape
+    found[query] = np.zeros((rows + 1, columns), np.float32)
+    found["model.surprise"] = np.zeros(3, np.float32)
+    write_checkpoint(out, found.items())
+    text = refused(out, "missing tensors (2)", "tensors of another shape (1)", "unexpected tensors (1): model.surprise")
+    assert norm in text and merger in text
+    assert f"{query} is [{rows + 1}, {columns}], config.json says [{rows}, {columns}]" in text
+
+
+def test_what_old_files_also_hold(small, tmp_path):
+    """A tied head stored all the same, and rotary buffers, are passed over."""
+    out = copy(small, tmp_path / "m")
+    extra = {"lm_head.weight": np.zeros((512, 48), np.float32), "visual.rotary_emb.inv_freq": np.zeros(3, np.float32)}
+    write_checkpoint(out, (tensors(small) | extra).items())
+    assert_same(jaxr1.load_model(out)[1], jaxr1.load_model(small)[1])
+
+
+def header(entry) -> bytes:
+    text = json.dumps(entry).encode()
+    return len(text).to_bytes(8, "little") + text + b"\0" * 64
+
+
+DAMAGE = {
+    "empty": lambda data: b"",
+    "seven bytes": lambda data: data[:7],
+    "truncated": lambda data: data[:-1000],
+    "header cut": lambda data: data[:100],
+    "absurd length": lambda data: (1 << 62).to_bytes(8, "little") + data[8:],
+    "zero length": lambda data: (0).to_bytes(8, "little") + data[8:],
+    "not JSON": lambda data: data[:8] + b"x" + data[9:],
+    "not text": lambda data: data[:9] + b"\xff\xfe" + data[11:],
+    "a list": lambda data: header([1, 2]),
+    "a deep list": lambda data: (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    "an entry without offsets": lambda data: header({"a": {"dtype": "F32", "shape": [2]}}),
+    "one offset": lambda data: header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}),
+    "negative offsets": lambda data: header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
+    "negative shape": lambda data: header({"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}),
+    "beyond the end": lambda data: header({"a": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}),
+    "another size": lambda data: header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
+    "another dtype": lambda data: header({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_files(small, tmp_path, damage):
+    data = (small / SINGLE).read_bytes()
+    file = tmp_path / SINGLE
+    file.write_bytes(DAMAGE[damage](data))
+    with pytest.raises(CheckpointError, match=re.escape(str(file))):
+        TensorFile(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "texts"),
+    [
+        (lambda raw: raw.update(model_type="llava"), ["'llava' is not supported", "qwen2_vl"]),
+        (lambda raw: raw.pop("model_type"), ["no model_type"]),
+        (lambda raw: raw["text_config"].pop("hidden_size"), ["config.json has no 'hidden_size'"]),
+        (lambda raw: raw["text_config"].update(use_sliding_window=True), ["use_sliding_window is not supported"]),
+        (lambda raw: raw["text_config"]["rope_parameters"].update(rope_type="yarn"), ["'yarn' is not supported"]),
+        (lambda raw: raw["text_config"]["rope_parameters"].update(mrope_section=[1, 1, 1]), ["mrope_section"]),
+    ],
+)  # fmt: skip
+def test_configs_that_are_refused(small, tmp_path, change, texts):
+    out = copy(small, tmp_path / "m")
+    raw = json.loads((out / "config.json").read_text())
+    change(raw)
+    (out / "config.json").write_text(json.dumps(raw))
+    refused(out, *texts)
+
+
+def test_config_file_missing_or_broken(small, tmp_path):
+    out = copy(small, tmp_path / "m")
+    (out / "config.json").write_text('{"model_type": ')
+    refused(out, str(out / "config.json"), "not valid JSON")
+    (out / "config.json").write_text("[]")
+    refused(out, "no model_type")
+    (out / "config.json").unlink()
+    refused(out, "config.json is missing")
+
+
+def test_hub_id_without_network():
+    text = refused("jaxr1-nobody/no-such-model", "could not be fetched")
+    assert "hf download jaxr1-nobody/no-such-model --include" in text and "'*.safetensors'" in text
+
+
+@pytest.mark.parametrize("path", ["no_such_preset", "./no/where", "/no/such/folder", "tests/nothing"])
+def test_paths_that_are_nothing(path):
+    refused(path, repr(path), "no directory, no preset and no hub id")
+
+
+# ---------------------------------------------------------------- presets
+
+
+def test_preset_is_made_once_and_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXR1_CACHE", str(tmp_path))
+    folder = resolve("tiny")
+    assert folder.parent == tmp_path and [p.name for p in tmp_path.iterdir()] == [folder.name]
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+    monkeypatch.setattr(presets, "write_preset", lambda *a: pytest.fail("made again"))
+    assert resolve("tiny") == folder
+    assert before == {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.iterdir()}
+    _, params = jaxr1.load_model("tiny")
+    assert sum(x.size for x in flatten(params).values()) == presets.preset_parameters("tiny")
+    assert 1e6 < presets.preset_parameters("tiny") < 3e6
+
+    from transformers import Qwen2VLForConditionalGeneration
+
+    model, info = Qwen2VLForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert model.num_parameters() == presets.preset_parameters("tiny")
+
+
+RACE = """
+import sys, time
+from jaxr1.models import presets
+write = presets.write_preset
+def slow(preset, out):
+    write(preset, out)
+    print("made", flush=True)
+    sys.stdin.readline()  # both have made one before either moves it into place
+presets.write_preset = slow
+print(presets.preset_directory("tiny"), flush=True)
+"""
+
+
+def test_two_processes_make_a_preset(tmp_path):
+    import os
+
+    env = dict(os.environ, JAXR1_CACHE=str(tmp_path), JAX_PLATFORMS="cpu")
+    pair = [
+        subprocess.Popen([sys.executable, "-c", RACE], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in pair:
+        assert process.stdout.readline() == "made\n"
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")], "not visible before it is whole"
+    ends = [process.communicate("\n", timeout=60)[0].strip() for process in pair]
+    assert [p.returncode for p in pair] == [0, 0] and ends[0] == ends[1]
+    assert [str(p) for p in tmp_path.iterdir()] == [ends[0]], "nothing else is left behind"
+    assert (tmp_path / ends[0] / SINGLE).is_file()
