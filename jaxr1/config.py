@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import inspect
+import re
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxr1.run.options import Config
 
@@ -26,7 +29,8 @@ def load_config(spec: str) -> Config:
     """The configuration that "path.py" or "path.py:variant" names.
 
     Raises:
-      ConfigError: no such file or variant (with the nearest one), or the function returns something else.
+      ConfigError: no such file or variant (with the nearest one), a wrong key, type or value in it, or the function
+        returns something else.
     """
     path, _, variant = spec.partition(":")
     file = Path(path)
@@ -39,7 +43,7 @@ def load_config(spec: str) -> Config:
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
-    module_spec.loader.exec_module(module)
+    _run(file, lambda: module_spec.loader.exec_module(module))  # type: ignore[union-attr]
     variants = [
         n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == name and not n.startswith("_")
     ]
@@ -51,10 +55,39 @@ def load_config(spec: str) -> Config:
             + (f"; did you mean {near[0]!r}?" if near else ".")
             + f" It has: {', '.join(variants) or 'none'}"
         )
-    config = getattr(module, variant)()
+    config = _run(file, getattr(module, variant))
     if not isinstance(config, Config):
         raise ConfigError(f"{path}:{variant} returned {type(config).__name__}, expected jaxr1.run.Config")
     return config
+
+
+def _run(file: Path, function: Callable[[], Any]) -> Any:
+    """Runs a part of a config file; a mistake in an option becomes a ConfigError with its line, bugs stay as they are."""
+    try:
+        return function()
+    except SyntaxError as e:
+        raise ConfigError(f"{e.filename}:{e.lineno}: {e.msg}") from e
+    except (TypeError, ValueError) as e:
+        frames = traceback.extract_tb(e.__traceback__)
+        inside = [f for f in frames if Path(f.filename) == file]
+        wrong_call = isinstance(e, TypeError) and re.match(r"(\w+)\.__init__\(\) (got|missing|takes)", str(e))
+        # A ValueError raised by the options themselves; one raised by the file's own code is a bug to be seen whole.
+        wrong_value = isinstance(e, ValueError) and bool(inside) and frames[-1] is not inside[-1]
+        if not inside or not (wrong_call or wrong_value):
+            raise
+        raise ConfigError(f"{file}:{inside[-1].lineno}: {e}{_nearest(str(e))}") from e
+
+
+def _nearest(text: str) -> str:
+    """ "; did you mean 'group_size'?" where an options class was given a keyword that it does not have."""
+    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    if not found:
+        return ""
+    loaded = [m for n, m in sys.modules.items() if n.startswith("jaxr1")]
+    cls = next((c for m in loaded if inspect.isclass(c := vars(m).get(found.group(1)))), None)
+    fields = list(inspect.signature(cls).parameters) if cls else []
+    near = difflib.get_close_matches(found.group(2), fields, 1)
+    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(fields)}" if fields else ""
 
 
 def parse(config: Config, flags: Sequence[str], prog: str) -> Config:

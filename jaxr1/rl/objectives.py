@@ -26,8 +26,8 @@ class Surrogate:
     """The policy loss.
 
     Attributes:
-      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high] (PPO, arXiv:1707.06347; apart in
-        DAPO, arXiv:2503.14476).
+      clip_low: the ratio is clipped to [1 - clip_low, 1 + clip_high] (PPO, arXiv:1707.06347).
+      clip_high: its upper width; apart from the lower one in DAPO (arXiv:2503.14476).
       aggregation: how tokens are averaged, see `token_weights`.
       length_norm: the constant of "seq-mean-token-sum-norm" (Dr. GRPO); 0 is the stage's response limit.
       entropy_coef: weight of the entropy bonus.

@@ -17,7 +17,10 @@ class Optimizer:
       schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at the stage's last step.
       warmup: steps, or a fraction of the stage's steps when below 1.
       final: end of the decay, as a fraction of the peak.
-      b1, b2, eps, weight_decay: of AdamW.
+      b1: decay of AdamW's mean of gradients.
+      b2: decay of AdamW's mean of squared gradients.
+      eps: added to AdamW's denominator.
+      weight_decay: of AdamW.
       clip_norm: global gradient norm; 0 is off.
     """
 

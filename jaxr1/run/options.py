@@ -12,6 +12,7 @@ from jaxr1.rewards.spec import Reward
 from jaxr1.rl.advantages import Advantage
 from jaxr1.rl.objectives import Kl, Surrogate
 from jaxr1.rl.optimizer import Optimizer
+from jaxr1.run.check import check_types
 
 Data = Arithmetic | Spatial | Files | Sat
 
@@ -125,6 +126,7 @@ class Rl:
     buckets: BucketOptions = BucketOptions()
 
     def __post_init__(self):
+        check_types(self, f"stage {self.name!r}: ")
         if self.temperature <= 0:
             raise ValueError(
                 f"stage {self.name!r}: temperature must be over 0, greedy samples of a group are all equal"
@@ -222,6 +224,7 @@ class Config:
     wandb: str | None = None
 
     def __post_init__(self):
+        check_types(self)
         names = [s.name for s in self.stages]
         if not names:
             raise ValueError("a run needs at least one stage")

@@ -1,0 +1,78 @@
+"""Types of options: a config file is Python, which would let a wrong type through to the middle of a run."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import numbers
+import types
+import typing
+from typing import Any
+
+
+def check_types(options: Any, path: str = "") -> None:
+    """Checks the fields of a dataclass tree against their annotations.
+
+    Args:
+      options: a dataclass instance.
+      path: of `options` in the whole tree, as messages begin with it.
+
+    Raises:
+      ValueError: a field of another type; names its path, what would be accepted and what is there.
+    """
+    hints = typing.get_type_hints(type(options))
+    for field in dataclasses.fields(options):
+        _check(getattr(options, field.name), hints[field.name], f"{path}{field.name}")
+
+
+def _check(value: Any, hint: Any, path: str) -> None:
+    if not _fits(value, hint):
+        raise ValueError(f"{path} must be {_name(hint)}, got {value!r:.80}")
+    if isinstance(value, tuple):
+        for i, item in enumerate(value):
+            _check(item, _item_hint(hint, i), f"{path}.{i}")
+    elif dataclasses.is_dataclass(value):
+        check_types(value, f"{path}.")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _item_hint(hint: Any, i: int) -> Any:
+    for option in _options(hint):
+        if typing.get_origin(option) is tuple:
+            inner = typing.get_args(option)
+            return inner[0] if inner[-1] is ... else inner[i] if i < len(inner) else Any
+    return Any
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    options = _options(hint)
+    if len(options) > 1:
+        # Any dataclass with a `load` is a data set (jaxr1.data.DataSource), where one is asked for.
+        own = dataclasses.is_dataclass(value) and callable(getattr(value, "load", None))
+        return any(_fits(value, o) or (own and hasattr(o, "load")) for o in options)
+    origin = typing.get_origin(hint) or hint
+    if origin is typing.Literal:
+        return value in typing.get_args(hint)
+    if origin is collections.abc.Callable:
+        return callable(value)
+    if origin in (int, float):  # an integer is a number, a bool is neither
+        kind = numbers.Integral if origin is int else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool)
+    return not isinstance(origin, type) or isinstance(value, origin)
+
+
+def _name(hint: Any) -> str:
+    options = _options(hint)
+    if len(options) > 1:
+        return " | ".join(_name(o) for o in options)
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(hint)))
+    if hint is type(None):
+        return "None"
+    if typing.get_origin(hint) is tuple:
+        inner = ["..." if a is ... else _name(a) for a in typing.get_args(hint)]
+        return f"tuple[{', '.join(inner)}]"
+    return getattr(hint, "__name__", str(hint))

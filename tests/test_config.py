@@ -1,0 +1,250 @@
+"""Config files, flags, and what is said when one is wrong."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jaxr1.config import ConfigError, load_config, parse
+from jaxr1.data import Arithmetic
+from jaxr1.rewards import Reward
+from jaxr1.rl import Optimizer
+from jaxr1.run import Config, Evaluation, Rl, Sft
+from jaxr1.run.resume import FREE, ResumeError, check_config, differences, resolved
+
+ROOT = Path(__file__).parent.parent
+HEADER = "from jaxr1.run import Config, Rl, Sft\nfrom jaxr1.rl import Optimizer\nfrom jaxr1.data import Arithmetic\n"
+
+
+def small() -> Config:
+    return Config(
+        stages=(
+            Sft(Arithmetic(count=8, worked=True), batch_size=4),
+            Rl(Arithmetic(count=8), rewards=(Reward("accuracy"), Reward("format", weight=0.2))),
+        ),
+        evaluations=(Evaluation(Arithmetic(count=8, split="test")),),
+    )
+
+
+def write(folder, body: str) -> str:
+    file = folder / "mine.py"
+    file.write_text(HEADER + body)
+    return str(file)
+
+
+VARIANTS = """
+def _helper():
+    return Arithmetic(count=8)
+def paper():
+    return Config(stages=(Rl(_helper()),), seed=1)
+def tiny():
+    return Config(stages=(Rl(_helper(), steps=2),), seed=2)
+def number():
+    return 3
+"""
+
+
+def test_variants(tmp_path):
+    spec = write(tmp_path, VARIANTS)
+    assert load_config(spec).seed == 1 and load_config(spec + ":paper").seed == 1  # the default is `paper`
+    assert load_config(spec + ":tiny").seed == 2
+    assert load_config(write(tmp_path, VARIANTS.replace("number", "config").replace("3", "tiny()"))).seed == 2
+
+
+def test_near_misses(tmp_path):
+    spec = write(tmp_path, VARIANTS)
+    with pytest.raises(ConfigError, match=r"no variant 'tinny'; did you mean 'tiny'\? It has: paper, tiny, number"):
+        load_config(spec + ":tinny")
+    with pytest.raises(ConfigError, match="It has: paper, tiny, number"):
+        load_config(spec + ":_helper")
+    with pytest.raises(ConfigError, match="'Config'"):  # what a file imports is no variant
+        load_config(spec + ":Config")
+    with pytest.raises(ConfigError, match=r"number returned int, expected jaxr1\.run\.Config"):
+        load_config(spec + ":number")
+    with pytest.raises(ConfigError, match=r"did you mean .*mine\.py"):
+        load_config(str(tmp_path / "mime.py"))
+    with pytest.raises(ConfigError, match="no config file"):
+        load_config(str(tmp_path / "no" / "where.py"))
+    with pytest.raises(ConfigError, match=r"has no variant 'config'.*It has: none"):
+        load_config(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    ("body", "texts"),
+    [
+        ("Config(stages=(Rl(Arithmetic(8), group_sise=4),))", ["group_sise", "did you mean 'group_size'?", "mine.py"]),
+        ("Config(stage=(Rl(Arithmetic(8)),))", ["'stage'", "did you mean 'stages'?"]),
+        ("Config(stages=(Rl(Arithmetic(8), temperature=0),))", ["temperature must be over 0"]),
+        ("Config(stages=(Rl(Arithmetic(8), steps='ten'),))", ["stage 'rl': steps must be int, got 'ten'", "mine.py:5"]),
+        ("Config(stages=(Rl(Arithmetic(8)),), seed=1.5)", ["seed must be int, got 1.5"]),
+        ("Config(stages=Rl(Arithmetic(8)))", ["stages must be tuple[Sft | Rl, ...], got Rl("]),
+        ("Config(stages=(3,))", ["stages.0 must be Sft | Rl, got 3"]),
+        ("Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
+         ["stages.0.optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"]),
+        ("Config(stages=(Sft(Arithmetic(8), freeze='vision'),))", ["stages.0.freeze must be tuple[str, ...], got 'vision'"]),
+        ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
+        ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
+        ("Config(stages=())", ["at least one stage"]),
+        ("Config(stages=(Rl(Arithmetic(8)), Rl(Arithmetic(8))))", ["stage names must differ, got rl, rl"]),
+    ],
+)
+def test_wrong_keys_types_and_values(tmp_path, body, texts):
+    """A mistake in a file stops at once with the path of the field and what would be accepted."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"def config():\n    return {body}\n"))
+    for text in texts:
+        assert text in str(caught.value)
+
+
+def test_bugs_in_a_file_keep_their_traceback(tmp_path):
+    for body, kind in (("int('x')", ValueError), ("None + 1", TypeError), ("missing", NameError)):
+        with pytest.raises(kind):
+            load_config(write(tmp_path, f"def config():\n    return {body}\n"))
+    with pytest.raises(ConfigError, match=r"mine\.py:4: "):
+        load_config(write(tmp_path, "def config(:\n"))
+
+
+def test_shipped_configs_load():
+    files = sorted((ROOT / "configs").glob("*.py"))
+    assert files
+    for file in files:
+        config = load_config(str(file))
+        json.dumps(resolved(config))
+
+
+def test_a_number_may_be_written_as_an_integer(tmp_path):
+    """PEP 484: an int where a float is expected; and a class of one's own where data is expected."""
+    spec = write(tmp_path, """
+import dataclasses
+@dataclasses.dataclass(frozen=True)
+class Mine:
+    path: str = "x"
+    def load(self):
+        return []
+def config():
+    return Config(stages=(Rl(Mine(), temperature=1),))
+""")  # fmt: skip
+    assert load_config(spec).stages[0].data.path == "x"
+
+
+# ---------------------------------------------------------------- flags
+
+
+def test_flags_change_single_fields():
+    config = parse(
+        small(),
+        ["--seed", "3", "--stages.1.kl.coef", "0.01", "--stages.0.batch-size", "2", "--run-dir", "there",
+         "--stages.1.optimizer.learning-rate", "1e-4", "--evaluations.0.max-response-tokens", "7"],
+        "x",
+    )  # fmt: skip
+    expected = small()
+    sft, rl = expected.stages
+    rl = dataclasses.replace(
+        rl,
+        kl=dataclasses.replace(rl.kl, coef=0.01),
+        optimizer=dataclasses.replace(rl.optimizer, learning_rate=1e-4),
+    )
+    expected = dataclasses.replace(
+        expected,
+        seed=3,
+        run_dir="there",
+        stages=(dataclasses.replace(sft, batch_size=2), rl),
+        evaluations=(dataclasses.replace(expected.evaluations[0], max_response_tokens=7),),
+    )
+    assert config == expected
+    assert parse(small(), [], "x") == small()
+    assert isinstance(sft.optimizer, Optimizer)
+
+
+def said(capsys, flags) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse(small(), flags, "python -m jaxr1.train mine.py")
+    captured = capsys.readouterr()
+    assert caught.value.code == (0 if "--help" in flags else 2)
+    # Without the frame that is drawn around it, lines joined.
+    return " ".join((captured.out + captured.err).replace("│", " ").split())
+
+
+def test_an_unknown_flag_suggests_the_nearest(capsys):
+    text = said(capsys, ["--stages.1.group-sise", "4"])
+    assert "--stages.1.group-sise" in text and "--stages.1.group-size" in text
+    assert "--seed" in said(capsys, ["--sede", "4"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "texts"),
+    [
+        (["--seed", "three"], ["seed", "three", "int"]),
+        (["--stages.1.temperature", "0"], ["temperature must be over 0"]),
+        (["--stages.1.kl.coef", "much"], ["--stages.1.kl.coef", "much"]),
+        (["--seed"], ["--seed"]),
+    ],
+)
+def test_a_flag_that_does_not_fit(capsys, flags, texts):
+    text = said(capsys, flags)
+    for part in texts:
+        assert part in text
+
+
+def test_every_field_has_help(capsys):
+    """The docstring of each options class names each of its fields on a line of its own, which is what tyro shows."""
+    text = said(capsys, ["--help"])
+    for part in ("--stages.1.eval-every", "steps between evaluations", "--processor.min-pixels", "steps between checkpoints"):
+        assert part in text
+
+    def classes(value):
+        if dataclasses.is_dataclass(value):
+            yield type(value)
+            for field in dataclasses.fields(value):
+                yield from classes(getattr(value, field.name))
+        elif isinstance(value, tuple):
+            for item in value:
+                yield from classes(item)
+
+    for cls in set(classes(small())):
+        lines = [line.strip() for line in (cls.__doc__ or "").splitlines()]
+        missing = [f.name for f in dataclasses.fields(cls) if not any(s.startswith(f.name + ":") for s in lines)]
+        assert not missing, f"{cls.__name__} says nothing of {', '.join(missing)}"
+
+
+# ---------------------------------------------------------------- the resolved configuration
+
+
+def test_resolved_is_json_and_differences_name_fields():
+    old = json.loads(json.dumps(resolved(small())))
+    assert differences(old, resolved(small())) == []
+    changed = parse(small(), ["--seed", "3", "--stages.1.kl.coef", "0.25", "--stages.0.data.count", "9"], "x")
+    assert differences(old, json.loads(json.dumps(resolved(changed)))) == [
+        "seed: 0 in the run, now 3",
+        "stages.0.data.count: 8 in the run, now 9",
+        f"stages.1.kl.coef: {small().stages[1].kl.coef} in the run, now 0.25",
+    ]
+    shorter = dataclasses.replace(small(), stages=small().stages[:1])
+    assert [line.split(":")[0] for line in differences(old, resolved(shorter))] == ["stages"]
+    swapped = dataclasses.replace(small(), stages=(small().stages[0], dataclasses.replace(small().stages[0], name="b")))
+    found = differences(old, resolved(swapped))
+    assert "stages.1.class: \"Rl\" in the run, now \"Sft\"" in found
+    for name in FREE:
+        assert hasattr(small(), name)
+    assert differences(old, resolved(dataclasses.replace(small(), run_dir="elsewhere", report=False))) == []
+
+
+def test_a_reward_in_the_resolved_config():
+    old = resolved(small())
+    rl = dataclasses.replace(small().stages[1], rewards=(Reward("accuracy"), Reward("format", weight=0.7)))
+    new = resolved(dataclasses.replace(small(), stages=(small().stages[0], rl)))
+    assert differences(old, new) == ["stages.1.rewards.1.weight: 0.2 in the run, now 0.7"]
+
+
+def test_check_config(tmp_path):
+    one, two = resolved(small()), resolved(dataclasses.replace(small(), seed=9))
+    assert check_config(tmp_path, one, False) is False
+    assert check_config(tmp_path, one, False) is False
+    with pytest.raises(ResumeError, match=r"seed: 0 in the run, now 9[\s\S]*--override-resume"):
+        check_config(tmp_path, two, False)
+    assert json.loads((tmp_path / "config.json").read_text()) == one
+    assert check_config(tmp_path, two, True) is True
+    assert json.loads((tmp_path / "config.json").read_text()) == two
+    shutil.rmtree(tmp_path)
