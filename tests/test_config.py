@@ -85,6 +85,7 @@ def test_near_misses(tmp_path):
          ["stages.0.optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"]),
         ("Config(stages=(Sft(Arithmetic(8), freeze='vision'),))", ["stages.0.freeze must be tuple[str, ...], got 'vision'"]),
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
+        ("Config(stages=(Rl(8),))", ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"]),
         ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
         ("Config(stages=())", ["at least one stage"]),
         ("Config(stages=(Rl(Arithmetic(8)), Rl(Arithmetic(8))))", ["stage names must differ, got rl, rl"]),
@@ -126,7 +127,8 @@ class Mine:
 def config():
     return Config(stages=(Rl(Mine(), temperature=1),))
 """)  # fmt: skip
-    assert load_config(spec).stages[0].data.path == "x"
+    config = parse(load_config(spec), ["--seed", "3", "--stages.0.data.path", "y"], "x")
+    assert config.stages[0].data.path == "y" and config.stages[0].temperature == 1 and config.seed == 3
 
 
 # ---------------------------------------------------------------- flags

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 
 class DataError(ValueError):
@@ -85,6 +85,7 @@ class Dataset(Sequence[Example]):
         return f"Dataset({self.name!r}, {self._length} examples, {len(self.dropped)} dropped)"
 
 
+@runtime_checkable
 class DataSource(Protocol):
     """The data-set protocol: a frozen dataclass of options whose `load()` gives the examples.
 

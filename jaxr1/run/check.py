@@ -50,9 +50,7 @@ def _item_hint(hint: Any, i: int) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     options = _options(hint)
     if len(options) > 1:
-        # Any dataclass with a `load` is a data set (jaxr1.data.DataSource), where one is asked for.
-        own = dataclasses.is_dataclass(value) and callable(getattr(value, "load", None))
-        return any(_fits(value, o) or (own and hasattr(o, "load")) for o in options)
+        return any(_fits(value, o) for o in options)
     origin = typing.get_origin(hint) or hint
     if origin is typing.Literal:
         return value in typing.get_args(hint)

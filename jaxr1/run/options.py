@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxr1.data.arithmetic import Arithmetic
+from jaxr1.data.example import DataSource
 from jaxr1.data.readers import Files, Sat
 from jaxr1.data.spatial import Spatial
 from jaxr1.parallel import MeshOptions
@@ -14,7 +15,7 @@ from jaxr1.rl.objectives import Kl, Surrogate
 from jaxr1.rl.optimizer import Optimizer
 from jaxr1.run.check import check_types
 
-Data = Arithmetic | Spatial | Files | Sat
+Data = Arithmetic | Spatial | Files | Sat | DataSource
 
 
 @dataclasses.dataclass(frozen=True)

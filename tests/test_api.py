@@ -1,0 +1,118 @@
+"""The package as users meet it: lazy names, commands, and public functions that stay functions."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+import jaxr1
+
+PUBLIC = ("Completion", "Prompt", "generate", "load_model", "load_processor", "save_model", "score", "train")
+ENV = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")
+
+
+def run(*args, code=0) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, env=ENV, timeout=300)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+LAZY = """
+import json, sys
+import jaxr1
+first = sorted(m for m in ("jax", "transformers", "numpy", "torch", "tyro") if m in sys.modules)
+import jaxr1.rewards.types, jaxr1.rewards.worker
+jaxr1.Prompt
+print(json.dumps([first, sorted(m for m in ("jax", "transformers", "torch") if m in sys.modules)]))
+"""
+
+
+def test_import_is_lazy():
+    """A reward worker must not pay for jax; and the prompt that a notebook writes needs neither."""
+    assert json.loads(run("-c", LAZY).stdout) == [[], []]
+
+
+SHADOW = """
+import inspect, sys
+import jaxr1
+import jaxr1.train
+import jaxr1.sample
+from jaxr1.train import main
+assert inspect.isfunction(jaxr1.train) and jaxr1.train.__module__ == "jaxr1.run.loop", jaxr1.train
+assert main is sys.modules["jaxr1.train"].main and main is not jaxr1.train
+from jaxr1 import train
+assert train is jaxr1.train
+assert inspect.ismodule(jaxr1.sample)  # no public function is called so
+jaxr1.train = 3  # a test may still patch it
+assert jaxr1.train == 3
+print("fine")
+"""
+
+
+def test_importing_a_command_does_not_hide_the_function():
+    assert run("-c", SHADOW).stdout == "fine\n"
+
+
+def test_names():
+    assert set(PUBLIC) | {"__version__"} == set(jaxr1.__all__) and set(PUBLIC) <= set(dir(jaxr1))
+    for name in PUBLIC:
+        assert callable(getattr(jaxr1, name))
+    with pytest.raises(AttributeError) as caught:
+        jaxr1.generte  # noqa: B018
+    assert "'generte'" in str(caught.value) and all(name in str(caught.value) for name in PUBLIC)
+    assert not hasattr(jaxr1, "nothing")
+
+
+def test_train_command(capsys):
+    from jaxr1.train import main
+
+    assert main(["--help"]) == 0
+    assert "--override-resume" in capsys.readouterr().out
+    assert main([]) == 2
+    assert main(["configs/no_such.py"]) == 1
+    assert "no config file 'configs/no_such.py'" in capsys.readouterr().err
+
+
+def test_train_help_lists_every_field_of_a_config():
+    text = run("-m", "jaxr1.train", "configs/quickstart.py", "--help").stdout
+    for flag in ("--seed", "--run-dir", "--stages.0.epochs", "--stages.1.kl.coef", "--evaluations.0.max-response-tokens"):
+        assert flag in text
+
+
+def test_sample_help(capsys):
+    from jaxr1.sample import main
+
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for part in ("--image", "--max-new-tokens", "draw from the k most likely tokens", "lower bound of the area"):
+        assert part in " ".join(text.split()).replace("│ ", "")
+
+
+def test_sample_prints_what_generate_says(tmp_path, rng):
+    """The command on the preset: its answer is that of `jaxr1.generate`."""
+    from reference import random_image
+
+    random_image(rng, 28, 60).save(tmp_path / "x.png")
+    shown = run(
+        "-m", "jaxr1.sample", "--model", "tiny", "--image", str(tmp_path / "x.png"), "--max-new-tokens", "20",
+        "--prefix", "<think>", "What is it?",
+    ).stdout  # fmt: skip
+    model, params = jaxr1.load_model("tiny")
+    processor = jaxr1.load_processor("tiny")
+    content = [{"type": "image", "image": str(tmp_path / "x.png")}, {"type": "text", "text": "What is it?"}]
+    prompt = jaxr1.Prompt([{"role": "user", "content": content}], prefix="<think>")
+    [[c]] = jaxr1.generate(model, params, processor, [prompt], max_new_tokens=20, temperature=0)
+    assert shown == f"<think>{c.text}\n"
+
+
+def test_sample_names_a_mistake(capsys, tmp_path):
+    from jaxr1.sample import main
+
+    assert main(["--model", "no_such", "hi"]) == 1
+    assert "error: 'no_such' is no directory" in capsys.readouterr().err
+    assert main(["--image", str(tmp_path / "no.png"), "hi"]) == 1
+    assert str(tmp_path / "no.png") in capsys.readouterr().err
