@@ -12,6 +12,9 @@ import jax
 import numpy as np
 import pytest
 
+# Tests are many small programs, compiled once and run once: code generation without optimisation halves their time.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAXR1_CACHE"] + "/xla")

@@ -1,0 +1,96 @@
+"""Runs small_run and kills itself with SIGKILL in a given phase: `python killed.py PHASE RUN_DIR`.
+
+PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 sampled), "grading" (step 3 sampled and
+handed to the graders), "update" (in the second update of step 4), "checkpoint" (while step 2's files are written).
+"""
+
+import dataclasses
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_compilation_cache_dir", os.environ["JAXR1_CACHE"] + "/xla")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+import jaxr1
+from jaxr1.config import load_config
+from jaxr1.rewards.spec import Reward
+from jaxr1.rl import step as rl
+from jaxr1.run import rl_stage
+from jaxr1.run.state import Checkpoints
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(phase: str, folder: Path) -> None:
+    """Patches one function so that the process dies inside that phase."""
+    if phase == "sampling":
+        sample, calls = rl_stage.Sampler.__call__, []
+
+        def dying(self, params, prompts, keys, n, **kw):
+            if n > 1:  # not the evaluation
+                calls.append(1)
+            if len(calls) == 6:  # two waves a step: the second wave of step 3
+                die()
+            return sample(self, params, prompts, keys, n, **kw)
+
+        rl_stage.Sampler.__call__ = dying
+    elif phase == "grading":
+        wait, calls = rl_stage.RlStage._wait, []
+
+        def dying(self, pending):
+            calls.append(1)
+            if len(calls) == 3:
+                die()
+            return wait(self, pending)
+
+        rl_stage.RlStage._wait = dying
+    elif phase == "update":
+        apply, calls = rl.apply, []
+
+        def dying(*args):
+            calls.append(1)
+            if len(calls) == 2 + 2 * 4:  # 2 supervised steps, then 2 updates a step: the last one of step 4
+                die()
+            return apply(*args)
+
+        rl.apply = dying
+    elif phase == "checkpoint":
+        save = Checkpoints.save
+
+        def dying(self, state, run, config):
+            def watch():
+                target = folder / "checkpoints"
+                while not [p for p in target.rglob("*") if "tmp" in str(p) and str(run.total_step) in str(p)]:
+                    time.sleep(0.0005)
+                die()
+
+            if run.stage == 1 and run.step == 2:
+                threading.Thread(target=watch, daemon=True).start()
+            save(self, state, run, config)
+
+        Checkpoints.save = dying
+
+
+def main() -> None:
+    phase, folder = sys.argv[1], Path(sys.argv[2])
+    config = dataclasses.replace(load_config(str(Path(__file__).with_name("small_run.py"))), run_dir=str(folder))
+    if "unrepeatable" in sys.argv:
+        sft, stage = config.stages
+        rewards = (Reward(f"{Path(__file__).with_name('small_rewards.py')}:unrepeatable"),)
+        config = dataclasses.replace(config, stages=(sft, dataclasses.replace(stage, rewards=rewards)))
+    arm(phase, folder)
+    result = jaxr1.train(config)
+    sys.exit(128 + result.signal if result.signal else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""A small two-stage run for tests of the run itself: seconds on a CPU, with everything that a checkpoint must hold."""
+
+from pathlib import Path
+
+from jaxr1.data import Arithmetic
+from jaxr1.rewards import Reward
+from jaxr1.rl import Kl, Optimizer
+from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
+
+REWARDS = Path(__file__).with_name("small_rewards.py")
+
+
+def config() -> Config:
+    """Two supervised steps, then four RL steps of two updates each, with a reference and a user's reward."""
+    buckets = BucketOptions(prompt=(32,), response=(16,), patches=(8,))
+    return Config(
+        model="tiny",
+        run_dir="runs/small",
+        tensorboard=False,
+        stages=(
+            Sft(
+                name="sft",
+                data=Arithmetic(count=64, worked=True),
+                epochs=0.25,
+                batch_size=8,
+                max_prompt_tokens=32,
+                max_response_tokens=24,
+                buckets=BucketOptions(prompt=(32,), response=(24,), patches=(8,)),
+                optimizer=Optimizer(learning_rate=1e-3),
+            ),
+            Rl(
+                name="rl",
+                data=Arithmetic(count=64, start=64),
+                steps=4,
+                prompts_per_step=4,
+                group_size=4,
+                max_prompt_tokens=32,
+                max_response_tokens=16,
+                updates_per_rollout=2,
+                kl=Kl(0.05),
+                rewards=(Reward("format"), Reward(f"{REWARDS}:spread", weight=0.5)),
+                optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=2),
+                buckets=buckets,
+                save_every=2,
+                eval_every=2,
+            ),
+        ),
+        evaluations=(
+            Evaluation(data=Arithmetic(count=8, split="test"), max_prompt_tokens=32, max_response_tokens=16, samples=4),
+        ),
+    )

@@ -1,0 +1,121 @@
+"""Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxr1.checkpoints.tensors import open_checkpoint
+from jaxr1.run.metrics import read_jsonl
+
+SCRIPT = Path(__file__).with_name("killed.py")
+
+
+def start(phase, folder, *more):
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), phase, str(folder), *more],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def run(phase, folder, *more):
+    process = start(phase, folder, *more)
+    output, _ = process.communicate(timeout=300)
+    return process.returncode, output
+
+
+def kept(row):
+    """A metrics line without what depends on the clock."""
+    return {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "memory/"))}
+
+
+def picture(folder):
+    """Everything about a finished run that must not depend on interruptions."""
+    tensors = {n: np.array(f.read(n)) for n, f in open_checkpoint(folder / "export").items()}
+    rollouts = {p.name: p.read_bytes() for p in sorted((folder / "rollouts").glob("*.jsonl"))}
+    metrics = [kept(r) for r in read_jsonl(folder / "metrics.jsonl")]
+    return tensors, rollouts, metrics, (folder / "dropped.jsonl").read_bytes()
+
+
+def same(one, other):
+    assert one[0].keys() == other[0].keys()
+    for name, tensor in one[0].items():
+        assert tensor.tobytes() == other[0][name].tobytes(), name
+    assert one[1] == other[1]
+    assert json.dumps(one[2]) == json.dumps(other[2])
+    assert one[3] == other[3]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    code, output = run("none", folder)
+    assert code == 0, output
+    return picture(folder)
+
+
+def test_the_run_is_worth_comparing(uninterrupted):
+    """Every step moved the parameters, both stages and all evaluations are there."""
+    metrics = uninterrupted[2]
+    steps = [(r["stage"], r["step"]) for r in metrics if "policy/grad_norm" in r]
+    assert steps == [("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2), ("rl", 3), ("rl", 4)]
+    assert all(r["policy/grad_norm"] > 0 for r in metrics if "policy/grad_norm" in r)
+    assert [(r["stage"], r["step"]) for r in metrics if "eval/heldout/accuracy" in r] == [
+        ("sft", 0), ("sft", 2), ("rl", 2), ("rl", 4)
+    ]  # fmt: skip
+    assert any(r.get("policy/kl", 0) > 0 for r in metrics)
+
+
+@pytest.mark.parametrize("phase", ["sampling", "grading", "update", "checkpoint"])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase):
+    code, output = run(phase, tmp_path / "run")
+    assert code == -signal.SIGKILL, output
+    assert not (tmp_path / "run" / "export").exists()
+    code, output = run("none", tmp_path / "run")
+    assert code == 0, output
+    same(picture(tmp_path / "run"), uninterrupted)
+
+
+def test_grades_are_replayed(tmp_path):
+    """A grader that never says the same twice: what was written before the kill is what the update used."""
+    code, output = run("update", tmp_path / "run", "unrepeatable")
+    assert code == -signal.SIGKILL, output
+    written = {p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")}
+    assert set(written) == {f"rl_{i}.jsonl" for i in (1, 2, 3, 4)}
+    code, output = run("none", tmp_path / "run", "unrepeatable")
+    assert code == 0, output
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")} == written
+
+
+def test_a_finished_run_says_so(tmp_path, uninterrupted):
+    folder = tmp_path / "run"
+    assert run("none", folder)[0] == 0
+    before = (folder / "metrics.jsonl").read_bytes()
+    code, output = run("none", folder)
+    assert code == 0 and "is finished" in output
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_and_exit(tmp_path, uninterrupted, number):
+    """Stopped in the middle of RL: a checkpoint, a message, the exit status of the signal; resumed, the same run."""
+    folder = tmp_path / "run"
+    process = start("none", folder)
+    deadline = time.time() + 200
+    while time.time() < deadline and not (folder / "rollouts" / "rl_1.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=200)
+    if process.returncode == 0:
+        pytest.fail(f"the run ended before the signal came:\n{output}")
+    assert process.returncode == 128 + number, output
+    assert "the same command resumes" in output
+    code, output = run("none", folder)
+    assert code == 0, output
+    same(picture(folder), uninterrupted)
