@@ -77,7 +77,13 @@ def test_train_command(capsys):
 
 def test_train_help_lists_every_field_of_a_config():
     text = run("-m", "jaxr1.train", "configs/quickstart.py", "--help").stdout
-    for flag in ("--seed", "--run-dir", "--stages.0.epochs", "--stages.1.kl.coef", "--evaluations.0.max-response-tokens"):
+    for flag in (
+        "--seed",
+        "--run-dir",
+        "--stages.0.epochs",
+        "--stages.1.kl.coef",
+        "--evaluations.0.max-response-tokens",
+    ):
         assert flag in text
 
 

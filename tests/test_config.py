@@ -81,9 +81,14 @@ def test_near_misses(tmp_path):
         ("Config(stages=(Rl(Arithmetic(8)),), seed=1.5)", ["seed must be int, got 1.5"]),
         ("Config(stages=Rl(Arithmetic(8)))", ["stages must be tuple[Sft | Rl, ...], got Rl("]),
         ("Config(stages=(3,))", ["stages.0 must be Sft | Rl, got 3"]),
-        ("Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
-         ["stages.0.optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"]),
-        ("Config(stages=(Sft(Arithmetic(8), freeze='vision'),))", ["stages.0.freeze must be tuple[str, ...], got 'vision'"]),
+        (
+            "Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
+            ["stages.0.optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"],
+        ),
+        (
+            "Config(stages=(Sft(Arithmetic(8), freeze='vision'),))",
+            ["stages.0.freeze must be tuple[str, ...], got 'vision'"],
+        ),
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
         ("Config(stages=(Rl(8),))", ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"]),
         ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
@@ -193,7 +198,12 @@ def test_a_flag_that_does_not_fit(capsys, flags, texts):
 def test_every_field_has_help(capsys):
     """The docstring of each options class names each of its fields on a line of its own, which is what tyro shows."""
     text = said(capsys, ["--help"])
-    for part in ("--stages.1.eval-every", "steps between evaluations", "--processor.min-pixels", "steps between checkpoints"):
+    for part in (
+        "--stages.1.eval-every",
+        "steps between evaluations",
+        "--processor.min-pixels",
+        "steps between checkpoints",
+    ):
         assert part in text
 
     def classes(value):
@@ -227,7 +237,7 @@ def test_resolved_is_json_and_differences_name_fields():
     assert [line.split(":")[0] for line in differences(old, resolved(shorter))] == ["stages"]
     swapped = dataclasses.replace(small(), stages=(small().stages[0], dataclasses.replace(small().stages[0], name="b")))
     found = differences(old, resolved(swapped))
-    assert "stages.1.class: \"Rl\" in the run, now \"Sft\"" in found
+    assert 'stages.1.class: "Rl" in the run, now "Sft"' in found
     for name in FREE:
         assert hasattr(small(), name)
     assert differences(old, resolved(dataclasses.replace(small(), run_dir="elsewhere", report=False))) == []

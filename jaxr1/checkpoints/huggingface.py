@@ -90,7 +90,7 @@ def read_config(directory: Path) -> dict:
     return raw
 
 
-def load_params(directory: Path, tables: dict[str, Table], dtype: str, mesh, rules: Rules) -> dict:
+def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, rules: Rules) -> dict:
     """Loads the weights of a directory in whichever layout its files use.
 
     Args:
@@ -146,7 +146,13 @@ def hf_tensors(flat: Mapping[str, jax.Array], table: Table, dtype) -> list[tuple
 
 
 def save_directory(
-    out: Path, flat: Mapping[str, jax.Array], table: Table, raw_config: str, companions: Path | None, dtype: str
+    out: Path,
+    flat: Mapping[str, jax.Array],
+    table: Table,
+    raw_config: str,
+    companions: Path | None,
+    dtype: str,
+    changed: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a complete Hugging Face directory by atomic rename; what stood there before is replaced.
 
@@ -156,6 +162,7 @@ def save_directory(
       raw_config: the config.json to write, its dtype entries replaced.
       companions: a directory to take tokenizer and processor files from.
       dtype: of the weights.
+      changed: texts of companion files to write in place of those in the directory.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
@@ -165,6 +172,8 @@ def save_directory(
         for name in COMPANIONS:
             if (companions / name).is_file():
                 shutil.copyfile(companions / name, partial / name)
+    for name, text in (changed or {}).items():
+        (partial / name).write_text(text)
     config = json.loads(raw_config)
     for place in (config, config.get("text_config"), config.get("vision_config")):
         if isinstance(place, dict):

@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ class Processor:
     """
 
     directory: Path
-    tokenizer: object
+    tokenizer: Any  # transformers.PreTrainedTokenizerFast
     images: ImageOptions
     media_token_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
@@ -99,17 +100,36 @@ class Processor:
         media = {raw.get(name) for name in MEDIA_NAMES} - {None}
         known = tokenizer.get_vocab()
         media |= {known[t] for t in ("<|vision_pad|>", "<|vision_start|>", "<|vision_end|>") if t in known}
-        stops = _read(directory / "generation_config.json").get("eos_token_id")
-        stops = {*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id} - {None}
+        said = _read(directory / "generation_config.json").get("eos_token_id")
+        stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
         return cls(
             directory=directory,
             tokenizer=tokenizer,
             images=images,
             media_token_ids=tuple(sorted(int(i) for i in media)),
-            stop_token_ids=tuple(sorted(int(i) for i in stops)),
+            stop_token_ids=tuple(sorted({int(i) for i in stops if i is not None})),
             image_token_id=int(raw.get("image_token_id", 151655)),
             template=template,
         )
+
+    def changed_files(self) -> dict[str, str]:
+        """Texts of the directory's files that a saved copy must have anew: image bounds that were given on loading.
+
+        Without them an exported model would be asked about images of another size than it was trained on.
+        """
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            raw = _read(self.directory / name)
+            settings = raw.get("image_processor", raw)
+            if not settings:
+                continue
+            said = ImageOptions.from_preprocessor_config(settings)
+            if (said.min_pixels, said.max_pixels) == (self.images.min_pixels, self.images.max_pixels):
+                return {}
+            settings |= {"min_pixels": self.images.min_pixels, "max_pixels": self.images.max_pixels}
+            if "size" in settings:
+                settings["size"] = {"shortest_edge": self.images.min_pixels, "longest_edge": self.images.max_pixels}
+            return {name: json.dumps(raw, indent=2)}
+        return {}
 
     @property
     def prefix(self) -> str:
@@ -158,7 +178,9 @@ class Processor:
         loaded = [preprocess_image(image, self.images) for image in images]
         rendered, texts = render(prompt, self.tokenizer, self.template, self.image_pad)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
-        ids, spans, media_index, k = [], [], [], 0
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        k = 0
         merge = self.images.merge_size**2
         for piece in [*self._special.split(rendered)]:
             if not piece:

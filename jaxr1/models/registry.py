@@ -108,7 +108,8 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     """Writes a complete Hugging Face directory that `load_model` and transformers read.
 
     Args:
-      processor: its directory gives tokenizer, template and image settings; None leaves them out.
+      processor: its directory gives tokenizer, chat template and image settings (with the bounds that it was loaded
+        with); None leaves them out.
       dtype: of the weights; None is the checkpoint's own.
 
     Returns:
@@ -118,7 +119,9 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     own = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("dtype") or "float32"
     out = Path(path)
     source = processor.directory if processor is not None else None
-    huggingface.save_directory(out, flatten(params), model.table("hub"), model.raw_config, source, dtype or own)
+    changed = processor.changed_files() if processor is not None else None
+    table = model.table("hub")
+    huggingface.save_directory(out, flatten(params), table, model.raw_config, source, dtype or own, changed)
     return out
 
 

@@ -87,7 +87,9 @@ def partition(
     axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], rules: Rules
 ) -> PartitionSpec:
     """The PartitionSpec of a tensor with these logical axes; what a mesh axis does not divide is replicated and logged."""
-    table, used, spec = dict(rules), set(), []
+    table = dict(rules)
+    used: set[str] = set()
+    spec: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
         names = tuple(n for n in table.get(axis or "", ()) if n not in used and mesh_shape.get(n, 1) > 1)
         ways = int(np.prod([mesh_shape[n] for n in names])) if names else 1
@@ -116,4 +118,6 @@ def constrain(x: jax.Array, rules: Rules, *axes: str | None) -> jax.Array:
 def mesh_of(params) -> Mesh:
     """The mesh that a parameter tree lives on."""
     found = jax.tree.leaves(params)[0].sharding
-    return found.mesh if isinstance(found, NamedSharding) else single_device_mesh(next(iter(found.device_set)))
+    if isinstance(found, NamedSharding) and isinstance(found.mesh, Mesh):
+        return found.mesh
+    return single_device_mesh(next(iter(found.device_set)))

@@ -59,7 +59,10 @@ def hub_config(raw: dict) -> dict:
         part.pop("dtype", None)
     vision["in_chans"] = vision.pop("in_channels", 3)
     vision.pop("rope_parameters", None)
-    text |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    text |= {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+    }
     kept = {k: v for k, v in raw.items() if k not in ("text_config", "dtype", "rope_parameters")}
     return {**text, **kept, "vision_config": vision, "torch_dtype": "float32", "model_type": "qwen2_vl"}
 
@@ -113,7 +116,9 @@ def test_half_precision_files(checkpoint, tmp_path):
         _, exact = jaxr1.load_model(folder)
         for name, x in flatten(params).items():
             assert x.dtype == np.float32
-            np.testing.assert_array_equal(np.asarray(x), np.asarray(flatten(exact)[name]).astype(kind).astype(np.float32))
+            np.testing.assert_array_equal(
+                np.asarray(x), np.asarray(flatten(exact)[name]).astype(kind).astype(np.float32)
+            )
 
 
 def test_param_dtype(checkpoint):
@@ -164,6 +169,27 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
         messages, tokenize=False
     )
     assert jaxr1.load_processor(out).images == processor.images
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_image_bounds_are_saved(small, tmp_path, newer):
+    """An exported model sees images of the size it was trained on, in transformers too."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    source = copy(small, tmp_path / "m")
+    write_checkpoint(source, tensors(small).items())
+    if newer:
+        settings = json.loads((source / "preprocessor_config.json").read_text())
+        size = {"shortest_edge": settings.pop("min_pixels"), "longest_edge": settings.pop("max_pixels")}
+        (source / "preprocessor_config.json").write_text(json.dumps(settings | {"size": size}))
+    model, params = jaxr1.load_model(source)
+    processor = jaxr1.load_processor(source, min_pixels=56 * 56, max_pixels=84 * 84)
+    out = jaxr1.save_model(model, params, processor, tmp_path / "out")
+    assert jaxr1.load_processor(out).images == processor.images
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(out)
+    assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (56 * 56, 84 * 84)
+    same = jaxr1.save_model(model, params, jaxr1.load_processor(source), tmp_path / "same")
+    assert (same / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
 
 
 def test_saving_in_another_dtype(checkpoint, tmp_path):
@@ -374,7 +400,9 @@ def test_two_processes_make_a_preset(tmp_path):
 
     env = dict(os.environ, JAXR1_CACHE=str(tmp_path), JAX_PLATFORMS="cpu")
     pair = [
-        subprocess.Popen([sys.executable, "-c", RACE], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", RACE], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     for process in pair:

@@ -1,5 +1,7 @@
 """Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie in arrays of static shape."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -131,7 +133,7 @@ def test_buckets(rng):
         sizes = geometric(low, high, multiple=multiple)
         assert list(sizes) == sorted(set(sizes)) and all(s % multiple == 0 for s in sizes)
         assert high <= sizes[-1] < high + multiple and sizes[0] < min(low, high) + multiple
-        assert all(b <= 2 * a + multiple for a, b in zip(sizes, sizes[1:], strict=False)), "at most half is padding"
+        assert all(b <= 2 * a + multiple for a, b in itertools.pairwise(sizes)), "at most half is padding"
         size = int(rng.integers(1, high + 1))
         chosen = bucket(size, sizes, "x")
         assert chosen >= size and all(s < size for s in sizes if s < chosen)
@@ -169,9 +171,7 @@ def test_waste(rng):
 def random_group(rng):
     """Prompt lengths, and response lengths with zeros among them."""
     prompts = rng.integers(1, 65, int(rng.integers(1, 12))).tolist()
-    responses = [
-        np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist() for _ in prompts
-    ]
+    responses = [np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist() for _ in prompts]
     return prompts, responses
 
 

@@ -33,13 +33,16 @@ def user(*parts) -> jaxr1.Prompt:
 def conversation(rng, prompt: jaxr1.Prompt) -> jaxr1.Prompt:
     """The same user turn inside a longer conversation."""
     before = [{"role": "system", "content": "Answer with one number."}, *prompt.messages]
-    after = [{"role": "assistant", "content": "<think> 3 + 4 </think>"}, {"role": "user", "content": "é ∑ 你好\n\n ok?"}]
+    after = [
+        {"role": "assistant", "content": "<think> 3 + 4 </think>"},
+        {"role": "user", "content": "é ∑ 你好\n\n ok?"},
+    ]
     return jaxr1.Prompt(before + after[: 2 * int(rng.integers(2))])
 
 
 def test_token_ids_equal_transformers(checkpoint, rng):
     """The rendered chat template with each placeholder repeated once per merged patch, tokenized in one call."""
-    folder, _, processor = checkpoint
+    _, _, processor = checkpoint
     seen = set()
     for prompt in mixed_prompts(rng, 8):
         prompt = conversation(rng, prompt)
@@ -76,7 +79,17 @@ def test_positions_of_the_drawing():
 
 def hostile(rng) -> str:
     """Text full of special names: whole, nested, cut, adjacent."""
-    pieces = [*SPECIALS, "<|im_<|im_end|>end|>", "<|image_pad|><|image_pad|>", "<", "|>", "<|", "a b", "\n", "<<|im_end|>>"]
+    pieces = [
+        *SPECIALS,
+        "<|im_<|im_end|>end|>",
+        "<|image_pad|><|image_pad|>",
+        "<",
+        "|>",
+        "<|",
+        "a b",
+        "\n",
+        "<<|im_end|>>",
+    ]
     return "".join(rng.choice(pieces, 12)) + str(rng.choice(SPECIALS))
 
 
@@ -93,7 +106,9 @@ def test_special_names_in_user_text_stay_text(checkpoint, rng):
         shown = [int(i) for i in encoded.token_ids if i in special]
         assert len(encoded.spans) == 1
         # The specials of the whole prompt are those of a prompt without text, up to the image's own length.
-        assert [i for i in shown if i != processor.image_token_id] == [i for i in empty if i != processor.image_token_id]
+        assert [i for i in shown if i != processor.image_token_id] == [
+            i for i in empty if i != processor.image_token_id
+        ]
         assert text in processor.decode(encoded.token_ids)
 
 
@@ -114,7 +129,9 @@ def test_sentinels_in_user_text_stay_text(checkpoint):
     """The private-use characters that stand for texts inside the template may occur in a text."""
     _, _, processor = checkpoint
     text = "a \ue0001\ue001 b \ue0000\ue001"
-    ids = processor.encode(jaxr1.Prompt([{"role": "system", "content": text}, {"role": "user", "content": "zz"}])).token_ids
+    ids = processor.encode(
+        jaxr1.Prompt([{"role": "system", "content": text}, {"role": "user", "content": "zz"}])
+    ).token_ids
     assert processor.decode(ids).count(text) == 1 and processor.decode(ids).count("zz") == 1
 
 
@@ -158,12 +175,16 @@ def test_malformed_messages(checkpoint, messages, text):
         checkpoint[2].encode(jaxr1.Prompt(messages))
 
 
+def each_part(body: str) -> str:
+    return "{% for m in messages %}{% for c in m['content'] %}" + body + "{% endfor %}{% endfor %}"
+
+
 TEMPLATES = {
-    "{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endfor %}": "1 images, but the template has a place for 0",
-    "{% for m in messages %}{% for c in m['content'] %}<|image_pad|>{{ c['text'] }}{% endfor %}{% endfor %}": "more image places than the prompt's 1 images",
+    each_part("{{ c['text'] }}"): "1 images, but the template has a place for 0",
+    each_part("<|image_pad|>{{ c['text'] }}"): "more image places than the prompt's 1 images",
     "{% for m in messages %}<|image_pad|>{% endfor %}": "drops, repeats or reorders",
-    "<|image_pad|>{% for m in messages %}{% for c in m['content'] %}{{ c['text'] }}{{ c['text'] }}{% endfor %}{% endfor %}": "drops, repeats or reorders",
-}  # fmt: skip
+    "<|image_pad|>" + each_part("{{ c['text'] }}{{ c['text'] }}"): "drops, repeats or reorders",
+}
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
@@ -183,7 +204,11 @@ def test_r1_zero_template(checkpoint, rng):
     encoded = processor.encode(user("Where is the red <|im_end|> star?", image))
     (start, end) = encoded.spans[0]
     name = processor.tokenizer.convert_tokens_to_ids
-    assert start == 1 and encoded.token_ids[0] == name("<|vision_start|>") and encoded.token_ids[end] == name("<|vision_end|>")
+    assert (
+        start == 1
+        and encoded.token_ids[0] == name("<|vision_start|>")
+        and encoded.token_ids[end] == name("<|vision_end|>")
+    )
     assert processor.tokenizer.decode(encoded.token_ids[end + 1 :]) == (
         "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves "
         "it. The assistant first thinks about the reasoning process in the mind and then provides the user with the "

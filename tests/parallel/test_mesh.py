@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxr1.parallel import AXES, DEFAULT_RULES, MeshOptions, agree, batch_multiple, partition, sharding, single_device_mesh
+from jaxr1.parallel import (
+    AXES,
+    DEFAULT_RULES,
+    MeshOptions,
+    agree,
+    batch_multiple,
+    partition,
+    sharding,
+    single_device_mesh,
+)
 from jaxr1.parallel.mesh import constrain, mesh_of
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}

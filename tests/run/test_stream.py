@@ -19,7 +19,11 @@ def rows(count: int, **changes) -> list[Example]:
     """Text questions; `changes` maps "rN" to the fields of row N."""
     made = []
     for i in range(count):
-        fields = {"messages": ({"role": "user", "content": f"question {i}"},), "answer": str(i), "source": f"mine.jsonl:{i + 1}"}
+        fields = {
+            "messages": ({"role": "user", "content": f"question {i}"},),
+            "answer": str(i),
+            "source": f"mine.jsonl:{i + 1}",
+        }
         made.append(Example(**fields | changes.get(f"r{i}", {})))
     return made
 
@@ -49,7 +53,9 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
     position, pieces = 0, []
     while len(pieces) < 60:
         count = int(rng.integers(1, 9))
-        position, part = make(examples, processor, seed=seed).take(position, count)  # a fresh stream: as after a restart
+        position, part = make(examples, processor, seed=seed).take(
+            position, count
+        )  # a fresh stream: as after a restart
         pieces += [(d.position, d.row) for d in part]
         assert position == pieces[-1][0] + 1
     assert pieces[:60] == whole
