@@ -74,8 +74,9 @@ def embed(model: Model, params: dict, token: jax.Array, media_index: jax.Array |
     return jnp.where((media_index >= 0)[..., None], found, x)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Prefilled:
+class Prefilled:
     """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], the last hidden state [B, D],
     the position of the first response token [B], and the batch's media embeddings [N, D]."""
 
@@ -84,11 +85,6 @@ class _Prefilled:
     last_bd: jax.Array
     next_position_b: jax.Array
     media_nd: jax.Array
-
-
-Prefilled = jax.tree_util.register_dataclass(
-    _Prefilled, data_fields=["kv", "length_b", "last_bd", "next_position_b", "media_nd"], meta_fields=[]
-)
 
 
 def prefill_hidden(model: Model, params: dict, batch: PromptBatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import optax
@@ -34,6 +35,7 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 
+    @functools.lru_cache  # noqa: B019 - options are few; equal ones must give one object, or `apply` compiles again
     def rate(self, steps: int) -> optax.Schedule:
         """The learning rate as a function of the optimiser step.
 
@@ -54,6 +56,7 @@ class Optimizer:
         ramp = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
         return optax.join_schedules([ramp, shapes[self.schedule]()], [warmup]) if warmup else shapes[self.schedule]()
 
+    @functools.lru_cache  # noqa: B019
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a stage of `steps` optimiser steps."""
         adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay)

@@ -108,10 +108,15 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
     return {k: v for k, v in params.items() if k not in freeze}, {k: v for k, v in params.items() if k in freeze}
 
 
+@functools.partial(jax.jit, static_argnames="tx")
+def _init(tx: optax.GradientTransformation, trainable: dict):
+    return tx.init(trainable)
+
+
 def init_state(params: dict, tx: optax.GradientTransformation, freeze: tuple[str, ...] = ()) -> TrainState:
     """A fresh optimiser state beside the parameters, sharded like them."""
     trainable, frozen = split_params(params, freeze)
-    return TrainState(step=jnp.int32(0), trainable=trainable, frozen=frozen, opt=jax.jit(tx.init)(trainable))
+    return TrainState(step=jnp.int32(0), trainable=trainable, frozen=frozen, opt=_init(tx, trainable))
 
 
 def token_losses(objective: Objective, batch: TrainBatch, logp, entropy) -> tuple[jax.Array, dict, dict]:

@@ -66,9 +66,10 @@ class Console:
     """
 
     def __init__(self, *, live: bool | None = None, file: IO[str] | None = None):
-        self.rich = RichConsole(file=file, highlight=False, soft_wrap=live is False)
+        self.rich = RichConsole(file=file, highlight=False)
         if live is None:
             live = self.rich.is_terminal and not self.rich.is_dumb_terminal and not self.rich.is_jupyter
+        self.rich.soft_wrap = not live  # a log keeps its lines whole, whatever width it guesses
         self.is_live = live
         self._live: Live | None = None
         self._spinner = Spinner("dots")

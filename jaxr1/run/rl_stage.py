@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from jaxr1.evaluation.heldout import asked, graded
-from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste
+from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste, power_of_two
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
 from jaxr1.parallel import batch_multiple, mesh_of
 from jaxr1.rewards.pool import Grade, Pending, RewardPool
@@ -22,7 +22,7 @@ from jaxr1.rl import step as rl
 from jaxr1.rl.advantages import group_advantage, zero_std
 from jaxr1.rl.objectives import token_weights
 from jaxr1.run.metrics import read_jsonl
-from jaxr1.run.options import Rl
+from jaxr1.run.options import BucketOptions, Rl
 from jaxr1.run.stream import Drawn
 from jaxr1.sampling.draw import prompt_key
 from jaxr1.sampling.generate import Completion, Sampler, SamplingOptions, place_batch
@@ -319,6 +319,25 @@ class RlStage:
         for status in ("timeout", "crash", "error", "nan"):
             out[f"reward/{status}s"] = float(sum(g.status == status for g in grades))
         return out
+
+
+def program_bound(stage: Rl, buckets: Buckets | BucketOptions, *, prompt_rows: int, multiple: int = 1) -> int:
+    """The most update programs that a stage can compile: one for each combination of static sizes.
+
+    Rows, strips and patch rows are powers of two (times `multiple`), lengths come from the buckets.
+
+    Args:
+      stage: gives the group size.
+      buckets: lengths of prompts, strips and patch rows; all given.
+      prompt_rows: prompts of one update; a group may take several rows.
+      multiple: devices that share a batch.
+    """
+    powers = lambda most: power_of_two(most).bit_length()
+    rows = powers(-(-prompt_rows * stage.group_size // multiple))
+    # An image has at least one token of its prompt.
+    patch_rows = powers(-(-prompt_rows * stage.group_size * max(buckets.prompt) // multiple))
+    lengths = len(buckets.prompt) * len(buckets.response) * len(buckets.patches)
+    return lengths * rows * powers(stage.group_size) * patch_rows
 
 
 def read_metrics(updates: list[dict]) -> dict[str, float]:

@@ -1,0 +1,91 @@
+"""In the compiled programs no buffer is as large as G x the prompt KV of a layer, and none as all response logits."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+from reference import make_checkpoint, mixed_prompts
+
+import jaxr1
+from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.rl import step as rl
+from jaxr1.rl.objectives import Kl
+from jaxr1.sampling import decode as loop
+from jaxr1.sampling.draw import Filters
+from jaxr1.sampling.scoring import score_batch
+
+# Sizes without common factors, so that a product names its tensor.
+ROWS, GROUP, PROMPT, TOKENS, VOCAB = 4, 5, 184, 88, 512
+KV_HEADS, HEAD = 2, 14
+
+
+def shapes_of(compiled) -> set[tuple[int, ...]]:
+    """The shape of every array in a compiled program."""
+    found = re.findall(r"\b(?:f32|bf16|f16|s32|u32|pred)\[([0-9,]*)\]", compiled.as_text())
+    return {tuple(int(d) for d in dims.split(",") if d) for dims in found}
+
+
+def sizes_of(compiled) -> set[int]:
+    """Element counts of every array in a compiled program."""
+    return {math.prod(shape) for shape in shapes_of(compiled)}
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """The compiled update, scoring and decode programs of one set of sizes."""
+    rng = np.random.default_rng()
+    folder = tmp_path_factory.mktemp("m") / "m"
+    make_checkpoint(folder, 0, hidden=HEAD * 6, heads=6, kv_heads=KV_HEADS, layers=2)
+    model, params = jaxr1.load_model(folder)
+    processor = jaxr1.load_processor(folder)
+    prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
+    buckets = Buckets((PROMPT,), (TOKENS,), (64,))
+    sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
+    tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
+    plan = plan_strips([len(p) for p in prompts], [[TOKENS] * GROUP] * ROWS, buckets, token_budget=10**9)[0]
+    zero = fill(plan, [[0.0] * GROUP] * ROWS)
+    strips = make_strips(plan, prompts, tokens, [[1.0] * GROUP] * ROWS)
+    batch = plan_prompts(plan, prompts, buckets, **sizes)
+    objective = rl.Objective(kl=Kl(0.1), on_policy=False, forbidden=processor.media_token_ids)
+    whole = rl.TrainBatch(batch, strips, zero, zero, zero, zero)
+    update = rl.accumulate.lower(model, objective, params, {}, rl.zero_sums(objective, params), whole).compile()
+    score = score_batch.lower(model, params, batch, strips, 1.0, processor.media_token_ids).compile()
+    rows = make_batch(prompts, buckets, rows=ROWS, **sizes)
+    prefilled = loop.run_prefill(model, params, rows)
+    keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
+    state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)
+    static = loop.Static(Filters(), processor.media_token_ids, (2,))
+    decode = loop.decode_until.lower(model, params, cache, state, np.int32(9), np.float32(1), static).compile()
+    assert plan.rows == ROWS and batch.token_bp.shape == (ROWS, PROMPT)
+    return plan, {"update": update, "score": score, "decode": decode}
+
+
+@pytest.mark.parametrize("name", ["update", "score", "decode"])
+def test_prompt_keys_are_never_repeated(programs, name):
+    plan, compiled = programs
+    one = ROWS * PROMPT * KV_HEADS * HEAD  # keys of one layer
+    found = sizes_of(compiled[name])
+    assert one in found, "the prompt's keys themselves should be there"
+    for copies in {GROUP, plan.strips}:
+        assert not found & {one * copies, 2 * one * copies}
+    if name == "decode":  # without activations of whole responses, nothing at all is that large
+        assert max(found) < GROUP * one
+
+
+@pytest.mark.parametrize("name", ["update", "score", "decode"])
+def test_response_logits_never_exist(programs, name):
+    plan, compiled = programs
+    positions = plan.rows * plan.strips * plan.strip_len
+    wide = [shape for shape in shapes_of(compiled[name]) if VOCAB in shape]
+    assert wide, "the output matrix at least"
+    assert max(map(math.prod, wide)) < min(positions, ROWS * GROUP * TOKENS, ROWS * PROMPT) * VOCAB
+
+
+def test_the_test_would_see_repeated_keys():
+    """The same check finds a repetition where there is one."""
+    keys = np.zeros((ROWS, PROMPT, KV_HEADS, HEAD), np.float32)
+    repeated = jax.jit(lambda k: (k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None]))
+    assert GROUP * keys.size in sizes_of(repeated.lower(keys).compile())

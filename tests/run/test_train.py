@@ -1,0 +1,158 @@
+"""Runs from their configuration: the tiny recipe to its export, own data and rewards, what a mistake says."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxr1
+from jaxr1.config import load_config
+from jaxr1.data import Arithmetic, Files, Sat
+from jaxr1.models.vlm import prompt_logits
+from jaxr1.rewards import Reward, RewardError
+from jaxr1.rl import Optimizer, step as rl
+from jaxr1.run import BucketOptions, Config, Rl
+from jaxr1.run.metrics import read_jsonl
+from jaxr1.run.monitor import CompileCounter
+from jaxr1.run.resume import ResumeError
+
+BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))
+
+
+def one_stage(folder, **changes) -> Config:
+    """The smallest RL run."""
+    fields = dict(
+        data=Arithmetic(count=32), steps=2, prompts_per_step=2, group_size=4, max_prompt_tokens=32,
+        max_response_tokens=16, waves=1, rewards=(Reward("tests/run/small_rewards.py:spread"),), buckets=BUCKETS,
+        optimizer=Optimizer(learning_rate=1e-3),
+    )  # fmt: skip
+    return Config(model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False)
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path):
+    config = dataclasses.replace(load_config("configs/visualthinker_r1_zero.py:tiny"), run_dir=str(tmp_path / "run"))
+    result = jaxr1.train(config)
+    assert result.signal is None and result.run_dir == tmp_path / "run"
+    steps = [r for r in result.metrics if "policy/loss" in r]
+    assert [r["step"] for r in steps] == [1, 2, 3, 4]
+    for row in steps:
+        assert row["rollout/max_abs_dlogp"] < 1e-4 and row["policy/ratio"] == 1 and row["policy/clip_frac"] == 0
+        for name in ("reward/mean", "reward/accuracy", "reward/format", "reward/frac_zero_std", "rollout/length_mean",
+                     "rollout/frac_truncated", "rollout/entropy", "policy/kl", "policy/grad_norm", "time/step_s",
+                     "perf/tokens_per_s", "perf/compiles", "perf/padding", "memory/host_rss_gib"):  # fmt: skip
+            assert name in row
+    folder = tmp_path / "run"
+    for name in ("config.json", "environment.json", "metrics.jsonl", "dropped.jsonl", "curves.png", "report.html",
+                 "reference/grpo", "checkpoints", "export/model.safetensors", "tensorboard"):  # fmt: skip
+        assert (folder / name).exists(), name
+    row = read_jsonl(folder / "rollouts" / "grpo_1.jsonl")[0]
+    assert row["response"].startswith("<think>") and row["media"] and set(row["rewards"]) == {"accuracy", "format"}
+
+    from transformers import Qwen2VLForConditionalGeneration
+
+    exported = Qwen2VLForConditionalGeneration.from_pretrained(folder / "export")
+    ours = np.asarray(result.params["decoder"]["norm"])
+    assert np.array_equal(exported.model.language_model.norm.weight.detach().numpy(), ours)
+    model, params = jaxr1.load_model(folder / "export")
+    again = jaxr1.generate(model, params, jaxr1.load_processor(folder / "export"), [jaxr1.Prompt(
+        [{"role": "user", "content": "Which object"}])], max_new_tokens=4, temperature=0)  # fmt: skip
+    assert len(again[0][0].token_ids) > 0 and prompt_logits is not None
+
+
+def test_visualthinker_paper_has_the_published_numbers():
+    config = load_config("configs/visualthinker_r1_zero.py")
+    (stage,) = config.stages
+    assert isinstance(stage, Rl) and isinstance(stage.data, Sat) and stage.data.limit == 15000
+    assert (stage.prompts_per_step, stage.group_size, stage.steps) == (8, 8, 1500)
+    assert (stage.max_prompt_tokens, stage.max_response_tokens, stage.temperature) == (1024, 700, 1.0)
+    assert (stage.optimizer.learning_rate, stage.kl.coef, stage.kl.estimator) == (1e-6, 0.04, "k3")
+    assert (stage.advantage.scale, stage.advantage.eps) == ("std", 1e-4)
+    assert stage.surrogate.aggregation == "seq-mean-token-mean" and stage.updates_per_rollout == 1
+    assert [(r.label, r.weight) for r in stage.rewards] == [("accuracy", 1.0), ("format", 1.0)]
+    assert (config.processor.max_pixels, config.processor.template) == (401408, "r1_zero")
+
+
+def test_a_reward_is_learned(tmp_path):
+    """GRPO from random parameters: the share of a wanted token rises, on its own data and reward."""
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def short(completion, example):\n    return -len(completion.text) / 50\n")
+    config = one_stage(
+        tmp_path / "run", steps=30, prompts_per_step=4, group_size=8, rewards=(Reward(f"{rewards}:short"),),
+        optimizer=Optimizer(learning_rate=3e-3),
+    )  # fmt: skip
+    found = [r["reward/mean"] for r in jaxr1.train(config).metrics]
+    assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.2
+
+
+def test_second_pass_compiles_nothing_and_the_bound_holds(tmp_path):
+    """A step met again compiles nothing new, and programs stay within what the configuration predicts."""
+    before = rl.accumulate._cache_size()
+    config = one_stage(tmp_path / "a", steps=3)
+    jaxr1.train(config)
+    used = rl.accumulate._cache_size() - before
+    from jaxr1.run.rl_stage import program_bound
+
+    assert 0 < used <= program_bound(config.stages[0], BUCKETS, prompt_rows=2, multiple=4)
+    with CompileCounter() as compiles:
+        jaxr1.train(dataclasses.replace(config, run_dir=str(tmp_path / "b")))
+    assert compiles.count == 0
+
+
+def test_own_files_and_own_reward(tmp_path, rng):
+    """JSONL rows with images beside it; every other column reaches the reward."""
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+    rows = [{"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i} for i in range(4)]
+    rows.append({"prompt": "word " * 200, "answer": "1", "level": 9})  # too long
+    rows.append({"prompt": "What?", "answer": "\\frac{1}{", "level": 9})
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.py").write_text("def level(completion, example):\n    return example.metadata['level'] * 1.0\n")
+    config = one_stage(
+        tmp_path / "run", data=Files(path=str(tmp_path / "train.jsonl")), steps=4,
+        rewards=(Reward(f"{tmp_path}/mine.py:level"), Reward("accuracy")),
+    )  # fmt: skip
+    result = jaxr1.train(config)
+    seen = {r["source"]: r["rewards"]["level"] for i in (1, 2, 3, 4)
+            for r in read_jsonl(tmp_path / "run" / "rollouts" / f"rl_{i}.jsonl")}  # fmt: skip
+    assert seen and all(level == int(source.rpartition(":")[2]) - 1 for source, level in seen.items())
+    dropped = {r["source"].rpartition(":")[2]: r["reason"] for r in read_jsonl(tmp_path / "run" / "dropped.jsonl")}
+    assert "over the limit of 32" in dropped["5"] and "answer" in dropped["6"]
+    assert len(result.metrics) == 4
+
+
+def test_another_configuration_is_refused(tmp_path):
+    config = one_stage(tmp_path / "run", steps=1)
+    jaxr1.train(config)
+    stage = dataclasses.replace(config.stages[0], steps=2, group_size=2)
+    changed = dataclasses.replace(config, stages=(stage,), seed=4)
+    with pytest.raises(ResumeError) as error:
+        jaxr1.train(changed)
+    for line in ("seed: 0 in the run, now 4", "stages.0.group_size: 4 in the run, now 2", "--override-resume"):
+        assert line in str(error.value)
+
+
+def test_failing_rewards(tmp_path):
+    """One that always raises stops the run and is named; one that sometimes hangs or exits costs only its samples."""
+    bad = tmp_path / "bad.py"
+    bad.write_text(
+        "import os, time\n"
+        "def broken(completion, example):\n    raise KeyError('nope')\n"
+        "def moody(completion, example):\n"
+        "    kind = sum(map(ord, completion.text)) % 4\n"
+        "    if kind == 0: time.sleep(60)\n    if kind == 1: os._exit(3)\n"
+        "    return float('nan') if kind == 2 else 1.0\n"
+    )
+    with pytest.raises(RewardError, match=r"broken.*bad\.py"):
+        jaxr1.train(one_stage(tmp_path / "a", rewards=(Reward(f"{bad}:broken"),)))
+    config = one_stage(tmp_path / "b", steps=1, prompts_per_step=4, rewards=(Reward(f"{bad}:moody"),), reward_timeout_s=0.5)
+    metrics = jaxr1.train(config).metrics[0]
+    lost = metrics["reward/timeouts"] + metrics["reward/crashs"] + metrics["reward/nans"]
+    assert lost > 0 and metrics["reward/unscored"] == lost
+    assert len(read_jsonl(tmp_path / "b" / "dropped.jsonl")) == lost
