@@ -106,7 +106,7 @@ class Processor:
             directory=directory,
             tokenizer=tokenizer,
             images=images,
-            media_token_ids=tuple(sorted(int(i) for i in media)),
+            media_token_ids=tuple(sorted(int(i) for i in media if i is not None)),
             stop_token_ids=tuple(sorted({int(i) for i in stops if i is not None})),
             image_token_id=int(raw.get("image_token_id", 151655)),
             template=template,
