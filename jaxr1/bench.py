@@ -68,6 +68,7 @@ def run(args: Bench) -> dict:
     import numpy as np
 
     import jaxr1
+    from jaxr1.data import Arithmetic
     from jaxr1.data.example import Example
     from jaxr1.inputs.batch import Buckets, make_batch, rows_for
     from jaxr1.models import vlm
@@ -104,7 +105,7 @@ def run(args: Bench) -> dict:
     # One size each: a benchmark pads to what it measures, not to the next bucket.
     buckets = Buckets((-(-longest // 8) * 8,), (args.tokens,), (patches,))
     stage = Rl(
-        data=None,  # type: ignore[arg-type]
+        data=Arithmetic(count=1),  # not read: the pictures are made here
         steps=args.steps + 1, prompts_per_step=args.prompts, group_size=args.group, waves=1,
         max_response_tokens=args.tokens, micro_batch_tokens=args.micro_batch_tokens,
         optimizer=Optimizer(learning_rate=1e-6),

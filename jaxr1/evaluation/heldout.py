@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from jaxr1.data.example import Dataset, Example
-from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.inputs.batch import EncodedPrompt, TooLong
+from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.template import Prompt
+from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.rewards import types
-from jaxr1.rewards.pool import Grade, RewardPool
+from jaxr1.rewards.pool import Grade, Pending, RewardPool
 from jaxr1.sampling.draw import prompt_key
 from jaxr1.sampling.generate import Completion, Sampler
 
@@ -47,10 +48,14 @@ def answers(
     *,
     seed: int,
     batch_rows: int,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    max_prompt_tokens: int | None = None,
 ) -> Iterator[Answered]:
-    """Every example once, in order; a batch is graded while the next one is sampled."""
-    waiting: list[tuple[Sequence[Example], list[Completion], object]] = []
+    """Every example once, in order; a batch is graded while the next one is sampled.
+
+    Raises:
+      DataError: an example that cannot be asked; a held-out set has no rows to spare, so none is passed over.
+    """
+    waiting: list[tuple[Sequence[Example], list[Completion], Pending]] = []
 
     def finish() -> Iterator[Answered]:
         examples, completions, pending = waiting.pop()
@@ -59,7 +64,7 @@ def answers(
 
     for first in range(0, len(dataset), batch_rows):
         examples = [dataset[i] for i in range(first, min(first + batch_rows, len(dataset)))]
-        prompts: list[EncodedPrompt] = [processor.encode(Prompt(e.messages)) for e in examples]
+        prompts = [_encoded(processor, e, max_prompt_tokens) for e in examples]
         keys = [prompt_key(seed, EVALUATION_STREAM, first + i) for i in range(len(examples))]
         completions = [group[0] for group in sampler(params, prompts, keys, 1)]
         items = [(graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)]
@@ -67,9 +72,15 @@ def answers(
         if waiting:
             yield from finish()
         waiting.append((examples, completions, pending))
-        progress(first + len(examples), len(dataset))
     while waiting:
         yield from finish()
+
+
+def _encoded(processor: Processor, example: Example, limit: int | None) -> EncodedPrompt:
+    try:
+        return processor.encode(Prompt(example.messages), limit)
+    except (MediaError, PromptError, TooLong) as e:
+        raise DataError(f"{example.source}: {e}") from e
 
 
 def summarise(name: str, rows: Sequence[Answered]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.data.example import Dataset
@@ -211,7 +212,7 @@ class Run:
         stream = Stream(
             dataset,
             self.processor,
-            seed=self.config.seed + number,
+            seed=int(np.random.SeedSequence([self.config.seed, number]).generate_state(1)[0]),
             max_prompt_tokens=stage.max_prompt_tokens,
             max_response_tokens=stage.max_response_tokens,
             max_patches=buckets.patches[-1],
@@ -264,7 +265,14 @@ class Run:
         sampler = Sampler(self.model, self.processor, sampling, buckets)
         with RewardPool(rewards, directory=self.dir) as pool:
             answers = heldout.answers(
-                dataset, self.processor, sampler, params, pool, seed=self.config.seed, batch_rows=options.batch_rows
+                dataset,
+                self.processor,
+                sampler,
+                params,
+                pool,
+                seed=self.config.seed,
+                batch_rows=options.batch_rows,
+                max_prompt_tokens=options.max_prompt_tokens,
             )
             rows = list(answers)
         kept = [self._sample_row(row, i < options.samples) for i, row in enumerate(rows)]
