@@ -75,6 +75,8 @@ def tiny() -> Config:
             ),
         ),
         evaluations=(
-            Evaluation(name="spatial", data=Spatial(count=32, split="test"), max_prompt_tokens=256, max_response_tokens=32),
+            Evaluation(
+                name="spatial", data=Spatial(count=32, split="test"), max_prompt_tokens=256, max_response_tokens=32
+            ),
         ),
     )

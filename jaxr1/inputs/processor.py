@@ -222,7 +222,7 @@ class Processor:
             prefix=prefix,
         )
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
 

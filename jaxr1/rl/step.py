@@ -164,12 +164,14 @@ def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBat
         split = x.reshape(*x.shape[:axis], count // size, size, *x.shape[axis + 1 :])
         return jnp.moveaxis(split, axis, 0)
 
-    strips = batch.strips
-    rest = {k: getattr(strips, k) for k in type(strips).__dataclass_fields__}
-    parts = batch.replace(
-        prompt=None,
-        strips=strips.replace(**{k: cut(v, 2 if k == "position_3bst" else 1) for k, v in rest.items()}),
-        **{k: cut(getattr(batch, k), 1) for k in ("advantage_bst", "old_logp_bst", "ref_logp_bst", "sampled_logp_bst")},
+    strips = {k: getattr(batch.strips, k) for k in type(batch.strips).__dataclass_fields__}
+    parts = TrainBatch(
+        prompt=None,  # type: ignore[arg-type]  # the chunks share what was prefilled
+        strips=Strips(**{k: cut(v, 2 if k == "position_3bst" else 1) for k, v in strips.items()}),
+        advantage_bst=cut(batch.advantage_bst, 1),
+        old_logp_bst=cut(batch.old_logp_bst, 1),
+        ref_logp_bst=cut(batch.ref_logp_bst, 1),
+        sampled_logp_bst=cut(batch.sampled_logp_bst, 1),
     )
     # Rematerialised: the backward pass keeps one chunk's activations; the prompt's gradient adds up over the scan.
     losses, (means, largest) = jax.lax.map(jax.checkpoint(chunk), parts)
@@ -219,7 +221,7 @@ def _apply(tx, rate, state: TrainState, grads):
         "policy/skipped": 1.0 - finite.astype(jnp.float32),
         "policy/learning_rate": jnp.asarray(rate(state.step), jnp.float32),
     }
-    return state.replace(step=state.step + 1, trainable=trainable, opt=keep(opt, state.opt)), metrics
+    return dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt=keep(opt, state.opt)), metrics
 
 
 def apply(tx, rate, state: TrainState, sums: Sums) -> tuple[TrainState, dict]:

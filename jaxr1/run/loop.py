@@ -259,7 +259,7 @@ class Run:
             self.console.step(step, found)
 
     def _evaluate_set(self, options: Evaluation, dataset: Dataset, stage: str, step: int, params: dict) -> dict:
-        rewards = (Reward("accuracy"), Reward("format", options={"variant": options.format}))
+        rewards = (Reward("accuracy"), Reward("format", options=(("variant", options.format),)))
         buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens)
         sampling = SamplingOptions(max_new_tokens=options.max_response_tokens, temperature=options.temperature)
         sampler = Sampler(self.model, self.processor, sampling, buckets)

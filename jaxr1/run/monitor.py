@@ -7,6 +7,7 @@ import platform
 import signal
 import subprocess
 import threading
+from typing import Any
 
 import jax
 import jax.monitoring
@@ -19,7 +20,7 @@ class CompileCounter:
         self.count = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, _seconds: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.count += event.endswith("backend_compile_duration")
 
     def close(self) -> None:
@@ -41,7 +42,7 @@ class Signals:
 
     def __init__(self):
         self.received: int | None = None
-        self.previous: dict[int, object] = {}
+        self.previous: dict[int, Any] = {}
 
     def _handle(self, number, _frame) -> None:
         if self.received is not None:
@@ -93,17 +94,18 @@ def environment() -> dict:
         "pillow",
         "grain",
     )
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in packages:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
+    commit: str | None = None
     try:
         git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
         commit = git.stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        commit = None
+    except (OSError, subprocess.SubprocessError):  # no git, or no checkout
+        pass
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -36,7 +36,7 @@ class Rollouts:
     drawn: list[Drawn]
     groups: list[list[Completion]]
     grades: list[list[Grade]] = dataclasses.field(default_factory=list)
-    advantage_bg: np.ndarray | None = None
+    advantage_bg: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
     @property
     def prompts(self) -> list[EncodedPrompt]:
@@ -60,7 +60,6 @@ class Rollouts:
 
     def rows(self) -> list[dict[str, Any]]:
         """One JSON object per response, as `rollouts/` keeps them."""
-        assert self.advantage_bg is not None
         return [
             {
                 "draw": d.position,
@@ -193,7 +192,7 @@ class RlStage:
 
     def _wait(self, pending: list[Pending]) -> list[Grade]:
         for p in pending:
-            while not p.done:
+            while not p.done():
                 self.hooks.check()
                 time.sleep(0.001)
         return [grade for p in pending for grade in p.result()]
@@ -314,7 +313,7 @@ class RlStage:
             "rollout/entropy": float(np.mean([c.entropy for c in flat])),
         }
         for name in grades[0].by_name:
-            values = [g.by_name[name] for g in grades if g.by_name.get(name) is not None]
+            values = [v for g in grades if (v := g.by_name.get(name)) is not None]
             out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
         for status in ("timeout", "crash", "error", "nan"):
             out[f"reward/{status}s"] = float(sum(g.status == status for g in grades))

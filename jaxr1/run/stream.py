@@ -29,7 +29,7 @@ class Drawn:
     row: int
     example: Example
     prompt: EncodedPrompt
-    response: np.ndarray | None = None
+    response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
 class Stream:
@@ -81,7 +81,7 @@ class Stream:
             position += 1
         return position, out
 
-    def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray | None]:
+    def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray]:
         """The prompt of an example, and its response's token ids where the stage trains on it."""
         prompt = self.processor.encode(Prompt(example.messages), self.limits[0])
         largest = max((len(p) for p in prompt.patches), default=0)
@@ -89,7 +89,7 @@ class Stream:
         if self.max_patches is not None and largest > self.max_patches:
             raise TooLong(f"an image has {largest} patches, over the limit of {self.max_patches}")
         if not self.with_response:
-            return prompt, None
+            return prompt, np.zeros(0, np.int32)
         if example.response is None:
             raise PromptError("a supervised stage needs a response (an assistant turn) in every row")
         text = example.response.removeprefix(prompt.prefix)

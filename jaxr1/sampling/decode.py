@@ -128,7 +128,8 @@ def decode_until(
             s.step,
         )
         stopped = functools.reduce(jnp.logical_or, [token == i for i in static.stops], jnp.zeros_like(live))
-        return s.replace(
+        return dataclasses.replace(
+            s,
             step=s.step + 1,
             hidden_bsd=hidden,
             token_bsc=jax.lax.dynamic_update_slice(s.token_bsc, jnp.where(live, token, 0)[..., None], at),
@@ -152,7 +153,8 @@ def grow(state: DecodeState, slots: int) -> DecodeState:
         pad[axis] = (0, slots - x.shape[axis])
         return jnp.pad(x, pad)
 
-    return state.replace(
+    return dataclasses.replace(
+        state,
         token_bsc=wider(state.token_bsc, 2),
         logp_bsc=wider(state.logp_bsc, 2),
         own_kv=[(wider(k, 3), wider(v, 3)) for k, v in state.own_kv],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import numpy as np
@@ -35,7 +36,7 @@ class Completion:
     text: str
     token_ids: np.ndarray
     logprobs: np.ndarray
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
     entropy: float = 0.0
 
 

@@ -87,5 +87,5 @@ def test_response_logits_never_exist(programs, name):
 def test_the_test_would_see_repeated_keys():
     """The same check finds a repetition where there is one."""
     keys = np.zeros((ROWS, PROMPT, KV_HEADS, HEAD), np.float32)
-    repeated = jax.jit(lambda k: (k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None]))
+    repeated = jax.jit(lambda k: k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None])
     assert GROUP * keys.size in sizes_of(repeated.lower(keys).compile())

@@ -109,9 +109,7 @@ def test_k1_and_k3_are_unbiased(rng):
         assert got.mean() == pytest.approx(true, abs=6 * got.std() / np.sqrt(len(x)) + 1e-4)
 
 
-@pytest.mark.parametrize(
-    "mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
-)
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
 def test_token_weights_equal_their_definition(rng, mode):
     counts = rng.integers(0, 9, (4, 5)).tolist()
     losses = [[rng.normal(size=n) for n in group] for group in counts]

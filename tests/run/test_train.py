@@ -12,7 +12,8 @@ from jaxr1.config import load_config
 from jaxr1.data import Arithmetic, Files, Sat
 from jaxr1.models.vlm import prompt_logits
 from jaxr1.rewards import Reward, RewardError
-from jaxr1.rl import Optimizer, step as rl
+from jaxr1.rl import Optimizer
+from jaxr1.rl import step as rl
 from jaxr1.run import BucketOptions, Config, Rl
 from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.monitor import CompileCounter
@@ -28,7 +29,9 @@ def one_stage(folder, **changes) -> Config:
         max_response_tokens=16, waves=1, rewards=(Reward("tests/run/small_rewards.py:spread"),), buckets=BUCKETS,
         optimizer=Optimizer(learning_rate=1e-3),
     )  # fmt: skip
-    return Config(model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False)
+    return Config(
+        model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +112,9 @@ def test_own_files_and_own_reward(tmp_path, rng):
     """JSONL rows with images beside it; every other column reaches the reward."""
     for i in range(4):
         Image.fromarray(rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
-    rows = [{"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i} for i in range(4)]
+    rows = [
+        {"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i} for i in range(4)
+    ]
     rows.append({"prompt": "word " * 200, "answer": "1", "level": 9})  # too long
     rows.append({"prompt": "What?", "answer": "\\frac{1}{", "level": 9})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -151,7 +156,9 @@ def test_failing_rewards(tmp_path):
     )
     with pytest.raises(RewardError, match=r"broken.*bad\.py"):
         jaxr1.train(one_stage(tmp_path / "a", rewards=(Reward(f"{bad}:broken"),)))
-    config = one_stage(tmp_path / "b", steps=1, prompts_per_step=4, rewards=(Reward(f"{bad}:moody"),), reward_timeout_s=0.5)
+    config = one_stage(
+        tmp_path / "b", steps=1, prompts_per_step=4, rewards=(Reward(f"{bad}:moody"),), reward_timeout_s=0.5
+    )
     metrics = jaxr1.train(config).metrics[0]
     lost = metrics["reward/timeouts"] + metrics["reward/crashs"] + metrics["reward/nans"]
     assert lost > 0 and metrics["reward/unscored"] == lost
