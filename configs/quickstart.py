@@ -14,13 +14,13 @@ from jaxr1.rl import Advantage, Optimizer
 from jaxr1.run import Config, Evaluation, Rl, Sft
 from jaxr1.run.options import BucketOptions
 
-WORKED = 256  # worked examples of the cold start: too few to read digits well; RL goes on with the rows after them
+WORKED = 208  # worked examples of the cold start: too few to read digits well; RL goes on with the rows after them
 # One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a new compilation.
 SIZES = BucketOptions(prompt=(32,), response=(18,), patches=(8,))
 
 
 def config() -> Config:
-    """Sft on 256 worked examples, then Rl on pictures with nothing but their answers."""
+    """Sft on 208 worked examples, then Rl on pictures with nothing but their answers."""
     return Config(
         model="tiny",
         run_dir="runs/quickstart",
@@ -38,7 +38,7 @@ def config() -> Config:
             Rl(
                 name="grpo",
                 data=Arithmetic(count=8192, start=WORKED),
-                steps=360,
+                steps=420,
                 prompts_per_step=64,
                 group_size=8,
                 max_prompt_tokens=32,

@@ -14,13 +14,13 @@ class Sample:
     Attributes:
       question: the text of the question.
       model: Hugging Face directory, preset name or hub id.
-      image: image files, in order, placed before the question.
+      image: an image file, placed before the question; give the flag once for each, in order.
       n: answers.
       max_new_tokens: limit of an answer.
       temperature: 0 is greedy.
       top_p: draw from the smallest set of tokens with this probability; 1 is off.
       top_k: draw from the k most likely tokens; 0 is off.
-      stop: strings that end an answer.
+      stop: a string that ends an answer; give the flag once for each.
       seed: of the draws.
       template: "r1_zero" for a base model.
       prefix: opens the answer.
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     marked = Annotated[Sample, tyro.conf.arg(name="")]
-    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=(tyro.conf.PositionalRequiredArgs,))
+    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction))
     import jaxr1
 
     with complain() as failed:

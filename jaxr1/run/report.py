@@ -151,15 +151,15 @@ def results_table(results: Sequence[StageResult]) -> Table:
     table.add_column("set")
     table.add_column("stage")
     for title, _, _ in _COLUMNS:
-        table.add_column(f"{title}\nbefore", justify="right")
-        table.add_column(f"{title}\nafter", justify="right")
+        table.add_column(title, justify="right", no_wrap=True)  # "before → after", to fit 80 columns
     table.add_column("n", justify="right")
     previous = ""
     for result in results:
-        cells = _cells(result)
-        cells[0] = "" if result.set == previous else cells[0]
+        name, stage, *values, count = _cells(result)
+        pairs = [f"{before} → {after}" for before, after in zip(values[::2], values[1::2], strict=True)]
+        shown = "" if result.set == previous else name
         previous = result.set
-        table.add_row(*(_no_markup(cell) for cell in cells))
+        table.add_row(*(_no_markup(cell) for cell in (shown, stage, *pairs, count)))
     return table
 
 
