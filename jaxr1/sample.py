@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     marked = Annotated[Sample, tyro.conf.arg(name="")]
-    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=(tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction))
+    how = (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction)
+    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=how)
     import jaxr1
 
     with complain() as failed:
