@@ -349,6 +349,8 @@ def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = 
         config = json.loads((folder / "config.json").read_text())
         model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
         state = checkpoints.params(step, params)
-        return registry.save_model(model, state, registry.load_processor(config["model"]), out, dtype)
+        pixels = config["processor"]
+        processor = registry.load_processor(config["model"], pixels["min_pixels"], pixels["max_pixels"])
+        return registry.save_model(model, state, processor, out, dtype)
     finally:
         checkpoints.close()
