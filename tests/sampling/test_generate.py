@@ -192,8 +192,16 @@ def test_compaction_changes_nothing(checkpoint, rng, monkeypatch):
     """Rows and samples that end early are dropped from the batch; what is left goes on the same."""
     _, _, model, params, processor = checkpoint
     prompts = mixed_prompts(rng, 4)
-    stops = list(range(8, 60))  # many stop ids: responses end at different steps
-    args = dict(n=4, max_new_tokens=128, seed=2, stop_token_ids=stops)
+    args = dict(n=4, max_new_tokens=128, seed=2)
+    # Stop ids that leave two responses running and end all others at different places in the first 24 tokens.
+    free = jaxr1.generate(model, params, processor, prompts, **args)
+    longest = sorted(((len(c.token_ids), i, j) for i, g in enumerate(free) for j, c in enumerate(g)), reverse=True)[:2]
+    running = {(i, j) for _, i, j in longest}
+    kept = {int(t) for i, j in running for t in free[i][j].token_ids}
+    ended = {
+        int(t) for i, g in enumerate(free) for j, c in enumerate(g) if (i, j) not in running for t in c.token_ids[:24]
+    }
+    args["stop_token_ids"] = sorted(ended - kept)
     calls = []
     select = loop.select
     monkeypatch.setattr(loop, "select", lambda *a: calls.append(1) or select(*a))
