@@ -4,7 +4,8 @@ A table maps a path in the parameter tree ("decoder/layers/q/kernel") to a `Para
 saving, freezing and counting all walk the same table, so a tensor is described once.
 
 Layers of one kind are stacked: our tensor has a leading layer dimension, the Hugging Face checkpoint one tensor a
-layer, whose name holds "{}" for the layer number.
+layer, whose name holds "{}" for the layer number. The other way round, several entries may be parts of one Hugging
+Face tensor (a fused qkv): they share its name and each holds a `Part`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,42 @@ Table = dict[str, "Param"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Where an entry lies in a fused Hugging Face tensor [out, in...]: in out = prod(shape), a slice along one axis.
+
+      qkv [3 * N * H, D]            shape (3, N, H), axis 0:      q = 0..1, k = 1..2, v = 2..3
+      wqkv [K * (G + 2) * H, D]     shape (K, G + 2, H), axis 1:  q = 0..G, k = G..G+1, v = G+1..G+2
+
+    Attributes:
+      shape: the view of the fused tensor's first dimension.
+      axis: of `shape`.
+      start, stop: the slice along `axis`.
+
+    Raises:
+      ValueError: the slice is empty or outside the axis.
+    """
+
+    shape: tuple[int, ...]
+    axis: int
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.axis < len(self.shape) and 0 <= self.start < self.stop <= self.shape[self.axis]):
+            raise ValueError(f"{self}: no such slice")
+
+    @property
+    def rows(self) -> int:
+        """Rows of [out, in...] that the part has."""
+        return math.prod(self.shape) // self.shape[self.axis] * (self.stop - self.start)
+
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """The part of [out, in...], as a view [*shape, in...] that is narrower along `axis`."""
+        view = whole.reshape(*self.shape, *whole.shape[1:])
+        return view[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Param:
     """One tensor of a model.
 
@@ -30,11 +67,15 @@ class Param:
       shape: our shape, with the layer dimension first when `layers` > 0.
       axes: one logical axis (or None) per dimension of `shape`.
       name: Hugging Face name, "{}" standing for the layer.
-      hf_shape: shape of one Hugging Face tensor.
+      hf_shape: shape of one Hugging Face tensor (of the whole one, where the entry is a part of it).
       transpose: the tensor is a matrix [out, in...] there and [in..., out...] here.
       init: "normal", "zeros" or "ones".
       scale: standard deviation of "normal".
       layers: number of stacked layers, 0 for a tensor of its own.
+      part: the entry is this part of the Hugging Face tensor; None is all of it.
+
+    Raises:
+      ValueError: the shapes do not hold the same number of values.
     """
 
     shape: tuple[int, ...]
@@ -45,35 +86,83 @@ class Param:
     init: str = "normal"
     scale: float = 0.02
     layers: int = 0
+    part: Part | None = None
+
+    def __post_init__(self) -> None:
+        if self.part and self.hf_shape[:1] != (math.prod(self.part.shape),):
+            raise ValueError(f"{self.name}: {self.part} is no view of {self.hf_shape}")
+        if math.prod(self.layer_shape) != math.prod(self._own_hf_shape):
+            raise ValueError(f"{self.name}: {self.layer_shape} here does not fit {self._own_hf_shape} there")
+
+    @property
+    def layer_shape(self) -> tuple[int, ...]:
+        """Our shape without the layer dimension."""
+        return self.shape[1:] if self.layers else self.shape
+
+    @property
+    def _own_hf_shape(self) -> tuple[int, ...]:
+        """Shape of what is ours of the Hugging Face tensor, first dimension flat."""
+        return (self.part.rows, *self.hf_shape[1:]) if self.part else self.hf_shape
 
     def names(self) -> list[str]:
         """The Hugging Face names, one per layer."""
         return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
 
     def from_hf(self, array: np.ndarray) -> np.ndarray:
-        """One Hugging Face tensor in our layout (without the layer dimension)."""
-        shape = self.shape[1:] if self.layers else self.shape
+        """One whole Hugging Face tensor in our layout (without the layer dimension).
+
+        A view; only a part whose slices our shape merges (the queries of `wqkv`) is a copy, of that part alone.
+        """
+        array = self.part.of(array) if self.part else array
         if self.transpose:
-            array = array.reshape(array.shape[0], -1).T
-        return array.reshape(shape)
+            outer = len(self.part.shape) if self.part else 1
+            array = np.moveaxis(array.reshape(*array.shape[:outer], -1), -1, 0)
+        return array.reshape(self.layer_shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hf`."""
+        """The inverse of `from_hf`: the Hugging Face tensor, or the rows of it that are this part, in order."""
         if self.transpose:
-            array = array.reshape(-1, self.hf_shape[0]).T
-        return np.ascontiguousarray(array.reshape(self.hf_shape))
+            array = array.reshape(-1, self._own_hf_shape[0]).T
+        return np.ascontiguousarray(array.reshape(self._own_hf_shape))
+
+    def put(self, array: np.ndarray, whole: np.ndarray) -> None:
+        """Writes our `array` to its place in `whole`, a contiguous Hugging Face tensor, casting to its dtype."""
+        place = self.part.of(whole) if self.part else whole
+        place[...] = self.to_hf(array).reshape(place.shape)
 
 
 def linear(
-    name: str, out: tuple[int, ...], into: tuple[int, ...], axes: tuple[str | None, ...], *, hf_shape=None, **kw
+    name: str,
+    out: tuple[int, ...],
+    into: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    *,
+    hf_shape: tuple[int, ...] | None = None,
+    part: Part | None = None,
+    **kw,
 ) -> Param:
-    """A matrix [prod(out), prod(into)] there, stored here as [*into, *out]."""
-    default = (math.prod(out), math.prod(into))
-    return Param((*into, *out), axes, name, hf_shape or default, transpose=True, **kw)
+    """A matrix [prod(out), prod(into)] there, stored here as [*into, *out].
+
+    Args:
+      hf_shape: of the whole tensor there, where it has more dimensions ([out, *in] of a convolution).
+      part: the matrix is this part of a larger one there.
+    """
+    rows = math.prod(part.shape if part else out)
+    return Param((*into, *out), axes, name, hf_shape or (rows, math.prod(into)), transpose=True, part=part, **kw)
 
 
-def vector(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init: str = "zeros") -> Param:
-    return Param(shape, axes, name, (math.prod(shape),), init=init)
+def vector(
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    init: str = "zeros",
+    *,
+    hf_shape: tuple[int, ...] | None = None,
+    part: Part | None = None,
+) -> Param:
+    """A vector [prod(shape)] there (or the same values as `hf_shape`, or a part of a longer one), `shape` here."""
+    default = (math.prod(part.shape if part else shape),)
+    return Param(shape, axes, name, hf_shape or default, init=init, part=part)
 
 
 def stack(table: Table, layers: int) -> Table:
