@@ -49,12 +49,12 @@ class Part:
             raise ValueError(f"{self}: no such slice")
 
     @property
-    def rows(self) -> int:
-        """Rows of [out, in...] that the part has."""
-        return math.prod(self.shape) // self.shape[self.axis] * (self.stop - self.start)
+    def own_shape(self) -> tuple[int, ...]:
+        """`shape`, narrower along `axis`."""
+        return (*self.shape[: self.axis], self.stop - self.start, *self.shape[self.axis + 1 :])
 
     def of(self, whole: np.ndarray) -> np.ndarray:
-        """The part of [out, in...], as a view [*shape, in...] that is narrower along `axis`."""
+        """The part of [out, in...], a view [*own_shape, in...]."""
         view = whole.reshape(*self.shape, *whole.shape[1:])
         return view[(slice(None),) * self.axis + (slice(self.start, self.stop),)]
 
@@ -91,8 +91,8 @@ class Param:
     def __post_init__(self) -> None:
         if self.part and self.hf_shape[:1] != (math.prod(self.part.shape),):
             raise ValueError(f"{self.name}: {self.part} is no view of {self.hf_shape}")
-        if math.prod(self.layer_shape) != math.prod(self._own_hf_shape):
-            raise ValueError(f"{self.name}: {self.layer_shape} here does not fit {self._own_hf_shape} there")
+        if math.prod(self.layer_shape) != math.prod(self.own_hf_shape):
+            raise ValueError(f"{self.name}: {self.layer_shape} here does not fit {self.own_hf_shape} there")
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
@@ -100,35 +100,38 @@ class Param:
         return self.shape[1:] if self.layers else self.shape
 
     @property
-    def _own_hf_shape(self) -> tuple[int, ...]:
-        """Shape of what is ours of the Hugging Face tensor, first dimension flat."""
-        return (self.part.rows, *self.hf_shape[1:]) if self.part else self.hf_shape
+    def own_hf_shape(self) -> tuple[int, ...]:
+        """Shape of what the entry is of the Hugging Face tensor: `hf_shape`, or [*part.own_shape, in...]."""
+        return (*self.part.own_shape, *self.hf_shape[1:]) if self.part else self.hf_shape
 
     def names(self) -> list[str]:
         """The Hugging Face names, one per layer."""
         return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
 
-    def from_hf(self, array: np.ndarray) -> np.ndarray:
-        """One whole Hugging Face tensor in our layout (without the layer dimension).
+    def of(self, whole: np.ndarray) -> np.ndarray:
+        """What the entry is of a whole Hugging Face tensor: all of it, or a view of its part. It has `own_hf_shape`."""
+        return self.part.of(whole) if self.part else whole
+
+    def from_hf(self, whole: np.ndarray) -> np.ndarray:
+        """A whole Hugging Face tensor in our layout (without the layer dimension).
 
         A view; only a part whose slices our shape merges (the queries of `wqkv`) is a copy, of that part alone.
         """
-        array = self.part.of(array) if self.part else array
+        array = self.of(whole)
         if self.transpose:
-            outer = len(self.part.shape) if self.part else 1
-            array = np.moveaxis(array.reshape(*array.shape[:outer], -1), -1, 0)
+            array = np.moveaxis(array.reshape(*array.shape[: self._outer], -1), -1, 0)
         return array.reshape(self.layer_shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hf`: the Hugging Face tensor, or the rows of it that are this part, in order."""
+        """The inverse of `from_hf`: our array (without the layer dimension) as a view of `own_hf_shape`."""
         if self.transpose:
-            array = array.reshape(-1, self._own_hf_shape[0]).T
-        return np.ascontiguousarray(array.reshape(self._own_hf_shape))
+            array = array.reshape(-1, math.prod(self.own_hf_shape[: self._outer])).T
+        return array.reshape(self.own_hf_shape)
 
-    def put(self, array: np.ndarray, whole: np.ndarray) -> None:
-        """Writes our `array` to its place in `whole`, a contiguous Hugging Face tensor, casting to its dtype."""
-        place = self.part.of(whole) if self.part else whole
-        place[...] = self.to_hf(array).reshape(place.shape)
+    @property
+    def _outer(self) -> int:
+        """Dimensions of `own_hf_shape` that are the rows of the matrix."""
+        return len(self.part.shape) if self.part else 1
 
 
 def linear(
