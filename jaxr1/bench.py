@@ -70,7 +70,8 @@ def run(args: Bench) -> dict:
     import jaxr1
     from jaxr1.data import Arithmetic
     from jaxr1.data.example import Example
-    from jaxr1.inputs.batch import Buckets, make_batch, rows_for
+    from jaxr1.inputs.batch import Buckets, make_batch
+    from jaxr1.inputs.patches import rows_for
     from jaxr1.models import vlm
     from jaxr1.parallel import mesh_of
     from jaxr1.rewards.pool import Grade
@@ -117,7 +118,6 @@ def run(args: Bench) -> dict:
     encode = jax.jit(vlm.encode, static_argnums=0)
     state = rl.init_state(params, worker.tx)
     mesh = mesh_of(params)
-    sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
     times: dict[str, list[float]] = {}
 
     def timed(name: str, work, *inputs, **options):
@@ -136,10 +136,10 @@ def run(args: Bench) -> dict:
     for number in range(args.steps + 1):
         drawn = first if number == 0 else questions()
         prompts = [d.prompt for d in drawn]
-        batch = make_batch(prompts, buckets, rows=rows_for(len(prompts), 1), **sizes)
+        batch = make_batch(prompts, buckets, model.layout, rows=rows_for(len(prompts), 1))
         with jax.set_mesh(mesh):
             placed = place_batch(batch, mesh, model)
-            timed("encode", encode, model, state.params, placed)
+            timed("encode", encode, model, state.params, placed.media)
             timed("prefill", loop.run_prefill, model, state.params, placed)
         began = time.perf_counter()
         rollouts = rollouts_of(drawn, state.params)

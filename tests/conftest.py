@@ -29,6 +29,14 @@ def seed():
     return value
 
 
+@pytest.fixture(scope="module")
+def module_seed():
+    """As `seed`, for what a module makes once."""
+    value = int.from_bytes(os.urandom(4), "little")
+    print(f"module seed {value}")
+    return value
+
+
 @pytest.fixture
 def rng(seed):
     return np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""Independent references: random small Qwen2-VL checkpoints of transformers, and their outputs."""
+"""Independent references: random small checkpoints of transformers, and their inputs."""
 
 from __future__ import annotations
 
@@ -8,59 +8,111 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxr1.models.presets import CHAT_TEMPLATE, make_tokenizer
+from jaxr1.models.presets import CHAT_TEMPLATE, INTERN, SPECIAL, make_tokenizer
 
 VOCAB = 512
 
 
-def make_checkpoint(out: Path, seed: int, **changes):
-    """Saves a random Qwen2-VL with the presets' tokenizer; returns the torch model."""
-    import torch
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+TEXT_ONLY = ("qwen2", "qwen3", "llama")
+SIZE = dict(
+    hidden=48, layers=3, heads=6, kv_heads=2, mlp=80, vision_width=32, depth=2, vision_heads=2, patch=14, merge=2,
+    tied=True, decoder="qwen2", qk_norm=False, norm="layer_norm", full=(1,), deep=(0, 1), window=3, tile=56, bias=True,
+    max_tiles=4,
+)  # fmt: skip
 
-    size = dict(
-        hidden=48, layers=3, heads=6, kv_heads=2, mlp=80, vision_width=32, depth=2, vision_heads=2, patch=14, merge=2,
-        tied=True,
-    )  # fmt: skip
-    size.update(changes)
+
+def make_checkpoint(out: Path, seed: int, family: str = "qwen2_vl", **changes):
+    """Saves a random model of a family with the presets' tokenizer; returns the torch model."""
+    import torch
+
+    size = {**SIZE, **changes}
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(VOCAB)
+    tokenizer = make_tokenizer(VOCAB, SPECIAL + INTERN)
     tokenizer.save_pretrained(out)
-    ident = tokenizer.convert_tokens_to_ids
+    config, kind = torch_config(family, size, tokenizer.convert_tokens_to_ids)
+    torch.manual_seed(seed)
+    model = kind(config).eval()
+    with torch.no_grad():  # biases, norms and some tables start at 0 and 1, which would hide a wrong use of them
+        for name, p in model.named_parameters():
+            if p.ndim == 1 or "cls_token" in name or "position_embeddings" in name:
+                p.add_(torch.randn_like(p) * 0.1)
+    model.save_pretrained(out)
+    stats = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    if family == "internvl":
+        image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True, "min_patches": 1,
+                 "max_patches": size["max_tiles"], "size": {"height": size["tile"], "width": size["tile"]}}  # fmt: skip
+    else:
+        unit = size["patch"] * size["merge"]
+        image = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": unit * unit, "max_pixels": 112 * 112,
+                 "patch_size": size["patch"], "temporal_patch_size": 2, "merge_size": size["merge"]}  # fmt: skip
+    if family not in TEXT_ONLY:
+        (out / "preprocessor_config.json").write_text(json.dumps({**image, **stats}))
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return model
+
+
+def torch_config(family: str, size: dict, ident):
+    """(config, model class) of transformers."""
+    import transformers as hf
+
     half = size["hidden"] // size["heads"] // 2
-    config = Qwen2VLConfig(
-        text_config=dict(
-            vocab_size=VOCAB, hidden_size=size["hidden"], intermediate_size=size["mlp"],
-            num_hidden_layers=size["layers"], num_attention_heads=size["heads"],
-            num_key_value_heads=size["kv_heads"], max_position_embeddings=4096, tie_word_embeddings=size["tied"],
-            rope_parameters={"rope_type": "default", "rope_theta": 1e4,
-                             "mrope_section": [half - 2 * (half // 3), half // 3, half // 3]},
-            bos_token_id=ident("<|endoftext|>"), eos_token_id=ident("<|im_end|>"), pad_token_id=ident("<|endoftext|>"),
-            initializer_range=0.15,
-        ),
-        vision_config=dict(
-            depth=size["depth"], embed_dim=size["vision_width"], hidden_size=size["hidden"], num_heads=size["vision_heads"],
-            patch_size=size["patch"], spatial_merge_size=size["merge"], temporal_patch_size=2, mlp_ratio=3,
-            initializer_range=0.15,
-        ),
+    sections = [half - 2 * (half // 3), half // 3, half // 3]
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    text = dict(
+        vocab_size=VOCAB, hidden_size=size["hidden"], intermediate_size=size["mlp"],
+        num_hidden_layers=size["layers"], num_attention_heads=size["heads"], head_dim=size["hidden"] // size["heads"],
+        num_key_value_heads=size["kv_heads"], max_position_embeddings=4096, tie_word_embeddings=size["tied"],
+        bos_token_id=ident("<|endoftext|>"), eos_token_id=ident("<|im_end|>"), pad_token_id=ident("<|endoftext|>"),
+        initializer_range=0.15, rope_parameters=rope,
+    )  # fmt: skip
+    if family in TEXT_ONLY:
+        kind, model = {"qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM), "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM),
+                       "llama": (hf.LlamaConfig, hf.LlamaForCausalLM)}[family]  # fmt: skip
+        return kind(**text), model
+    media = dict(
         image_token_id=ident("<|image_pad|>"), video_token_id=ident("<|video_pad|>"),
         vision_start_token_id=ident("<|vision_start|>"), vision_end_token_id=ident("<|vision_end|>"),
         tie_word_embeddings=size["tied"],
     )  # fmt: skip
-    torch.manual_seed(seed)
-    model = Qwen2VLForConditionalGeneration(config).eval()
-    with torch.no_grad():  # biases and norms start at 0 and 1, which would hide a wrong use of them
-        for _, p in model.named_parameters():
-            if p.ndim == 1:
-                p.add_(torch.randn_like(p) * 0.1)
-    model.save_pretrained(out)
-    image = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 28 * 28, "max_pixels": 112 * 112,
-             "patch_size": size["patch"], "temporal_patch_size": 2, "merge_size": size["merge"],
-             "image_mean": [0.48145466, 0.4578275, 0.40821073],
-             "image_std": [0.26862954, 0.26130258, 0.27577711]}  # fmt: skip
-    (out / "preprocessor_config.json").write_text(json.dumps(image))
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return model
+    vision = dict(initializer_range=0.15)
+    if family == "internvl":
+        decoder = dict(text, model_type=size["decoder"])
+        vision |= dict(
+            hidden_size=size["vision_width"], num_hidden_layers=size["depth"],
+            num_attention_heads=size["vision_heads"], intermediate_size=3 * size["vision_width"],
+            image_size=[size["tile"]] * 2, patch_size=[size["patch"]] * 2, attention_bias=size["bias"],
+            use_qk_norm=size["qk_norm"], norm_type=size["norm"],
+        )  # fmt: skip
+        tokens = (size["tile"] // size["patch"] // 2) ** 2
+        config = hf.InternVLConfig(
+            text_config=decoder, vision_config=vision, image_token_id=ident("<IMG_CONTEXT>"), image_seq_length=tokens,
+            tie_word_embeddings=size["tied"],
+        )  # fmt: skip
+        return config, hf.InternVLForConditionalGeneration
+    vision |= dict(
+        depth=size["depth"], num_heads=size["vision_heads"], patch_size=size["patch"],
+        spatial_merge_size=size["merge"], temporal_patch_size=2,
+    )  # fmt: skip
+    mrope = dict(rope, mrope_section=sections)
+    if family == "qwen2_vl":
+        vision |= dict(embed_dim=size["vision_width"], hidden_size=size["hidden"], mlp_ratio=3)
+        return hf.Qwen2VLConfig(
+            text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
+        ), hf.Qwen2VLForConditionalGeneration
+    vision |= dict(
+        hidden_size=size["vision_width"], out_hidden_size=size["hidden"], intermediate_size=3 * size["vision_width"]
+    )
+    if family == "qwen2_5_vl":
+        window = size["window"] * size["patch"] * size["merge"]
+        vision |= dict(window_size=window, fullatt_block_indexes=list(size["full"]), tokens_per_second=2)
+        return hf.Qwen2_5_VLConfig(
+            text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
+        ), hf.Qwen2_5_VLForConditionalGeneration
+    vision |= dict(num_position_embeddings=36, deepstack_visual_indexes=list(size["deep"]))
+    return hf.Qwen3VLConfig(
+        text_config=dict(text, rope_parameters=dict(mrope, mrope_interleaved=True)), vision_config=vision, **media
+    ), hf.Qwen3VLForConditionalGeneration
 
 
 def random_image(rng, low=20, high=150) -> Image.Image:
@@ -68,19 +120,48 @@ def random_image(rng, low=20, high=150) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8))
 
 
-def torch_inputs(encoded) -> dict:
-    """The keyword arguments of the transformers model for one encoded prompt."""
+def pixels_of(patches: np.ndarray, grid, merge: int, patch: int) -> np.ndarray:
+    """[3, H, W]: an image put together again from its patches in merge-block order (one frame)."""
+    _, rows, columns = grid
+    out = np.zeros((3, rows * patch, columns * patch), np.float32)
+    number = 0
+    for r in range(0, rows, merge):
+        for c in range(0, columns, merge):
+            for i in range(merge):
+                for j in range(merge):
+                    at = (
+                        slice(None),
+                        slice((r + i) * patch, (r + i + 1) * patch),
+                        slice((c + j) * patch, (c + j + 1) * patch),
+                    )
+                    out[at] = patches[number].reshape(3, -1, patch, patch)[:, 0]
+                    number += 1
+    return out
+
+
+def torch_inputs(encoded, model=None) -> dict:
+    """The keyword arguments of the transformers model for one encoded prompt; `model` is ours."""
     import torch
 
     ids = torch.tensor(encoded.token_ids[None].astype(np.int64))
-    out = {"input_ids": ids, "mm_token_type_ids": torch.tensor((encoded.media_index >= 0)[None].astype(np.int32))}
+    family = "qwen2_vl" if model is None else model.family
+    out = {"input_ids": ids}
+    if family in TEXT_ONLY:
+        return out
+    if family == "internvl":
+        if encoded.patches:
+            pair = zip(encoded.patches, encoded.grids, strict=True)
+            tiles = [pixels_of(p, g, 2, model.vision.patch_size) for p, g in pair]
+            out["pixel_values"] = torch.tensor(np.stack(tiles))
+        return out
+    out["mm_token_type_ids"] = torch.tensor((encoded.media_index >= 0)[None].astype(np.int32))
     if encoded.patches:
         out["pixel_values"] = torch.tensor(np.concatenate(encoded.patches))
         out["image_grid_thw"] = torch.tensor(np.asarray(encoded.grids, np.int64))
     return out
 
 
-def mixed_prompts(rng, count: int) -> list:
+def mixed_prompts(rng, count: int, images: tuple[int, ...] = (0, 1, 3, 1)) -> list:
     """Prompts of text only, one image and several images, in random order of sizes."""
     from jaxr1.inputs.template import Prompt
 
@@ -88,6 +169,16 @@ def mixed_prompts(rng, count: int) -> list:
     prompts = []
     for i in range(count):
         text = " ".join(rng.choice(words, rng.integers(2, 12)))
-        images = [{"type": "image", "image": random_image(rng)} for _ in range((0, 1, 3, 1)[i % 4])]
-        prompts.append(Prompt([{"role": "user", "content": [*images, {"type": "text", "text": text}]}]))
+        media = [{"type": "image", "image": random_image(rng)} for _ in range(images[i % len(images)])]
+        prompts.append(Prompt([{"role": "user", "content": [*media, {"type": "text", "text": text}]}]))
     return prompts
+
+
+def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
+    """{Hugging Face name: array} of a flat parameter (or gradient) tree, fused tensors put together."""
+    out: dict[str, np.ndarray] = {}
+    for path, p in table.items():
+        for i, name in enumerate(p.names()):
+            whole = out.setdefault(name, np.zeros(p.hf_shape, np.float32))
+            p.of(whole)[...] = p.to_hf(np.asarray(flat[path][i] if p.layers else flat[path]))
+    return out

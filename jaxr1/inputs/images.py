@@ -80,6 +80,26 @@ class ImageOptions:
         """Values in a flattened patch: C * T * P * P."""
         return 3 * self.temporal_patch_size * self.patch_size**2
 
+    @property
+    def levels(self) -> np.ndarray:
+        """float32[3, 256]: what each 8-bit value becomes in each channel."""
+        normal = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        return normalised_levels(self.rescale_factor if self.do_rescale else None, *normal)
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches of an image within `max_pixels`."""
+        return self.max_pixels // self.patch_size**2
+
+    def with_pixels(self, min_pixels: int | None, max_pixels: int | None) -> "ImageOptions":
+        """The same with other bounds of the resized area; None leaves one.
+
+        Raises:
+          ValueError: the lower bound is above the upper one.
+        """
+        given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+        return self.replace(**{k: v for k, v in given.items() if v is not None})
+
     def replace(self, **changes: Any) -> "ImageOptions":
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
@@ -104,8 +124,8 @@ class ImageOptions:
         if not isinstance(size, Mapping):
             raise ValueError(f"size must be an object with shortest_edge and longest_edge, got {size!r}")
         changes: dict[str, Any] = {
-            "min_pixels": _first(config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")),
-            "max_pixels": _first(config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels")),
+            "min_pixels": first_given(config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")),
+            "max_pixels": first_given(config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels")),
         }
         for field in dataclasses.fields(cls):
             if field.name not in changes:
@@ -182,30 +202,54 @@ def preprocess_image(image: Image.Image, options: ImageOptions) -> tuple[np.ndar
     """
     rgb = to_rgb(image)
     grid = _, rows, columns = image_grid(rgb.height, rgb.width, options)
-    side, merge = options.patch_size, options.merge_size
+    side = options.patch_size
     resized = rgb.resize((columns * side, rows * side), resample=Image.Resampling(options.resample))
-    pixel = np.asarray(resized).reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
-    # [block row, block column, row in block, column in block, C, P, P]; still 8 bits: a quarter of the traffic
-    pixel_ncpp = pixel.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side, side)
-    table_c256 = _normalised_levels(options)
+    pixel_ncpp = split_patches(np.asarray(resized), side, options.merge_size)
+    table_c256 = options.levels
     patches = np.empty((rows * columns, 3, options.temporal_patch_size, side, side), np.float32)
     for channel in range(3):
         patches[:, channel] = table_c256[channel][pixel_ncpp[:, channel]][:, None]
     return patches.reshape(rows * columns, options.patch_dim), grid
 
 
+def split_patches(pixel_hwc: np.ndarray, side: int, merge: int) -> np.ndarray:
+    """A resized picture cut into patches, merge block by merge block.
+
+    Args:
+      pixel_hwc: uint8[H, W, 3]; both sides are multiples of side * merge.
+      side: of a patch, in pixels.
+      merge: side of a block, in patches.
+
+    Returns:
+      uint8[n, 3, side, side]: still 8 bits, a quarter of the traffic of floats.
+    """
+    rows, columns = pixel_hwc.shape[0] // side, pixel_hwc.shape[1] // side
+    pixel = pixel_hwc.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
+    # [block row, block column, row in block, column in block, C, P, P]
+    return pixel.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side, side)
+
+
 @functools.lru_cache(maxsize=16)
-def _normalised_levels(options: ImageOptions) -> np.ndarray:
-    """float32[3, 256]: what each 8-bit value becomes in each channel, rounded in the order of transformers."""
+def normalised_levels(
+    rescale_factor: float | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> np.ndarray:
+    """float32[3, 256]: what each 8-bit value becomes in each channel, rounded in the order of transformers.
+
+    Args:
+      rescale_factor: multiplies the value; None leaves it.
+      mean: subtracted after rescaling, by channel; None leaves mean and standard deviation out.
+      std: divided by.
+    """
     level = np.arange(256, dtype=np.float64)
-    if options.do_rescale:
-        level = level * options.rescale_factor
+    if rescale_factor is not None:
+        level = level * rescale_factor
     level = np.tile(level.astype(np.float32), (3, 1))
-    if options.do_normalize:
-        mean, std = (np.array(values, np.float32)[:, None] for values in (options.image_mean, options.image_std))
-        level = (level - mean) / std
+    if mean is not None and std is not None:
+        level = (level - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+    level.flags.writeable = False  # the cache hands the same array to everyone
     return level
 
 
-def _first(*values: Any) -> Any:
+def first_given(*values: Any) -> Any:
+    """The first value that is not None."""
     return next((value for value in values if value is not None), None)

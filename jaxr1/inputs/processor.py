@@ -25,8 +25,20 @@ from jaxr1.inputs.template import (
     content_parts,
     render,
 )
+from jaxr1.inputs.tiles import TileOptions, preprocess_tiles
+from jaxr1.inputs.videos import (
+    VideoOptions,
+    open_video,
+    preprocess_video,
+    seconds_per_grid,
+    timestamp_text,
+    timestamps,
+    video_hash,
+)
 
-MEDIA_NAMES = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
+QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 
 
 def load_tokenizer(directory: Path):
@@ -53,64 +65,110 @@ def _read(file: Path) -> dict:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """What one placeholder of the rendered template stands for: an image (or a tile, a frame), or a video.
+
+    Attributes:
+      patches, grids: one entry per tile, or per frame pair of a video; see `EncodedPrompt`.
+      hash: of the pixels.
+      times: seconds of each frame pair where the text says them (Qwen3-VL's videos), else ().
+      step: M-RoPE positions from one frame pair to the next.
+    """
+
+    patches: tuple[np.ndarray, ...]
+    grids: tuple[tuple[int, int, int], ...]
+    hash: str
+    times: tuple[float, ...] = ()
+    step: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Processor:
-    """Tokenizer, template and image settings of one model.
+    """Tokenizer, template and media settings of one model.
 
     Attributes:
       directory: where it came from.
+      family: the `model_type` of its config.json.
       tokenizer: the transformers tokenizer.
-      images: how images are resized and normalised.
+      images: how images are resized and normalised; None for a model of text only.
       media_token_ids: ids that stand for media (pads, vision start and end): never sampled, outside the normaliser.
       stop_token_ids: ids that end a response: the generation config's and the tokenizer's.
-      image_token_id: the placeholder that an image's embeddings replace.
+      image_token_id: the placeholder that an image's embeddings replace; -1 for a model of text only.
       template: None or a name of `TEMPLATES`.
+      videos: how videos are sampled and resized; None for a model that takes none.
+      video_token_id: the placeholder of a video; -1 for a model that takes none.
+      tokens_per_second: M-RoPE positions in a second of video (Qwen2.5-VL), 0 where frames count one by one.
     """
 
     directory: Path
+    family: str
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
-    images: ImageOptions
+    images: ImageOptions | TileOptions | None
     media_token_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
     image_token_id: int
     template: str | None = None
+    videos: VideoOptions | None = None
+    video_token_id: int = -1
+    tokens_per_second: float = 0.0
 
     @classmethod
     def from_directory(
-        cls, directory: Path, raw: dict, *, min_pixels: int | None, max_pixels: int | None, template: str | None
+        cls,
+        directory: Path,
+        raw: dict,
+        vision: Any,
+        *,
+        min_pixels: int | None,
+        max_pixels: int | None,
+        template: str | None,
     ) -> Processor:
-        """Reads a Hugging Face directory whose parsed config.json is `raw`."""
+        """Reads a Hugging Face directory whose parsed config.json is `raw`, and whose tower is `vision` (or None)."""
         if template is not None and template not in TEMPLATES:
             raise ValueError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
         tokenizer = load_tokenizer(directory)
-        settings = _read(directory / "preprocessor_config.json") or _read(directory / "processor_config.json")
-        settings = settings.get("image_processor", settings)
-        images = ImageOptions.from_preprocessor_config(settings)
-        vision = raw.get("vision_config", {})
-        changes = {
-            "patch_size": vision.get("patch_size", images.patch_size),
-            "temporal_patch_size": vision.get("temporal_patch_size", images.temporal_patch_size),
-            "merge_size": vision.get("spatial_merge_size", images.merge_size),
-        }
-        if min_pixels is not None:
-            changes["min_pixels"] = min_pixels
-        if max_pixels is not None:
-            changes["max_pixels"] = max_pixels
-        images = dataclasses.replace(images, **changes)
-        media = {raw.get(name) for name in MEDIA_NAMES} - {None}
         known = tokenizer.get_vocab()
-        media |= {known[t] for t in ("<|vision_pad|>", "<|vision_start|>", "<|vision_end|>") if t in known}
         said = _read(directory / "generation_config.json").get("eos_token_id")
         stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
+        images, media, image_token = None, set(), None
+        videos, video_token = None, raw.get("video_token_id")
+        if vision is not None:
+            images = image_options(directory, raw, vision)
+            if min_pixels is not None or max_pixels is not None:
+                images = images.with_pixels(min_pixels, max_pixels)
+            names = INTERN_MEDIA if isinstance(images, TileOptions) else QWEN_MEDIA
+            media = {raw.get(name) for name in CONFIG_MEDIA} | {known.get(name) for name in names}
+            image_token = raw.get("image_token_id", known.get(names[0]))
+            if image_token is None:
+                raise CheckpointError(
+                    f"{directory}: neither config.json nor the tokenizer has a placeholder for images"
+                )
         return cls(
             directory=directory,
+            family=raw["model_type"],
             tokenizer=tokenizer,
             images=images,
             media_token_ids=tuple(sorted(int(i) for i in media if i is not None)),
             stop_token_ids=tuple(sorted({int(i) for i in stops if i is not None})),
-            image_token_id=int(raw.get("image_token_id", 151655)),
+            image_token_id=-1 if image_token is None else int(image_token),
             template=template,
+            videos=videos,
+            video_token_id=-1 if videos is None else int(video_token),
+            tokens_per_second=raw["vision_config"].get("tokens_per_second", 4)
+            if raw["model_type"] == "qwen2_5_vl"
+            else 0,
         )
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches of one image (or tile), the bound of a patch row; 0 for a model of text only."""
+        return 0 if self.images is None else self.images.max_patches
+
+    @property
+    def tiles(self) -> bool:
+        """Whether images are cut into tiles (InternVL)."""
+        return isinstance(self.images, TileOptions)
 
     def changed_files(self) -> dict[str, str]:
         """Texts of the directory's files that a saved copy must have anew: image bounds that were given on loading.
@@ -120,10 +178,16 @@ class Processor:
         for name in ("preprocessor_config.json", "processor_config.json"):
             raw = _read(self.directory / name)
             settings = raw.get("image_processor", raw)
-            if not settings:
+            if not settings or self.images is None:
                 continue
-            said = ImageOptions.from_preprocessor_config(settings)
-            if (said.min_pixels, said.max_pixels) == (self.images.min_pixels, self.images.max_pixels):
+            if isinstance(self.images, TileOptions):
+                said = {"min_patches": self.images.min_tiles, "max_patches": self.images.max_tiles}
+                if said.items() <= settings.items():
+                    return {}
+                settings |= said | {"crop_to_patches": self.images.max_tiles > 1}
+                return {name: json.dumps(raw, indent=2)}
+            before = ImageOptions.from_preprocessor_config(settings)
+            if (before.min_pixels, before.max_pixels) == (self.images.min_pixels, self.images.max_pixels):
                 return {}
             settings |= {"min_pixels": self.images.min_pixels, "max_pixels": self.images.max_pixels}
             if "size" in settings:
@@ -143,10 +207,17 @@ class Processor:
         return re.compile("(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")")
 
     @functools.cached_property
+    def video_pad(self) -> str:
+        """One video in rendered text."""
+        if self.videos is None:
+            return ""
+        return f"<|vision_start|>{self.tokenizer.convert_ids_to_tokens(self.video_token_id)}<|vision_end|>"
+
+    @functools.cached_property
     def image_pad(self) -> str:
         """One image in rendered text: start, placeholder, end."""
-        name = self.tokenizer.convert_ids_to_tokens
-        return "<|vision_start|>" + name(self.image_token_id) + "<|vision_end|>"
+        name = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return f"<img>{name}</img>\n" if self.tiles else f"<|vision_start|>{name}<|vision_end|>"
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of user text: every special string in it is spelled out."""
@@ -173,85 +244,186 @@ class Processor:
           MediaError: an image that cannot be read.
           TooLong: more than `max_tokens` tokens (a media span is never cut).
         """
-        sources = [p["image"] for _, parts in content_parts(prompt) for p in parts if p["type"] == "image"]
-        images = [load_image(s) for s in sources]
-        loaded = [preprocess_image(image, self.images) for image in images]
-        rendered, texts = render(prompt, self.tokenizer, self.template, self.image_pad)
+        parts = [p for _, turn in content_parts(prompt) for p in turn if p["type"] != "text"]
+        if parts and self.images is None:
+            kind = parts[0]["type"]
+            raise PromptError(f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only")
+        units = [self._unit(part) for part in parts]
+        pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
+        rendered, texts = render(prompt, self.tokenizer, self.template, pads, flat=self.tiles)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        k = 0
-        merge = self.images.merge_size**2
-        for piece in [*self._special.split(rendered)]:
+        spans: list[Span] = []
+        rendered, waiting = self._with_times(rendered, units)
+        waiting.reverse()
+        for piece in self._special.split(rendered):
             if not piece:
                 continue
             if not self._special.fullmatch(piece):
                 ids += self.text_ids(SENTINEL_PATTERN.sub(lambda m: texts[int(m.group(1))], piece))
                 continue
             token = self.tokenizer.convert_tokens_to_ids(piece)
-            if token != self.image_token_id:
+            if token not in (self.image_token_id, self.video_token_id):
                 ids.append(token)
                 continue
-            if k >= len(loaded):
-                raise PromptError(f"the template has more image places than the prompt's {len(loaded)} images")
-            n = len(loaded[k][0]) // merge
-            spans.append((len(ids), len(ids) + n))
-            ids += [token] * n
-            k += 1
-        if k != len(loaded):
-            raise PromptError(f"the prompt has {len(loaded)} images, but the template has a place for {k}")
+            if not waiting:
+                raise PromptError(f"the template has more image places than the prompt's {len(units)} images")
+            ids = self._place(waiting.pop(), ids, spans, token)
+        if waiting:
+            placed = len(units) - len(waiting)
+            raise PromptError(f"the prompt has {len(units)} images, but the template has a place for {placed}")
         ids += self.text_ids(prefix)
         if max_tokens is not None and len(ids) > max_tokens:
-            raise TooLong(f"the prompt has {len(ids)} tokens, over the limit of {max_tokens}")
+            media = sum(s.end - s.start for s in spans)
+            share = f" ({media} of them for {len(units)} images)" if units else ""
+            raise TooLong(f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}")
         media_index = np.full(len(ids), -1, np.int32)
         seen = 0
-        for start, end in spans:
-            media_index[start:end] = np.arange(seen, seen + end - start)
-            seen += end - start
-        grids = tuple(grid for _, grid in loaded)
-        position, following = mrope_positions(len(ids), spans, grids, self.images.merge_size)
+        for span in spans:
+            size = span.end - span.start
+            media_index[span.start : span.end] = np.arange(seen, seen + size)
+            seen += size
+        if self.tiles or self.images is None:
+            position, following = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1)), len(ids)
+        else:
+            position, following = mrope_positions(len(ids), spans)
         return EncodedPrompt(
             token_ids=np.asarray(ids, np.int32),
             media_index=media_index,
             position=position,
             next_position=following,
-            patches=tuple(patches for patches, _ in loaded),
-            grids=grids,
-            spans=tuple(spans),
-            hashes=tuple(media_hash(image) for image in images),
+            patches=tuple(p for unit in units for p in unit.patches),
+            grids=tuple(g for unit in units for g in unit.grids),
+            spans=tuple((s.start, s.end) for s in spans),
+            hashes=tuple(unit.hash for unit in units),
             prefix=prefix,
         )
+
+    def _unit(self, part: dict) -> Unit:
+        """An image or video of the prompt, cut into patches."""
+        if part["type"] == "video":
+            return self._video(part)
+        image = load_image(part["image"])
+        if isinstance(self.images, TileOptions):
+            patches, grids = preprocess_tiles(image, self.images)
+            return Unit(tuple(patches), tuple(grids), media_hash(image))
+        assert self.images is not None
+        found, grid = preprocess_image(image, self.images)
+        return Unit((found,), (grid,), media_hash(image))
+
+    def _video(self, part: dict) -> Unit:
+        if self.videos is None:
+            raise PromptError(f"the prompt has a video, but a model of type {self.family!r} takes none")
+        video = open_video(part["video"], self.videos, source_fps=part.get("fps"))
+        patches, (t, h, w) = preprocess_video(video.frames, self.videos, resize=False)
+        step, times = 1.0, ()
+        if self.tokens_per_second:
+            step = self.tokens_per_second * seconds_per_grid(video, self.videos)
+        if self.videos.variant == "qwen3_vl":
+            times = tuple(timestamps(video, self.videos))
+        frames = tuple(patches.reshape(t, h * w, -1))
+        return Unit(frames, ((1, h, w),) * t, video_hash(video.frames), times, step)
+
+    def _with_times(self, rendered: str, units: Sequence[Unit]) -> tuple[str, list[Unit]]:
+        """The rendered text and its units, a video with times (Qwen3-VL) taken apart into its frame pairs:
+
+        <|vision_start|><|video_pad|><|vision_end|>
+        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|><1.2 seconds><|vision_start|><|video_pad|>...
+        """
+        clips, apart = [u for u in units if u.times], []
+        for unit in units:
+            pair = zip(unit.patches, unit.grids, strict=True)
+            apart += [Unit((p,), (g,), unit.hash) for p, g in pair] if unit.times else [unit]
+        if not clips:
+            return rendered, apart
+        first, *rest = rendered.split(self.video_pad)
+        if len(rest) != len(clips):
+            raise PromptError(f"the prompt has {len(clips)} videos, but the template has a place for {len(rest)}")
+        said = ["".join(timestamp_text(t) + self.video_pad for t in clip.times) for clip in clips]
+        return first + "".join(a + b for a, b in zip(said, rest, strict=True)), apart
+
+    def _place(self, unit: Unit, ids: list[int], spans: list[Span], token: int) -> list[int]:
+        """`ids` with the media tokens of a unit behind them; its span is added to `spans`."""
+        merge = self.images.merge_size  # type: ignore[union-attr]  # a unit exists only where the model takes media
+        _, h, w = unit.grids[0]
+        grid = (len(unit.grids), h // merge, w // merge)
+        size = len(unit.grids) * grid[1] * grid[2]
+        spans.append(Span(len(ids), len(ids) + size, grid, unit.step))
+        return [*ids, *[token] * size]
 
     def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
 
 
-def mrope_positions(
-    length: int, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int, int]], merge: int
-) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, an image counts in time, rows and columns.
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from frame to frame."""
 
-        tokens    x x v v v v v v x x          an image of 2 x 3 merged patches
+    start: int
+    end: int
+    grid: tuple[int, int, int]
+    step: float = 1.0
+
+
+def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time, rows and columns.
+
+        tokens    x x v v v v v v x x          an image of 2 x 3 tokens
         time      0 1 2 2 2 2 2 2 5 6
         row       0 1 2 2 2 3 3 3 5 6
-        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the largest of rows and columns
+        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the larger of rows and columns
+
+    Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded down). As in
+    transformers, the text behind a video goes on after its rows and columns even where time has run further; the
+    response starts after the largest position of all.
 
     Returns:
       int32[3, length] and the position of the next token.
     """
     position = np.zeros((3, length), np.int32)
     at = current = 0
-    for (start, end), (t, h, w) in zip(spans, grids, strict=True):
-        position[:, at:start] = current + np.arange(start - at)
-        current += start - at
-        rows, columns = h // merge, w // merge
-        place = np.stack(np.meshgrid(np.arange(t), np.arange(rows), np.arange(columns), indexing="ij"))
-        position[:, start:end] = current + place.reshape(3, -1)
+    for span in spans:
+        position[:, at : span.start] = current + np.arange(span.start - at)
+        current += span.start - at
+        t, rows, columns = span.grid
+        time = (np.arange(t, dtype=np.float32) * np.float32(span.step)).astype(np.int32)
+        place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"))
+        position[:, span.start : span.end] = current + place.reshape(3, -1)
         current += max(rows, columns)
-        at = end
+        at = span.end
     position[:, at:] = current + np.arange(length - at)
-    return position, current + length - at
+    return position, int(position.max(initial=-1)) + 1
 
 
-__all__ = ["EncodedPrompt", "Processor", "Prompt", "PromptError", "TooLong", "mrope_positions"]
+def video_options(directory: Path, raw: dict, vision: Any) -> VideoOptions:
+    """Video settings of a directory; sizes of patches are the tower's."""
+    variant = "qwen3_vl" if raw["model_type"] == "qwen3_vl" else "qwen2_vl"
+    whole = _read(directory / "processor_config.json")
+    settings = whole if "video_processor" in whole else _read(directory / "video_preprocessor_config.json")
+    if not settings:  # bounds of images are not those of videos: only the statistics carry over
+        images = _read(directory / "preprocessor_config.json")
+        settings = {k: images[k] for k in ("image_mean", "image_std", "rescale_factor") if k in images}
+    return dataclasses.replace(
+        VideoOptions.from_config(settings, variant=variant),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.merge_size,
+    )
+
+
+def image_options(directory: Path, raw: dict, vision: Any) -> ImageOptions | TileOptions:
+    """Image settings of a directory; sizes of patches are the tower's."""
+    settings = _read(directory / "preprocessor_config.json") or _read(directory / "processor_config.json")
+    settings = settings.get("image_processor", settings)
+    if vision.tile_side:
+        return TileOptions.from_configs(raw, settings, vision)
+    return dataclasses.replace(
+        ImageOptions.from_preprocessor_config(settings),
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.merge_size,
+    )
+
+
+__all__ = ["EncodedPrompt", "Processor", "Prompt", "PromptError", "Span", "TooLong", "mrope_positions"]

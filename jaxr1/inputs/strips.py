@@ -25,10 +25,8 @@ from jaxr1.inputs.batch import (
     PromptBatch,
     bucket,
     make_batch,
-    pack_first_fit,
-    power_of_two,
-    rows_for,
 )
+from jaxr1.inputs.patches import PatchLayout, pack_first_fit, power_of_two, rows_for
 
 
 @struct.dataclass
@@ -40,7 +38,7 @@ class Strips:
     """
 
     token_bst: Any  # int32[B, S, T]
-    media_index_bst: Any  # int32[B, S, T], -1 = a token
+    media_index_bst: Any  # int32[B, S, T], -1 = a token; None = tokens only
     position_3bst: Any  # int32[3, B, S, T]
     segment_bst: Any  # int32[B, S, T], 0 = padding
     target_bst: Any  # int32[B, S, T], the token whose log-prob stands at this place
@@ -183,7 +181,7 @@ def make_strips(
         segment[at] = p.segment
     return Strips(
         token_bst=token,
-        media_index_bst=np.full(token.shape, -1, np.int32),
+        media_index_bst=None,
         position_3bst=np.broadcast_to(position, (3, *token.shape)),
         segment_bst=segment,
         target_bst=token,
@@ -192,8 +190,13 @@ def make_strips(
 
 
 def plan_prompts(
-    plan: Plan, prompts: Sequence[EncodedPrompt], buckets: Buckets, *, merge: int, patch_values: int, multiple: int = 1
+    plan: Plan,
+    prompts: Sequence[EncodedPrompt],
+    buckets: Buckets,
+    layout: PatchLayout | None,
+    *,
+    multiple: int = 1,
 ) -> PromptBatch:
     """The prompt rows of a plan."""
     chosen = [prompts[i] for i in plan.prompts]
-    return make_batch(chosen, buckets, merge=merge, patch_values=patch_values, rows=plan.rows, multiple=multiple)
+    return make_batch(chosen, buckets, layout, rows=plan.rows, multiple=multiple)

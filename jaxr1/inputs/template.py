@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 ROLES = ("system", "user", "assistant", "tool")
-MEDIA = ("image",)
+MEDIA = ("image", "video")
 # Private-use characters: a template may lower-case or trim around them, and never contains them itself.
 SENTINEL = "\ue000{}\ue001"
 SENTINEL_PATTERN = re.compile("\ue000([0-9]+)\ue001")
@@ -24,7 +24,14 @@ R1_ZERO = (
     "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
     "User: {question}\nAssistant: Let me solve this step by step.\n"
 )
-TEMPLATES = ("r1_zero",)
+
+# ChatML, and the system turn that goes before a conversation without one. "internvl2_5" is what the original InternVL2.5
+# and InternVL3 repositories do in code that they ship (and that is not executed here).
+CHATML = {
+    "chatml": "",
+    "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+}
+TEMPLATES = ("r1_zero", *CHATML)
 
 
 class PromptError(ValueError):
@@ -37,7 +44,8 @@ class Prompt:
 
     Attributes:
       messages: chat messages {"role", "content"}; content is a string or a list of parts
-        {"type": "text", "text": ...} and {"type": "image", "image": path | bytes | PIL.Image | uint8[H, W, 3]}.
+        {"type": "text", "text": ...}, {"type": "image", "image": path | bytes | PIL.Image | uint8[H, W, 3]} and
+        {"type": "video", "video": path | bytes | frames | uint8[T, H, W, 3], "fps": of frames without a file}.
       id: keys the random draws of this prompt; default is its place in the list.
       prefix: opens the response; the model continues from it. None is the template's own (base-model templates).
     """
@@ -67,8 +75,8 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind not in ("text", *MEDIA) or kind not in part or (kind == "text" and not isinstance(part[kind], str)):
                 raise PromptError(
-                    f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}} or "
-                    f"{{'type': 'image', 'image': ...}}, got {part!r:.80}"
+                    f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}}, "
+                    f"{{'type': 'image', 'image': ...}} or {{'type': 'video', 'video': ...}}, got {part!r:.80}"
                 )
         turns.append((message["role"], parts))
     if not turns:
@@ -76,12 +84,18 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
     return turns
 
 
-def render(prompt: Prompt, tokenizer, template: str | None, pad: str) -> tuple[str, list[str]]:
+def render(
+    prompt: Prompt, tokenizer, template: str | None, pads: Sequence[str], *, flat: bool = False
+) -> tuple[str, list[str]]:
     """The rendered template with sentinels, and the texts they stand for.
 
     Args:
       template: None is the tokenizer's chat template, or a name of `TEMPLATES`.
-      pad: what the processor expects in place of one image ("<|vision_start|><|image_pad|><|vision_end|>").
+      pads: what the processor expects in place of each medium ("<|vision_start|><|image_pad|><|vision_end|>").
+      flat: the chat template takes strings only, so that the pads are written into them.
+
+    Raises:
+      PromptError: the template drops, repeats or reorders texts, or there is none.
     """
     texts: list[str] = []
 
@@ -89,24 +103,38 @@ def render(prompt: Prompt, tokenizer, template: str | None, pad: str) -> tuple[s
         texts.append(text)
         return SENTINEL.format(len(texts) - 1)
 
-    turns = content_parts(prompt)
+    turns, waiting = content_parts(prompt), list(reversed(pads))
     if template == "r1_zero":
         if len(turns) != 1 or turns[0][0] != "user":
             raise PromptError("template 'r1_zero' takes exactly one user message")
-        images = "".join(pad for part in turns[0][1] if part["type"] == "image")
+        media = "".join(waiting.pop() for part in turns[0][1] if part["type"] != "text")
         question = "\n".join(hide(part["text"]) for part in turns[0][1] if part["type"] == "text")
-        return images + R1_ZERO.replace("{question}", question), texts
-    messages = [
-        {
-            "role": role,
-            "content": [{"type": "text", "text": hide(p["text"])} if p["type"] == "text" else {"type": p["type"]} for p in parts]
-            if any(p["type"] != "text" for p in parts)
-            else "".join(hide(p["text"]) for p in parts),
-        }
-        for role, parts in turns
-    ]  # fmt: skip
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return media + R1_ZERO.replace("{question}", question), texts
+    messages: list[dict] = []
+    for role, parts in turns:
+        content: str | list[dict]
+        if flat or all(p["type"] == "text" for p in parts):
+            content = "".join(hide(p["text"]) if p["type"] == "text" else waiting.pop() for p in parts)
+        else:
+            content = [
+                {"type": "text", "text": hide(p["text"])} if p["type"] == "text" else {"type": p["type"]} for p in parts
+            ]
+        messages.append({"role": role, "content": content})
+    if template in CHATML:
+        rendered = chatml(messages, CHATML[template])
+    elif not tokenizer.chat_template:
+        raise PromptError(f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template")
+    else:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     found = [int(n) for n in SENTINEL_PATTERN.findall(rendered)]
     if found != list(range(len(texts))):
         raise PromptError("the chat template drops, repeats or reorders message texts")
     return rendered, texts
+
+
+def chatml(messages: Sequence[dict], system: str) -> str:
+    """Turns between <|im_start|> and <|im_end|>, with a system turn where the messages have none (and `system` is one)."""
+    turns = [(m["role"], m["content"]) for m in messages]
+    if system and turns[0][0] != "system":
+        turns.insert(0, ("system", system))
+    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"

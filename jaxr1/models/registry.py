@@ -11,12 +11,12 @@ import jax
 from jaxr1.checkpoints import huggingface
 from jaxr1.checkpoints.huggingface import CheckpointError
 from jaxr1.inputs.processor import Processor
-from jaxr1.models import presets, qwen2_vl
+from jaxr1.inputs.template import CHATML
+from jaxr1.models import families, presets
+from jaxr1.models.families import FAMILIES
 from jaxr1.models.vlm import Model
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
-
-FAMILIES = ("qwen2_vl",)
 
 
 def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
@@ -29,7 +29,7 @@ def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES,
     if raw["model_type"] not in FAMILIES:
         raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
     try:
-        text, vision = qwen2_vl.text_config(raw), qwen2_vl.vision_config(raw.get("vision_config") or {})
+        text, vision = families.configs(raw)
     except KeyError as e:
         raise CheckpointError(f"config.json has no {e.args[0]!r}") from e
     except ValueError as e:
@@ -79,7 +79,7 @@ def load_model(
     """
     directory = resolve(path)
     model = describe(huggingface.read_config(directory), dtype=dtype, rules=rules, remat=remat)
-    tables = {layout: model.table(layout) for layout in huggingface.LAYOUTS}
+    tables = {layout: model.table(layout) for layout in families.LAYOUTS[model.family]}
     flat = huggingface.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
     return model, nest(flat)
 
@@ -92,7 +92,8 @@ def load_processor(
     Args:
       path: as for `load_model`.
       min_pixels, max_pixels: bounds of the resized image in pixels; None is what the directory says.
-      template: None is the directory's chat template; "r1_zero" the template for base models of VisualThinker.
+      template: None is the directory's chat template; "r1_zero" the template for base models of VisualThinker;
+        "chatml" or "internvl2_5" ChatML without or with InternVL's system turn.
 
     Raises:
       CheckpointError: the directory lacks a file, or its type is not supported.
@@ -100,8 +101,12 @@ def load_processor(
     """
     directory = resolve(path)
     raw = huggingface.read_config(directory)
-    describe(raw)
-    return Processor.from_directory(directory, raw, min_pixels=min_pixels, max_pixels=max_pixels, template=template)
+    vision = describe(raw).vision
+    if template is None and raw["model_type"] == "internvl_chat" and raw.get("template") in CHATML:
+        template = raw["template"]
+    return Processor.from_directory(
+        directory, raw, vision, min_pixels=min_pixels, max_pixels=max_pixels, template=template
+    )
 
 
 def save_model(model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None) -> Path:
@@ -120,8 +125,7 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     out = Path(path)
     source = processor.directory if processor is not None else None
     changed = processor.changed_files() if processor is not None else None
-    table = model.table("hub")
-    huggingface.save_directory(out, flatten(params), table, model.raw_config, source, dtype or own, changed)
+    huggingface.save_directory(out, flatten(params), model.table(), model.raw_config, source, dtype or own, changed)
     return out
 
 

@@ -13,14 +13,22 @@ import jax
 import jax.numpy as jnp
 
 from jaxr1.nn.attention import causal_attention, decode_attention, strip_attention
-from jaxr1.nn.layers import ACTIVATIONS, inverse_frequencies, mrope_angles, rms_norm, rotate
-from jaxr1.nn.params import Param, Table, linear, stack, vector
+from jaxr1.nn.layers import ACTIVATIONS, RopeScaling, dense, inverse_frequencies, mrope_angles, rms_norm, rotate
+from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
 from jaxr1.parallel import Rules, constrain
 
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Sizes and options of a decoder, as its `config.json` states them."""
+    """Sizes and options of a decoder, as its `config.json` states them.
+
+    Attributes:
+      mrope_sections: shares of the rotary frequencies for time, rows and columns; () is ordinary RoPE.
+      mrope_interleaved: the shares alternate (Qwen3-VL) instead of following each other.
+      rope_scaling: how the frequencies are stretched, None for not at all.
+      qk_norm: RMS norm of queries and keys over each head (Qwen3).
+      tied: the output matrix is the embedding.
+    """
 
     vocab: int
     width: int
@@ -34,36 +42,81 @@ class TextConfig:
     mrope_sections: tuple[int, ...]
     qkv_bias: bool
     tied: bool
+    mrope_interleaved: bool = False
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False
     activation: str = "silu"
     init_scale: float = 0.02
 
 
-def text_table(cfg: TextConfig, prefix: str, head: str) -> Table:
-    """The decoder's tensors. `prefix` is the Hugging Face name of the decoder, `head` that of the output matrix."""
+@dataclasses.dataclass(frozen=True)
+class TextNames:
+    """Hugging Face names of a decoder's tensors; "{}" stands for the layer. `qkv` is InternLM2's fused matrix."""
+
+    embed: str
+    norm: str
+    head: str
+    layer: str
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+    q_norm: str = "self_attn.q_norm"
+    k_norm: str = "self_attn.k_norm"
+    qkv: str = ""
+
+    @classmethod
+    def llama(cls, prefix: str, head: str) -> TextNames:
+        """What Llama, Qwen2 and Qwen3 call them. `prefix` is that of the decoder, `head` that of the output matrix."""
+        return cls(f"{prefix}embed_tokens", f"{prefix}norm", head, prefix + "layers.{}.")
+
+    @classmethod
+    def internlm2(cls, prefix: str, head: str) -> TextNames:
+        """What InternLM2 (arXiv:2403.17297) calls them."""
+        return cls(
+            f"{prefix}tok_embeddings", f"{prefix}norm", head, prefix + "layers.{}.",
+            "attention_norm", "ffn_norm", o="attention.wo", gate="feed_forward.w1", up="feed_forward.w3",
+            down="feed_forward.w2", qkv="attention.wqkv",
+        )  # fmt: skip
+
+
+def text_table(cfg: TextConfig, names: TextNames) -> Table:
+    """The decoder's tensors."""
     d, n, k, h, f = cfg.width, cfg.heads, cfg.kv_heads, cfg.head_size, cfg.mlp
-    at, mlp = "layers.{}.self_attn", "layers.{}.mlp"
+    at = lambda name: f"{names.layer}{name}.weight"
     layer: Table = {
-        "attention_norm": vector(prefix + "layers.{}.input_layernorm.weight", (d,), (None,), "ones"),
-        "q": linear(f"{prefix}{at}.q_proj.weight", (n, h), (d,), ("embed", "heads", None)),
-        "k": linear(f"{prefix}{at}.k_proj.weight", (k, h), (d,), ("embed", "kv_heads", None)),
-        "v": linear(f"{prefix}{at}.v_proj.weight", (k, h), (d,), ("embed", "kv_heads", None)),
-        "o": linear(f"{prefix}{at}.o_proj.weight", (d,), (n, h), ("heads", None, "embed")),
-        "mlp_norm": vector(prefix + "layers.{}.post_attention_layernorm.weight", (d,), (None,), "ones"),
-        "gate": linear(f"{prefix}{mlp}.gate_proj.weight", (f,), (d,), ("embed", "mlp")),
-        "up": linear(f"{prefix}{mlp}.up_proj.weight", (f,), (d,), ("embed", "mlp")),
-        "down": linear(f"{prefix}{mlp}.down_proj.weight", (d,), (f,), ("mlp", "embed")),
+        "attention_norm": vector(at(names.attention_norm), (d,), (None,), "ones"),
+        "o": linear(at(names.o), (d,), (n, h), ("heads", None, "embed")),
+        "mlp_norm": vector(at(names.mlp_norm), (d,), (None,), "ones"),
+        "gate": linear(at(names.gate), (f,), (d,), ("embed", "mlp")),
+        "up": linear(at(names.up), (f,), (d,), ("embed", "mlp")),
+        "down": linear(at(names.down), (d,), (f,), ("mlp", "embed")),
     }
-    if cfg.qkv_bias:
-        layer["q_bias"] = vector(f"{prefix}{at}.q_proj.bias", (n, h), ("heads", None))
-        layer["k_bias"] = vector(f"{prefix}{at}.k_proj.bias", (k, h), ("kv_heads", None))
-        layer["v_bias"] = vector(f"{prefix}{at}.v_proj.bias", (k, h), ("kv_heads", None))
+    group = n // k
+    # InternLM2 keeps, for each key head, its queries, the key and the value together.
+    parts = {"q": (0, group), "k": (group, group + 1), "v": (group + 1, group + 2)}
+    for key, (start, stop) in parts.items():
+        heads, axis = (n, "heads") if key == "q" else (k, "kv_heads")
+        part = Part((k, group + 2, h), 1, start, stop) if names.qkv else None
+        name = names.qkv or getattr(names, key)
+        layer[key] = linear(at(name), (heads, h), (d,), ("embed", axis, None), part=part)
+        if cfg.qkv_bias:
+            layer[f"{key}_bias"] = vector(f"{names.layer}{name}.bias", (heads, h), (axis, None), part=part)
+    if cfg.qk_norm:
+        layer["q_norm"] = vector(at(names.q_norm), (h,), (None,), "ones")
+        layer["k_norm"] = vector(at(names.k_norm), (h,), (None,), "ones")
     layer = {key: dataclasses.replace(p, scale=cfg.init_scale) for key, p in layer.items()}
     table = {f"layers/{key}": p for key, p in stack(layer, cfg.layers).items()}
     size, axes = (cfg.vocab, d), ("vocab", "embed")
-    table["embed"] = Param(size, axes, prefix + "embed_tokens.weight", size, scale=cfg.init_scale)
-    table["norm"] = vector(prefix + "norm.weight", (d,), (None,), "ones")
+    table["embed"] = Param(size, axes, names.embed + ".weight", size, scale=cfg.init_scale)
+    table["norm"] = vector(names.norm + ".weight", (d,), (None,), "ones")
     if not cfg.tied:
-        table["head"] = Param(size, axes, head, size, scale=cfg.init_scale)
+        table["head"] = Param(size, axes, names.head + ".weight", size, scale=cfg.init_scale)
     return table
 
 
@@ -75,29 +128,45 @@ def head_matrix(params: dict) -> jax.Array:
 def _layer(cfg: TextConfig, w: dict, x: jax.Array, angle: jax.Array, attend: Callable) -> tuple[jax.Array, tuple]:
     """One decoder layer on x [..., D]; `attend(q, k, v) -> (out, kept)` decides who sees whom and what is kept."""
     h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
-    q = jnp.einsum("...d,dnh->...nh", h, w["q"])
-    k = jnp.einsum("...d,dkh->...kh", h, w["k"])
-    v = jnp.einsum("...d,dkh->...kh", h, w["v"])
+    q, k, v = (dense(h, w, key) for key in "qkv")
     if cfg.qkv_bias:
         q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+    if cfg.qk_norm:
+        q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
     out, kept = attend(rotate(q, angle), rotate(k, angle), v)
-    x = x + jnp.einsum("...nh,nhd->...d", out, w["o"])
+    x = x + dense(out, w, "o", 2)
     h = rms_norm(x, w["mlp_norm"], cfg.norm_eps)
-    gated = ACTIVATIONS[cfg.activation](h @ w["gate"]) * (h @ w["up"])
-    return x + gated @ w["down"], kept
+    gated = ACTIVATIONS[cfg.activation](dense(h, w, "gate")) * dense(h, w, "up")
+    return x + dense(gated, w, "down"), kept
 
 
 def _angles(cfg: TextConfig, position: jax.Array) -> jax.Array:
-    return mrope_angles(position, inverse_frequencies(cfg.head_size, cfg.rope_theta), cfg.mrope_sections)
+    inverse = inverse_frequencies(cfg.head_size, cfg.rope_theta, cfg.rope_scaling)
+    return mrope_angles(position, inverse, cfg.mrope_sections, interleaved=cfg.mrope_interleaved)
 
 
-def prefill(cfg: TextConfig, params: dict, x_bpd, position_3bp, length_b, rules: Rules, *, remat: bool = False):
+def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: bool):
+    """Scans `step(x, layer, deep) -> (x, kept)` over the layers, the first len(deep) of which get deep features."""
+    run = jax.checkpoint(step) if remat else step
+    if deep is None:
+        return jax.lax.scan(lambda x, layer: run(x, layer, None), x, layers)
+    count = deep.shape[0]
+    first, rest = jax.tree.map(lambda w: w[:count], layers), jax.tree.map(lambda w: w[count:], layers)
+    x, kept = jax.lax.scan(lambda x, both: run(x, *both), x, (first, deep))
+    x, more = jax.lax.scan(lambda x, layer: run(x, layer, None), x, rest)
+    return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, more)
+
+
+def prefill(
+    cfg: TextConfig, params: dict, x_bpd, position_3bp, length_b, rules: Rules, *, deep_kbpd=None, remat: bool = False
+):
     """Runs prompt rows.
 
     Args:
       x_bpd: embeddings [B, P, D].
       position_3bp: int32[3, B, P].
       length_b: int32[B], real positions of each row.
+      deep_kbpd: [K, B, P, D], added to the output of the first K layers (DeepStack), or None.
       remat: rematerialise each layer in the backward pass.
 
     Returns:
@@ -105,11 +174,12 @@ def prefill(cfg: TextConfig, params: dict, x_bpd, position_3bp, length_b, rules:
     """
     angle = _angles(cfg, position_3bp)
 
-    def step(x, w):
+    def step(x, w, deep):
         x, kv = _layer(cfg, w, x, angle, lambda q, k, v: (causal_attention(q, k, v, length_b), (k, v)))
+        x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None), kv
 
-    x_bpd, kv_lbpkh = jax.lax.scan(jax.checkpoint(step) if remat else step, x_bpd, params["layers"])
+    x_bpd, kv_lbpkh = _scan(step, x_bpd, params["layers"], deep_kbpd, remat)
     return rms_norm(x_bpd, params["norm"], cfg.norm_eps), kv_lbpkh
 
 
@@ -123,6 +193,7 @@ def extend(
     segment_bst,
     rules: Rules,
     *,
+    deep_kbstd=None,
     remat: bool = False,
 ) -> jax.Array:
     """Runs packed responses against their prompts' keys.
@@ -133,20 +204,22 @@ def extend(
       x_bstd: embeddings [B, S, T, D].
       position_3bst: int32[3, B, S, T].
       segment_bst: int32[B, S, T], 0 for padding.
+      deep_kbstd: as `prefill`'s, where responses hold media.
 
     Returns:
       Hidden states [B, S, T, D] after the final norm.
     """
     angle = _angles(cfg, position_3bst)
 
-    def step(x, layer):
+    def step(x, layer, deep):
         w, kv = layer
         x, _ = _layer(
             cfg, w, x, angle, lambda q, k, v: (strip_attention(q, kv, prompt_len_b, (k, v), segment_bst), None)
         )
+        x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None, None), None
 
-    x_bstd, _ = jax.lax.scan(jax.checkpoint(step) if remat else step, x_bstd, (params["layers"], prompt_kv))
+    x_bstd, _ = _scan(step, x_bstd, (params["layers"], prompt_kv), deep_kbstd, remat)
     return rms_norm(x_bstd, params["norm"], cfg.norm_eps)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 
 from jaxr1.inputs.batch import PromptBatch
+from jaxr1.inputs.patches import PatchLayout, PatchRows
 from jaxr1.inputs.strips import Strips
-from jaxr1.models import qwen2_vl, text
+from jaxr1.models import families, text, vit
 from jaxr1.nn.logprob import token_logp
+from jaxr1.nn.lora import Lora, attach
 from jaxr1.nn.params import Table
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
 
@@ -24,75 +27,107 @@ class Model:
 
     Attributes:
       family: the `model_type` of its config.json.
-      text, vision: sizes and options.
+      text, vision: sizes and options; a text-only model has no vision (and no parts vision and merger).
       dtype: of the computation ("float32", "bfloat16"); reductions are float32.
       rules: logical axes to mesh axes.
       remat: rematerialise layers in the backward pass.
+      lora: the adapters that the parameters hold under "lora", if any.
       raw_config: the config.json it came from, as text, to write it back; takes no part in comparisons.
     """
 
     family: str
     text: text.TextConfig
-    vision: qwen2_vl.VisionConfig
+    vision: vit.VisionConfig | None
     dtype: str = "float32"
     rules: Rules = DEFAULT_RULES
     remat: bool = False
+    lora: Lora | None = None
     raw_config: str = dataclasses.field(default="{}", compare=False, repr=False)
 
-    def table(self, layout: str = "v5") -> Table:
-        """The parameter table under the Hugging Face names of a file layout: "v5" or "hub"."""
-        visual, language = {"v5": ("model.visual.", "model.language_model."), "hub": ("visual.", "model.")}[layout]
-        return qwen2_vl.table(self.text, self.vision, visual, language, "lm_head.weight")
+    @property
+    def layout(self) -> PatchLayout | None:
+        """What batches must know of the tower."""
+        return None if self.vision is None else self.vision.layout
+
+    def table(self, layout: str = "") -> Table:
+        """The parameter table under the Hugging Face names of a file layout, by default the one that is saved."""
+        layout = layout or families.LAYOUTS[self.family][0]
+        return families.table(self.family, json.loads(self.raw_config), self.text, self.vision, layout)
 
 
 def cast(model: Model, params):
-    """The parameters in the compute dtype (the identity where they are stored in it)."""
+    """The parameters in the compute dtype (the identity where they are stored in it), adapters beside their matrices."""
+    if "lora" in params:
+        assert model.lora is not None
+        params = attach(params, model.table(), model.lora)
     return jax.tree.map(lambda x: x.astype(model.dtype), params)
 
 
-def encode(model: Model, params: dict, batch: PromptBatch) -> jax.Array:
-    """Media embeddings [R * M / merge^2, D] of a batch, in the order that `media_index` counts."""
-    feature = qwen2_vl.tower(
-        model.vision,
-        params["vision"],
-        batch.patch_rmc.astype(model.dtype),
-        batch.place_rm2,
-        batch.segment_rm,
-        model.rules,
-        remat=model.remat,
-    )
-    merged = qwen2_vl.merge(model.vision, params["merger"], feature)
-    return merged.reshape(-1, merged.shape[-1])
+def tower(model: Model, params: dict, rows: PatchRows) -> jax.Array:
+    """The tower's output [R, M, C] on patch rows, before the merger."""
+    assert model.vision is not None
+    return vit.tower(model.vision, params["vision"], rows, model.rules, remat=model.remat)
 
 
-def embed(model: Model, params: dict, token: jax.Array, media_index: jax.Array | None, media: jax.Array | None):
-    """Token embeddings, with media embeddings in the places that `media_index` (-1 = a token) names."""
+def encode(model: Model, params: dict, rows: PatchRows | None) -> jax.Array | None:
+    """Media embeddings [R * M / merge^2, (1 + deep) * D], in the order that `media_index` counts; None without media.
+
+    Rows may hold what a frozen tower or merger gave (`PatchRows.stage`): then only the rest is computed.
+    """
+    if rows is None or model.vision is None:
+        return None
+    out = rows.patch_rmc.astype(model.dtype)
+    if rows.stage == "pixels":
+        out = tower(model, params, rows)
+    if rows.stage != "merger":
+        out = vit.merge(model.vision, params["merger"], out)
+    return out.reshape(-1, out.shape[-1])
+
+
+def embed(
+    model: Model, params: dict, token: jax.Array, media_index: jax.Array | None, media: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Token embeddings [..., D], with media embeddings in the places that `media_index` (-1 = a token) names.
+
+    Returns:
+      The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at tokens), or None.
+    """
     x = params["decoder"]["embed"][token]
     if media is None or media_index is None:
-        return x
+        return x, None
+    is_media = (media_index >= 0)[..., None]
     found = media[jnp.maximum(media_index, 0)].astype(x.dtype)
-    return jnp.where((media_index >= 0)[..., None], found, x)
+    own, *deep = jnp.split(found, media.shape[-1] // x.shape[-1], -1)
+    added = jnp.stack([jnp.where(is_media, d, 0) for d in deep]) if deep else None
+    return jnp.where(is_media, own, x), added
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefilled:
     """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], the last hidden state [B, D],
-    the position of the first response token [B], and the batch's media embeddings [N, D]."""
+    the position of the first response token [B], and the batch's media embeddings [N, ...] or None."""
 
     kv: tuple[jax.Array, jax.Array]
     length_b: jax.Array
     last_bd: jax.Array
     next_position_b: jax.Array
-    media_nd: jax.Array
+    media_nd: jax.Array | None
 
 
 def prefill_hidden(model: Model, params: dict, batch: PromptBatch):
     """Hidden states [B, P, D] of prompt rows, their keys and values, and the media embeddings."""
-    media = encode(model, params, batch)
-    x = constrain(embed(model, params, batch.token_bp, batch.media_index_bp, media), model.rules, "batch", None, None)
+    media = encode(model, params, batch.media)
+    x, deep = embed(model, params, batch.token_bp, batch.media_index_bp, media)
     hidden, kv = text.prefill(
-        model.text, params["decoder"], x, batch.position_3bp, batch.length_b, model.rules, remat=model.remat
+        model.text,
+        params["decoder"],
+        constrain(x, model.rules, "batch", None, None),
+        batch.position_3bp,
+        batch.length_b,
+        model.rules,
+        deep_kbpd=deep,
+        remat=model.remat,
     )
     return hidden, kv, media
 
@@ -114,7 +149,7 @@ def extend(model: Model, params: dict, prompt: Prefilled, strips: Strips) -> jax
     Returns:
       [B, S, T, D].
     """
-    x = embed(model, params, strips.token_bst, strips.media_index_bst, prompt.media_nd)
+    x, deep = embed(model, params, strips.token_bst, strips.media_index_bst, prompt.media_nd)
     hidden = text.extend(
         model.text,
         params["decoder"],
@@ -124,6 +159,7 @@ def extend(model: Model, params: dict, prompt: Prefilled, strips: Strips) -> jax
         strips.position_3bst,
         strips.segment_bst,
         model.rules,
+        deep_kbstd=deep,
         remat=model.remat,
     )
     before = jnp.pad(hidden, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]

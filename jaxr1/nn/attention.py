@@ -41,6 +41,86 @@ def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, s
     return jnp.einsum("rnmu,runh->rmnh", jax.nn.softmax(score, -1).astype(v_rmnh.dtype), v_rmnh)
 
 
+def paired_attention(
+    q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array, pair_rp2: jax.Array, block: int
+) -> jax.Array:
+    """`segment_attention` on long rows of many images, of which only the needed blocks of the score matrix are computed.
+
+        row, blocks of 4    a a a a | a a b b | b b b b | c c - -          segments of any length
+
+              0  1  2  3
+        0     x  x                  the host lists the pairs (query block, key block) that share an image:
+        1     x  x  x               (0 0) (0 1) (1 0) (1 1) (1 2) (2 1) (2 2) (3 3)
+        2        x  x               and inside a pair the segments decide
+        3              x
+
+    One softmax runs over all pairs of a query, through a shared maximum.
+
+    Args:
+      q_rmnh, k_rmnh, v_rmnh: [R, M, N, H].
+      segment_rm: int32[R, M], 0 for padding.
+      pair_rp2: int32[R, P, 2], sorted by query block; key block -1 fills the list up.
+      block: patches of a block; divides M.
+
+    Returns:
+      [R, M, N, H].
+    """
+    rows, length = segment_rm.shape
+    count = length // block
+    query, key = pair_rp2[..., 0], jnp.maximum(pair_rp2[..., 1], 0)
+    cut = lambda x: x.reshape(rows, count, block, *x.shape[2:])
+
+    def take(x, index):
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), 1)
+
+    add = jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, count, indices_are_sorted=True))
+    most = jax.vmap(lambda x, at: jax.ops.segment_max(x, at, count, indices_are_sorted=True))
+    scaled = q_rmnh * jnp.asarray(q_rmnh.shape[-1] ** -0.5, q_rmnh.dtype)
+    score = jnp.einsum("rpmnh,rpunh->rpnmu", take(cut(scaled), query), take(cut(k_rmnh), key))
+    segment = cut(segment_rm)
+    of_query, of_key = take(segment, query)[..., :, None], take(segment, key)[..., None, :]
+    seen = (of_query == of_key) & (of_query > 0) & (pair_rp2[..., 1] >= 0)[..., None, None]
+    score = jnp.where(seen[:, :, None], score.astype(jnp.float32), MASKED)
+    top = jnp.maximum(most(jax.lax.stop_gradient(score.max(-1)), query), MASKED)  # [R, blocks, N, block]
+    weight = jnp.exp(score - take(top, query)[..., None])
+    total = jnp.moveaxis(add(weight.sum(-1), query), 2, 3)[..., None]
+    out = add(jnp.einsum("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query)
+    out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
+    return out.reshape(q_rmnh.shape)
+
+
+def window_attention(
+    q_rmnh: jax.Array,
+    k_rmnh: jax.Array,
+    v_rmnh: jax.Array,
+    index_rwk: jax.Array,
+    segment_rwk: jax.Array,
+    slot_rm: jax.Array,
+) -> jax.Array:
+    """Attention inside windows: patches are gathered window by window, and put back.
+
+    Windows at the border of an image are small; the host packs several into the K places of one row, told apart by
+    segments (`segment_attention`).
+
+    Args:
+      q_rmnh, k_rmnh, v_rmnh: [R, M, N, H].
+      index_rwk: int32[R, W, K], which patch of the row lies in each place.
+      segment_rwk: int32[R, W, K], 0 for an empty place.
+      slot_rm: int32[R, M], the place w * K + k of each patch.
+
+    Returns:
+      [R, M, N, H].
+    """
+    rows, windows, size = index_rwk.shape
+    flat = lambda x: x.reshape(rows, x.shape[1], -1)
+    gather = lambda x: jnp.take_along_axis(flat(x), index_rwk.reshape(rows, -1, 1), 1).reshape(
+        rows * windows, size, *x.shape[2:]
+    )
+    out = segment_attention(gather(q_rmnh), gather(k_rmnh), gather(v_rmnh), segment_rwk.reshape(-1, size))
+    out = out.reshape(rows, windows * size, -1)
+    return jnp.take_along_axis(out, slot_rm[..., None], 1).reshape(q_rmnh.shape)
+
+
 def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, length_b: jax.Array) -> jax.Array:
     """Causal attention of a prompt row, whose first `length` positions are real.
 

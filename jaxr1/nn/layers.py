@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+
+def dense(x: jax.Array, w: dict, key: str, inputs: int = 1) -> jax.Array:
+    """x [..., *in] times w[key] [*in, *out], plus the adapter beside it where there is one (`nn.lora`)."""
+    y = jnp.tensordot(x, w[key], inputs)
+    if f"{key}_a" in w:
+        y += jnp.tensordot(jnp.tensordot(x, w[f"{key}_a"], inputs), w[f"{key}_b"], 1)
+    return y
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
@@ -35,18 +45,47 @@ ACTIVATIONS = {
 }
 
 
-def inverse_frequencies(size: int, theta: float) -> np.ndarray:
-    """float32[size / 2]: theta^(-2i / size) (arXiv:2104.09864)."""
-    return (1.0 / (theta ** (np.arange(0, size, 2, dtype=np.float32) / size))).astype(np.float32)
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than the pre-trained one.
+
+    Attributes:
+      kind: "linear" (all by `factor`, arXiv:2306.15595) or "llama3" (low frequencies by `factor`, high ones not, a ramp
+        between; Llama 3.1).
+      factor: of the stretch.
+      low, high: wavelengths over original / low are stretched, under original / high kept.
+      original: the pre-trained context, in tokens.
+    """
+
+    kind: str
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
 
 
-def mrope_angles(position_3bt: jax.Array, inverse: np.ndarray, sections: tuple[int, ...]) -> jax.Array:
+def inverse_frequencies(size: int, theta: float, scaling: RopeScaling | None = None) -> np.ndarray:
+    """float32[size / 2]: theta^(-2i / size) (arXiv:2104.09864), stretched by `scaling`."""
+    inverse = (1.0 / (theta ** (np.arange(0, size, 2, dtype=np.float32) / size))).astype(np.float32)
+    if scaling is None:
+        return inverse
+    if scaling.kind == "linear":
+        return inverse / np.float32(scaling.factor)
+    ramp = (scaling.original * inverse / (2 * np.pi) - scaling.low) / (scaling.high - scaling.low)
+    keep = np.clip(ramp, 0.0, 1.0)
+    return (keep * inverse + (1 - keep) * inverse / scaling.factor).astype(np.float32)
+
+
+def mrope_angles(
+    position_3bt: jax.Array, inverse: np.ndarray, sections: tuple[int, ...], *, interleaved: bool = False
+) -> jax.Array:
     """Angles of multimodal rotary positions (Qwen2-VL, arXiv:2409.12191 §2.1).
 
     Frequency i turns with the temporal, the height or the width position, by the section that holds i:
 
         sections (2, 3, 3):   i = 0 1 | 2 3 4 | 5 6 7
                               t t | h h h | w w w
+        interleaved, (4, 2, 2):   t h w t h w t t          (Qwen3-VL: high and low frequencies for each axis)
 
     Text tokens carry three equal positions, for which this is ordinary RoPE. An empty `sections` means ordinary RoPE.
 
@@ -60,7 +99,11 @@ def mrope_angles(position_3bt: jax.Array, inverse: np.ndarray, sections: tuple[i
     """
     if not sections:
         return position_3bt[0][..., None].astype(jnp.float32) * inverse
-    axis = np.repeat(np.arange(len(sections)) % 3, sections)
+    if interleaved:
+        axis = np.zeros(len(inverse), np.int64)
+        axis[1 : 3 * sections[1] : 3], axis[2 : 3 * sections[2] : 3] = 1, 2
+    else:
+        axis = np.repeat(np.arange(len(sections)) % 3, sections)
     turned = jnp.moveaxis(position_3bt.astype(jnp.float32), 0, -1)[..., axis]
     return turned * inverse
 

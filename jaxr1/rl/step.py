@@ -95,7 +95,7 @@ class Objective:
 
 
 def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by part.
+    """(trainable, frozen) by part. Where there are adapters (`nn.lora`), they are all that is trained.
 
     Raises:
       ValueError: a part that does not exist, or nothing left to train.
@@ -103,6 +103,8 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
     unknown = [part for part in freeze if part not in PARTS]
     if unknown:
         raise ValueError(f"freeze: {unknown[0]!r} is none of {', '.join(PARTS)}")
+    if "lora" in params:
+        freeze = tuple(part for part in params if part != "lora")
     if set(freeze) >= set(params):
         raise ValueError("freeze: nothing is left to train")
     return {k: v for k, v in params.items() if k not in freeze}, {k: v for k, v in params.items() if k in freeze}
@@ -167,7 +169,7 @@ def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBat
     strips = {k: getattr(batch.strips, k) for k in type(batch.strips).__dataclass_fields__}
     parts = TrainBatch(
         prompt=None,  # type: ignore[arg-type]  # the chunks share what was prefilled
-        strips=Strips(**{k: cut(v, 2 if k == "position_3bst" else 1) for k, v in strips.items()}),
+        strips=Strips(**{k: v if v is None else cut(v, 2 if k == "position_3bst" else 1) for k, v in strips.items()}),
         advantage_bst=cut(batch.advantage_bst, 1),
         old_logp_bst=cut(batch.old_logp_bst, 1),
         ref_logp_bst=cut(batch.ref_logp_bst, 1),

@@ -19,6 +19,8 @@ from jaxr1.evaluation import heldout
 from jaxr1.inputs.batch import Buckets
 from jaxr1.inputs.images import load_image, media_hash
 from jaxr1.models import registry
+from jaxr1.nn.lora import Lora, init_adapters, merged
+from jaxr1.parallel import mesh_of
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl import step as rl
@@ -147,7 +149,11 @@ class Run:
         return self._result()
 
     def _stage(self, number: int) -> None:
-        stage = self.config.stages[number]
+        stage, base = self.config.stages[number], self.model
+        if stage.lora is not None:
+            self.model = dataclasses.replace(base, lora=stage.lora)
+            adapters = init_adapters(base.table(), stage.lora, self.config.seed + number, self.mesh, base.rules)
+            self.params = {**self.params, "lora": adapters}
         with contextlib.ExitStack() as stack:
             worker, stream = self._worker(stage, number, stack)
             state = rl.init_state(self.params, worker.tx, stage.freeze)
@@ -165,7 +171,9 @@ class Run:
             except Interrupted:
                 self._save(state)
                 raise
-            self.params = state.params
+        self.model, self.params = base, state.params
+        if stage.lora is not None:
+            self.params = merged(self.params, base.table(), stage.lora)
 
     def _step(self, stage: Stage, worker: SftStage | RlStage, stream: Stream, state: rl.TrainState, reference):
         """One step of a stage; the run state moves only when it is complete."""
@@ -229,8 +237,7 @@ class Run:
             self.dropped.write(row)
 
     def _buckets(self, options: BucketOptions, prompt: int, response: int) -> Buckets:
-        patches = self.processor.images.max_pixels // self.processor.images.patch_size**2
-        whole = Buckets.up_to(prompt, response, patches)
+        whole = Buckets.up_to(prompt, response, max(16, self.processor.max_patches))
         return Buckets(
             options.prompt or whole.prompt, options.response or whole.response, options.patches or whole.patches
         )
@@ -239,6 +246,8 @@ class Run:
         """The trainable parts of the stage's reference model (frozen parts are shared), written once."""
         if not isinstance(stage, Rl) or not stage.kl.coef:
             return None
+        if stage.lora is not None:
+            return {}  # the base without its adapters
         folder = self.dir / "reference" / stage.name
         if self.run.step == 0:
             save_tree(folder, state.trainable)
@@ -348,7 +357,14 @@ def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = 
             raise CheckpointError(f"{folder / 'checkpoints'} holds no complete checkpoint")
         config = json.loads((folder / "config.json").read_text())
         model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
+        options = config["stages"][checkpoints.run_state(step).stage].get("lora")
+        if options:
+            layers = options["layers"]
+            lora = Lora(options["rank"], options["alpha"], options["targets"], layers and tuple(layers))
+            params["lora"] = init_adapters(model.table(), lora, 0, mesh_of(params), model.rules)
         state = checkpoints.params(step, params)
+        if options:
+            state = merged(state, model.table(), lora)
         pixels = config["processor"]
         processor = registry.load_processor(config["model"], pixels["min_pixels"], pixels["max_pixels"])
         return registry.save_model(model, state, processor, out, dtype)

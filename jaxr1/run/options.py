@@ -8,6 +8,7 @@ from jaxr1.data.arithmetic import Arithmetic
 from jaxr1.data.example import DataSource
 from jaxr1.data.readers import Files, Sat
 from jaxr1.data.spatial import Spatial
+from jaxr1.nn.lora import Lora
 from jaxr1.parallel import MeshOptions
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl.advantages import Advantage
@@ -47,6 +48,7 @@ class Sft:
       micro_batch_tokens: padded tokens that are differentiated at once.
       optimizer: AdamW and its schedule.
       freeze: parts that stay as they are: "vision", "merger", "decoder".
+      lora: train low-rank adapters instead of the model; they are merged into it at the end of the stage.
       eval_every: optimiser steps between evaluations; 0 is only at the end.
       save_every: optimiser steps between checkpoints; 0 is only at the end.
       buckets: static sizes.
@@ -61,6 +63,7 @@ class Sft:
     micro_batch_tokens: int = 16384
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, schedule="cosine", warmup=0.05)
     freeze: tuple[str, ...] = ()
+    lora: Lora | None = None
     eval_every: int = 0
     save_every: int = 0
     buckets: BucketOptions = BucketOptions()
@@ -92,6 +95,7 @@ class Rl:
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in dropped.jsonl).
       optimizer: AdamW and its schedule.
       freeze: parts that stay as they are: "vision", "merger", "decoder".
+      lora: train low-rank adapters instead of the model; they are merged into it at the end of the stage.
       micro_batch_tokens: padded tokens that are differentiated at once.
       strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less memory.
       eval_every: steps between evaluations; 0 is only at the end.
@@ -120,6 +124,7 @@ class Rl:
     drop_unparsable: bool = True
     optimizer: Optimizer = Optimizer()
     freeze: tuple[str, ...] = ()
+    lora: Lora | None = None
     micro_batch_tokens: int = 16384
     strips_at_once: int = 0
     eval_every: int = 0

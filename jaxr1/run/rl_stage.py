@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from jaxr1.evaluation.heldout import asked, graded
-from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste, power_of_two
+from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste
+from jaxr1.inputs.patches import patch_shapes, power_of_two
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
 from jaxr1.parallel import batch_multiple, mesh_of
 from jaxr1.rewards.pool import Grade, Pending, RewardPool
@@ -25,6 +26,7 @@ from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.options import BucketOptions, Rl
 from jaxr1.run.stream import Drawn
 from jaxr1.sampling.draw import prompt_key
+from jaxr1.sampling.features import with_features
 from jaxr1.sampling.generate import Completion, Sampler, SamplingOptions, place_batch
 from jaxr1.sampling.scoring import score_plans
 
@@ -145,7 +147,7 @@ class RlStage:
 
         Args:
           state: donated.
-          reference: the trainable parts of the reference model, or None.
+          reference: the trainable parts of the reference model (none where adapters are trained), or None.
           drawn: the prompts.
           number: of the step, names the file of its rollouts.
 
@@ -153,6 +155,8 @@ class RlStage:
           The new state, and metrics.
         """
         clock = Clock()
+        drawn = self.with_features(state, drawn)
+        clock.lap("encode")
         file = self.hooks.rollouts / f"{self.stage.name}_{number}.jsonl"
         replay = read_jsonl(file) if file.is_file() else None
         rollouts, pending = self.sample(state.params, drawn, clock, submit=replay is None)
@@ -171,6 +175,11 @@ class RlStage:
         clock.lap("update")
         tokens = sum(len(c.token_ids) for group in rollouts.groups for c in group)
         return state, metrics | clock.metrics() | {"perf/tokens_per_s": tokens / sum(clock.seconds.values())}
+
+    def with_features(self, state: rl.TrainState, drawn: list[Drawn]) -> list[Drawn]:
+        """The draws with what frozen parts make of their media, for all that follows in the step."""
+        prompts = with_features(self.model, state.params, [d.prompt for d in drawn], self.buckets, tuple(state.frozen))
+        return [dataclasses.replace(d, prompt=p) for d, p in zip(drawn, prompts, strict=True)]
 
     # ---------------------------------------------------------------- sampling and grading
 
@@ -238,7 +247,10 @@ class RlStage:
         )
         empty = [[0.0] * len(group) for group in tokens]
         old = empty if self.objective.on_policy else _by_place(score(state.params), tokens)
-        ref = _by_place(score({**state.params, **reference}), tokens) if reference is not None else empty
+        ref = empty
+        if reference is not None:
+            parts = {k: v for k, v in state.params.items() if k != "lora"}
+            ref = _by_place(score({**parts, **reference}), tokens)
         clock.lap("score")
         sampled = [[c.logprobs for c in group] for group in rollouts.groups]
 
@@ -284,9 +296,8 @@ class RlStage:
         return jobs
 
     def _batch(self, plan: Plan, prompts, tokens, weights, advantage, old, ref, sampled, multiple) -> rl.TrainBatch:
-        sizes = dict(merge=self.model.vision.merge_size, patch_values=self.model.vision.patch_values)
         return rl.TrainBatch(
-            prompt=plan_prompts(plan, prompts, self.buckets, multiple=multiple, **sizes),
+            prompt=plan_prompts(plan, prompts, self.buckets, self.model.layout, multiple=multiple),
             strips=make_strips(plan, prompts, tokens, weights),
             advantage_bst=fill(plan, advantage),
             old_logp_bst=fill(plan, old),
@@ -323,7 +334,7 @@ class RlStage:
 def program_bound(stage: Rl, buckets: Buckets | BucketOptions, *, prompt_rows: int, multiple: int = 1) -> int:
     """The most update programs that a stage can compile: one for each combination of static sizes.
 
-    Rows, strips and patch rows are powers of two (times `multiple`), lengths come from the buckets.
+    Rows and strips are powers of two (times `multiple`), lengths come from the buckets, and patch rows from `arrange`.
 
     Args:
       stage: gives the group size.
@@ -334,9 +345,9 @@ def program_bound(stage: Rl, buckets: Buckets | BucketOptions, *, prompt_rows: i
     powers = lambda most: power_of_two(most).bit_length()
     rows = powers(-(-prompt_rows * stage.group_size // multiple))
     # An image has at least one token of its prompt.
-    patch_rows = powers(-(-prompt_rows * stage.group_size * max(buckets.prompt) // multiple))
-    lengths = len(buckets.prompt) * len(buckets.response) * len(buckets.patches)
-    return lengths * rows * powers(stage.group_size) * patch_rows
+    most_images = prompt_rows * stage.group_size * max(buckets.prompt)
+    shapes = patch_shapes(buckets.patches, most_images, multiple) if buckets.patches else 1
+    return len(buckets.prompt) * len(buckets.response) * rows * powers(stage.group_size) * shapes
 
 
 def read_metrics(updates: list[dict]) -> dict[str, float]:

@@ -41,13 +41,12 @@ class SftStage:
             multiple=multiple,
         )
         sums = rl.zero_sums(self.objective, state.trainable)
-        sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
         nothing = [[0.0] for _ in drawn]
         for plan in plans:
             self.hooks.check()
             zeros = fill(plan, nothing)
             batch = rl.TrainBatch(
-                prompt=plan_prompts(plan, prompts, self.buckets, multiple=multiple, **sizes),
+                prompt=plan_prompts(plan, prompts, self.buckets, self.model.layout, multiple=multiple),
                 strips=make_strips(plan, prompts, tokens, weights),
                 advantage_bst=zeros,
                 old_logp_bst=zeros,

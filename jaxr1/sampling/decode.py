@@ -123,7 +123,7 @@ def decode_until(
             prompt.kv,
             prompt.length_b,
             s.own_kv,
-            vlm.embed(model, params, token, None, None),
+            vlm.embed(model, params, token, None, None)[0],
             jnp.broadcast_to(position, (3, rows, samples)),
             s.step,
         )

@@ -9,7 +9,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import Buckets, EncodedPrompt, geometric, make_batch, rows_for
+from jaxr1.inputs.batch import Buckets, EncodedPrompt, make_batch
+from jaxr1.inputs.patches import geometric, rows_for
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt
 from jaxr1.models.vlm import Model
@@ -163,15 +164,7 @@ class Sampler:
         mesh = mesh_of(params)
         multiple = batch_multiple(mesh, self.model.rules)
         rows = agree([rows_for(len(prompts), multiple)])[0]
-        vision = self.model.vision
-        batch = make_batch(
-            prompts,
-            self.buckets,
-            merge=vision.merge_size,
-            patch_values=vision.patch_values,
-            rows=rows,
-            multiple=multiple,
-        )
+        batch = make_batch(prompts, self.buckets, self.model.layout, rows=rows, multiple=multiple)
         key_b2 = np.zeros((rows, 2), np.uint32)
         key_b2[: len(keys)] = np.stack(keys)
         done = np.zeros((rows, n), bool)
@@ -284,10 +277,11 @@ def _on_rows(x: np.ndarray, mesh, model: Model, axis: int) -> jax.Array:
 def place_batch(batch, mesh, model: Model):
     """A PromptBatch (or any tree of row arrays; names that start with `position_3` have rows second) on the mesh."""
     fields = {}
-    for name in type(batch).__dataclass_fields__:
-        value = getattr(batch, name)
-        if hasattr(type(value), "__dataclass_fields__"):
-            fields[name] = place_batch(value, mesh, model)
-        else:
-            fields[name] = _on_rows(np.asarray(value), mesh, model, 1 if name.startswith("position_3") else 0)
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if dataclasses.is_dataclass(value):
+            value = place_batch(value, mesh, model)
+        elif value is not None and field.metadata.get("pytree_node", True):
+            value = _on_rows(np.asarray(value), mesh, model, 1 if field.name.startswith("position_3") else 0)
+        fields[field.name] = value
     return type(batch)(**fields)

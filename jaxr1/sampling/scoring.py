@@ -40,11 +40,10 @@ def score_plans(
 ) -> dict[tuple[int, int], np.ndarray]:
     """{(prompt, sample): float32 log-probs} of the responses that the plans place."""
     mesh, out = mesh_of(params), {}
-    sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
     ones = [[1.0] * len(t) for t in tokens]
     with jax.set_mesh(mesh):
         for plan in plans:
-            batch = plan_prompts(plan, prompts, buckets, multiple=batch_multiple(mesh, model.rules), **sizes)
+            batch = plan_prompts(plan, prompts, buckets, model.layout, multiple=batch_multiple(mesh, model.rules))
             strips = make_strips(plan, prompts, tokens, ones)
             logp, _ = score_batch(
                 model,

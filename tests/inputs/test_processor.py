@@ -10,7 +10,7 @@ from reference import make_checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError
-from jaxr1.inputs.processor import TooLong, mrope_positions
+from jaxr1.inputs.processor import Span, TooLong, mrope_positions
 from jaxr1.inputs.template import PromptError
 from jaxr1.models.presets import make_tokenizer
 
@@ -72,7 +72,7 @@ def test_positions_equal_transformers(checkpoint, rng):
 
 
 def test_positions_of_the_drawing():
-    position, following = mrope_positions(9, [(2, 8)], [(1, 4, 6)], 2)
+    position, following = mrope_positions(9, [Span(2, 8, (1, 2, 3))])
     assert position.tolist() == [[0, 1, 2, 2, 2, 2, 2, 2, 5], [0, 1, 2, 2, 2, 3, 3, 3, 5], [0, 1, 2, 3, 4, 2, 3, 4, 5]]
     assert following == 6
 
@@ -150,7 +150,7 @@ def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
     whole = processor.encode(prompt)
     assert len(processor.encode(prompt, len(whole))) == len(whole)
     for limit in (len(whole) - 1, whole.spans[0][1] - 1, 1):
-        with pytest.raises(TooLong, match=f"{len(whole)} tokens, over the limit of {limit}"):
+        with pytest.raises(TooLong, match=f"{len(whole)} tokens .*for 2 images.*over the limit of {limit}"):
             processor.encode(prompt, limit)
 
 

@@ -43,17 +43,16 @@ def programs(tmp_path_factory):
     processor = jaxr1.load_processor(folder)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((PROMPT,), (TOKENS,), (64,))
-    sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
     tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
     plan = plan_strips([len(p) for p in prompts], [[TOKENS] * GROUP] * ROWS, buckets, token_budget=10**9)[0]
     zero = fill(plan, [[0.0] * GROUP] * ROWS)
     strips = make_strips(plan, prompts, tokens, [[1.0] * GROUP] * ROWS)
-    batch = plan_prompts(plan, prompts, buckets, **sizes)
+    batch = plan_prompts(plan, prompts, buckets, model.layout)
     objective = rl.Objective(kl=Kl(0.1), on_policy=False, forbidden=processor.media_token_ids)
     whole = rl.TrainBatch(batch, strips, zero, zero, zero, zero)
     update = rl.accumulate.lower(model, objective, params, {}, rl.zero_sums(objective, params), whole).compile()
     score = score_batch.lower(model, params, batch, strips, 1.0, processor.media_token_ids).compile()
-    rows = make_batch(prompts, buckets, rows=ROWS, **sizes)
+    rows = make_batch(prompts, buckets, model.layout, rows=ROWS)
     prefilled = loop.run_prefill(model, params, rows)
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
     state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)

@@ -1,36 +1,109 @@
-"""Invariant 1: the model equals Hugging Face transformers."""
+"""Invariant 1: every family equals Hugging Face transformers."""
 
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts, torch_inputs
+from reference import make_checkpoint, mixed_prompts, pixels_of, torch_inputs
 
 import jaxr1
 from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.models import vit
 from jaxr1.models.vlm import prompt_logits
 
 TOLERANCE = 1e-4  # design, invariant 1: float32, unmasked logits
-SIZES = [
-    dict(),
-    dict(hidden=56, heads=7, kv_heads=1, tied=False, layers=2),
-    dict(hidden=40, heads=5, kv_heads=5, merge=1, patch=8, vision_heads=4),
-]
+CASES = {
+    "qwen2_vl": ("qwen2_vl", dict()),
+    "qwen2_vl-odd-heads-untied": ("qwen2_vl", dict(hidden=56, heads=7, kv_heads=1, tied=False, layers=2)),
+    "qwen2_vl-merge1": ("qwen2_vl", dict(hidden=40, heads=5, kv_heads=5, merge=1, patch=8, vision_heads=4)),
+    "qwen2_5_vl": ("qwen2_5_vl", dict(depth=3, full=(1,))),
+    "qwen2_5_vl-odd-heads-untied": (
+        "qwen2_5_vl", dict(hidden=56, heads=7, kv_heads=7, tied=False, window=2, vision_width=36, vision_heads=3, full=(0,)),
+    ),
+    "qwen3_vl": ("qwen3_vl", dict(depth=3, deep=(0, 2))),
+    "qwen3_vl-odd-heads-untied": (
+        "qwen3_vl", dict(hidden=60, heads=5, kv_heads=1, tied=False, patch=8, depth=4, deep=(1,), layers=2),
+    ),
+    "internvl-qwen2": ("internvl", dict()),
+    "internvl-6B-qwen3": ("internvl", dict(decoder="qwen3", qk_norm=True, norm="rms_norm", bias=False, tied=False)),
+    "internvl-llama": ("internvl", dict(decoder="llama", tile=28, heads=3, kv_heads=3)),
+    "qwen2": ("qwen2", dict(tied=False)),
+    "qwen3": ("qwen3", dict(heads=3, kv_heads=1)),
+    "llama": ("llama", dict()),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["gqa-tied", "odd-heads-untied", "merge1"])
-def test_logits_equal_transformers(tmp_path, seed, rng, size):
+@pytest.fixture(scope="module", params=CASES, ids=list(CASES))
+def case(request, tmp_path_factory, module_seed):
+    family, size = CASES[request.param]
+    directory = tmp_path_factory.mktemp("parity") / "m"
+    reference = make_checkpoint(directory, module_seed, family, **size)
+    model, params = jaxr1.load_model(directory)
+    return reference, model, params, jaxr1.load_processor(directory), directory
+
+
+def images_for(model):
+    return (0,) if model.vision is None else (0, 1, 5, 2)
+
+
+def logits(model, params, encoded, **options):
+    buckets = Buckets.fitting(encoded, 8)
+    return np.asarray(prompt_logits(model, params, make_batch(encoded, buckets, model.layout, rows=4, **options)))
+
+
+def test_logits_equal_transformers(case, rng):
     import torch
 
-    reference = make_checkpoint(tmp_path / "m", seed, **size)
-    model, params = jaxr1.load_model(tmp_path / "m")
-    processor = jaxr1.load_processor(tmp_path / "m")
-    encoded = [processor.encode(p) for p in mixed_prompts(rng, 4)]
-    batch = make_batch(
-        encoded, Buckets.fitting(encoded, 8), merge=model.vision.merge_size,
-        patch_values=model.vision.patch_values, rows=4,
-    )  # fmt: skip
-    ours = np.asarray(prompt_logits(model, params, batch))
+    reference, model, params, processor, _ = case
+    encoded = [processor.encode(p) for p in mixed_prompts(rng, 4, images_for(model))]
+    ours = logits(model, params, encoded)
     for i, prompt in enumerate(encoded):
         with torch.no_grad():
-            theirs = reference(**torch_inputs(prompt)).logits[0].numpy()
+            theirs = reference(**torch_inputs(prompt, model)).logits[0].numpy()
         assert np.abs(theirs).max() > 1  # a random model with dead outputs would prove nothing
         np.testing.assert_allclose(ours[i, : len(prompt)], theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_every_tower_block_equals_transformers(case, rng):
+    import torch
+
+    reference, model, params, processor, _ = case
+    if model.vision is None:
+        pytest.skip("no tower")
+    [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
+    batch = make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1)
+    ours = np.asarray(vit.tower(model.vision, params["vision"], batch.media, model.rules, every_block=True))
+    kept = []
+    visual = reference.model.vision_tower if model.family == "internvl" else reference.model.visual
+    blocks = visual.encoder.layer if model.family == "internvl" else visual.blocks
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, out: kept.append((out[0] if isinstance(out, tuple) else out).numpy()))
+    inputs = torch_inputs(encoded, model)
+    with torch.no_grad():
+        if model.family == "internvl":
+            visual(inputs["pixel_values"])
+        else:
+            visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
+    segment = batch.media.segment_rm
+    for mine, theirs in zip(ours, kept, strict=True):
+        if model.family == "internvl":  # theirs is a CLS token and then patches row by row
+            side = model.vision.tile_side
+            number = np.repeat(np.arange(side**2)[:, None], 3, 1)
+            order = pixels_of(number, (1, side, side), 2, 1)[0].reshape(-1).astype(int)
+            mine, theirs = mine[segment[:, 0] > 0][:, order], theirs[:, 1:]
+        else:
+            rows = [mine[r][segment[r] > 0] for r in range(len(mine))]
+            mine, theirs = np.concatenate(rows), theirs.reshape(-1, theirs.shape[-1])
+            # Windows reorder theirs, rows sort ours by size: compare as sets of vectors, sorted by their first number.
+            mine, theirs = mine[np.argsort(mine[:, 0])], theirs[np.argsort(theirs[:, 0])]
+        np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_saved_directory_is_read_by_transformers(case, rng, tmp_path):
+    import torch
+
+    reference, model, params, processor, _ = case
+    saved = jaxr1.save_model(model, params, processor, tmp_path / "out")
+    again = type(reference).from_pretrained(saved).eval()
+    [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, images_for(model)[1:2] or (0,))]
+    inputs = torch_inputs(encoded, model)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, reference(**inputs).logits)

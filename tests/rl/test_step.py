@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import make_checkpoint, mixed_prompts, torch_inputs
+from reference import hf_arrays, make_checkpoint, mixed_prompts, torch_inputs
 
 import jaxr1
 from jaxr1.inputs.batch import Buckets
@@ -44,10 +44,9 @@ class Batch:
                    for b, row in enumerate(self.tokens)]  # fmt: skip
         plans = plan_strips([len(p) for p in self.prompts], lengths, buckets, token_budget=budget, multiple=multiple)
         sums = rl.zero_sums(objective, trainable)
-        sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
         for plan in plans:
             batch = rl.TrainBatch(
-                prompt=plan_prompts(plan, self.prompts, buckets, multiple=multiple, **sizes),
+                prompt=plan_prompts(plan, self.prompts, buckets, model.layout, multiple=multiple),
                 strips=make_strips(plan, self.prompts, self.tokens, self.weights),
                 advantage_bst=fill(plan, self.advantage),
                 old_logp_bst=fill(plan, self.old),
@@ -116,12 +115,10 @@ def test_gradient_equals_torch(world):
     total.backward()
     assert total.item() == pytest.approx(float(whole.loss), rel=1e-4, abs=1e-5)
     theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
-    flat, norm = flatten(whole.grads), float(optax.tree.norm(whole.grads))
-    for path, p in model.table("v5").items():
-        for i, name in enumerate(p.names()):
-            ours = np.asarray(flat[path][i] if p.layers else flat[path])
-            worst = np.abs(p.to_hf(ours) - theirs[name]).max()
-            assert worst <= 2e-5 * norm, (path, worst / norm)  # two libraries' float32 rounding
+    norm = float(optax.tree.norm(whole.grads))
+    for name, ours in hf_arrays(model.table("v5"), flatten(whole.grads)).items():
+        worst = np.abs(ours - theirs[name]).max()
+        assert worst <= 2e-5 * norm, (name, worst / norm)  # two libraries' float32 rounding
 
 
 def test_packed_equals_separate_rows(world):
@@ -226,8 +223,7 @@ def test_a_token_sees_only_what_came_before(world, rng):
     *_, model, params, _, batch, _, buckets, _ = world
     lengths = [[len(t) for t in row] for row in batch.tokens]
     plan = plan_strips([len(p) for p in batch.prompts], lengths, buckets, token_budget=10**6)[0]
-    sizes = dict(merge=model.vision.merge_size, patch_values=model.vision.patch_values)
-    prompt = vlm.prefill(model, cast(model, params), plan_prompts(plan, batch.prompts, buckets, **sizes))
+    prompt = vlm.prefill(model, cast(model, params), plan_prompts(plan, batch.prompts, buckets, model.layout))
     strips = make_strips(plan, batch.prompts, batch.tokens, batch.weights)
     shared = [p for p in plan.places if p.length > 2 and p.segment > 1]
     place = shared[0] if shared else next(p for p in plan.places if p.length > 2)

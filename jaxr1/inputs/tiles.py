@@ -1,0 +1,183 @@
+"""Images as tiles of one size (InternVL, arXiv:2404.16821 §3.3): the picture is cut into a grid of squares that fits its
+shape best, and a thumbnail of the whole picture follows.
+
+    wide picture, max_tiles 6     ->   | 0 | 1 | 2 |     3
+                                                         thumbnail
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxr1.inputs.images import MAX_ASPECT_RATIO, ImageOptions, MediaError, preprocess_image, to_rgb
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """How a checkpoint wants its tiles; the defaults are those of InternVL2.5.
+
+    Attributes:
+      size: side of a tile, in pixels.
+      patch_size: side of a patch, in pixels.
+      merge_size: side, in patches, of the block that becomes one token.
+      min_tiles: fewest tiles of a picture, the thumbnail not counted.
+      max_tiles: most tiles of a picture, the thumbnail not counted; 1 is no cutting.
+      thumbnail: add one where there is more than one tile.
+      image_mean, image_std: of each RGB channel.
+      resample: filter of the resizing, a number of `PIL.Image.Resampling`.
+
+    Raises:
+      ValueError: a number out of range.
+    """
+
+    size: int = 448
+    patch_size: int = 14
+    merge_size: int = 2
+    min_tiles: int = 1
+    max_tiles: int = 12
+    thumbnail: bool = True
+    image_mean: tuple[float, float, float] = IMAGENET_MEAN
+    image_std: tuple[float, float, float] = IMAGENET_STD
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_tiles <= self.max_tiles:
+            raise ValueError(f"tiles must be 1 <= min <= max, got {self.min_tiles} and {self.max_tiles}")
+        if self.max_tiles > MAX_TILES:
+            raise ValueError(f"max_tiles {self.max_tiles} is over the limit of {MAX_TILES}")
+        if self.size % (self.patch_size * self.merge_size):
+            raise ValueError(f"a tile of {self.size} pixels does not divide into tokens of {self.token_side}")
+
+    @property
+    def token_side(self) -> int:
+        """Side in pixels of one token of the decoder."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def tile_tokens(self) -> int:
+        """Tokens of the decoder that one tile becomes."""
+        return (self.size // self.token_side) ** 2
+
+    @property
+    def max_patches(self) -> int:
+        """Most patches of a unit that attends to itself: a tile."""
+        return (self.size // self.patch_size) ** 2
+
+    @property
+    def patch_options(self) -> ImageOptions:
+        """How a tile is cut into patches."""
+        return ImageOptions(
+            patch_size=self.patch_size,
+            temporal_patch_size=1,
+            merge_size=self.merge_size,
+            min_pixels=self.size**2,
+            max_pixels=self.size**2,
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            resample=self.resample,
+        )
+
+    def with_pixels(self, min_pixels: int | None, max_pixels: int | None) -> TileOptions:
+        """The same with bounds given in pixels of area, as other families have them; the thumbnail is not counted.
+
+        Raises:
+          ValueError: less than one tile.
+        """
+        if max_pixels is not None and max_pixels < self.size**2:
+            raise ValueError(f"max_pixels {max_pixels} is less than one tile of {self.size} x {self.size}")
+        most = self.max_tiles if max_pixels is None else max_pixels // self.size**2
+        least = self.min_tiles if min_pixels is None else -(-min_pixels // self.size**2)
+        return dataclasses.replace(self, max_tiles=most, min_tiles=min(least, most) if min_pixels is None else least)
+
+    @classmethod
+    def from_configs(cls, config: Mapping[str, Any], settings: Mapping[str, Any], vision: Any) -> TileOptions:
+        """Options from a config.json and a preprocessor_config.json.
+
+        The hub's original files keep the tiling in config.json (`max_dynamic_patch`, `use_thumbnail`), those of
+        transformers in the preprocessor's (`max_patches`, `crop_to_patches`).
+
+        Args:
+          vision: the model's VisionConfig.
+        """
+        names = {"min_tiles": ("min_dynamic_patch", "min_patches"), "max_tiles": ("max_dynamic_patch", "max_patches")}
+        found: dict[str, Any] = {"image_mean": settings.get("image_mean"), "image_std": settings.get("image_std")}
+        for key, (original, own) in names.items():
+            found[key] = config.get(original, settings.get(own))
+        found["thumbnail"] = config.get("use_thumbnail")
+        if config.get("dynamic_image_size") is False:
+            found |= {"min_tiles": 1, "max_tiles": 1}
+        found["resample"] = settings.get("resample")
+        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
+        side = vision.tile_side * vision.patch_size
+        return cls(size=side, patch_size=vision.patch_size, merge_size=vision.merge_size, **changes)
+
+
+MAX_TILES = 128
+"""More tiles than this in one picture are refused: 128 of 448 x 448 are 25 million pixels and 32768 tokens."""
+
+
+@functools.lru_cache(maxsize=64)
+def tile_shapes(least: int, most: int) -> tuple[tuple[int, int], ...]:
+    """(columns, rows) of all grids of `least` to `most` tiles, by number of tiles and then by columns."""
+    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+    return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
+
+
+def tile_grid(height: int, width: int, options: TileOptions) -> tuple[int, int]:
+    """(columns, rows) of the grid whose shape is nearest to the picture's.
+
+    Of equally near grids the larger one wins where the picture has more than half of its pixels.
+
+    Raises:
+      MediaError: an empty picture, or one side more than 200 times the other.
+    """
+    if height < 1 or width < 1:
+        raise MediaError(f"the image is empty ({width}x{height})")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+    best, nearest = (1, 1), float("inf")
+    for columns, rows in tile_shapes(options.min_tiles, options.max_tiles):
+        distance = abs(width / height - columns / rows)
+        roomy = height * width > 0.5 * options.size**2 * columns * rows
+        if distance < nearest or (distance == nearest and roomy):
+            best, nearest = (columns, rows), distance
+    return best
+
+
+def cut_tiles(image: Image.Image, options: TileOptions) -> list[Image.Image]:
+    """RGB tiles of `options.size`, row by row, and the thumbnail."""
+    rgb, side = to_rgb(image), options.size
+    columns, rows = tile_grid(rgb.height, rgb.width, options) if options.max_tiles > 1 else (1, 1)
+    resample = Image.Resampling(options.resample)
+    whole = rgb.resize((columns * side, rows * side), resample=resample)
+    tiles = [
+        whole.crop((c * side, r * side, (c + 1) * side, (r + 1) * side)) for r in range(rows) for c in range(columns)
+    ]
+    if options.thumbnail and len(tiles) > 1:
+        tiles.append(rgb.resize((side, side), resample=resample))
+    return tiles
+
+
+def preprocess_tiles(image: Image.Image, options: TileOptions) -> tuple[list[np.ndarray], list[tuple[int, int, int]]]:
+    """The patches of each tile in merge-block order, and their grids.
+
+    Equal to `GotOcr2ImageProcessorPil` of transformers with `crop_to_patches`, cut into patches.
+
+    Returns:
+      For each tile float32[n, 3 * P * P], and (1, n_rows, n_columns).
+
+    Raises:
+      MediaError: as `tile_grid`.
+    """
+    done = [preprocess_image(tile, options.patch_options) for tile in cut_tiles(image, options)]
+    return [patches for patches, _ in done], [grid for _, grid in done]

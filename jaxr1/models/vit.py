@@ -1,0 +1,341 @@
+"""The vision transformer and the merger behind it; one function serves all towers through options.
+
+                 Qwen2-VL      Qwen2.5-VL          Qwen3-VL              InternViT
+    norm         layer         rms                 layer                 layer (300M), rms (6B)
+    MLP          2 layers      gated               2 layers              2 layers
+    positions    rotary        rotary              rotary + learned      learned
+    attention    per frame     windows, some full  per frame             per tile, with a CLS token
+    extras                                         deep features         layer scale, q/k norm (6B)
+
+The merger turns each block of merge_size^2 neighbouring patches into one token of the decoder. InternVL calls the same
+step pixel shuffle and projector: with patches in merge-block order, pixel shuffle is a reshape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxr1.inputs.patches import PatchLayout, PatchRows
+from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
+from jaxr1.nn.layers import ACTIVATIONS, dense, inverse_frequencies, layer_norm, rms_norm, rotate
+from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
+from jaxr1.parallel import Rules, constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes and options of a tower and its merger.
+
+    Attributes:
+      out_width: width of the decoder.
+      merge_width: inner width of the merger.
+      norm: "layer" or "rms"; `norm_eps` its epsilon.
+      gated: SwiGLU MLP instead of two layers.
+      qkv_bias, patch_bias: these layers have biases.
+      rotary_theta: base of the 2-D rotary positions, None for none.
+      position_side: side of the learned position table, 0 for none.
+      tile_side: side, in patches, of the one tile size of a tower with a CLS token, 0 for images of any size.
+      layer_scale: two learned vectors scale what a block adds.
+      qk_norm: RMS norm of queries and keys over all heads.
+      window: side, in patches, of attention windows, 0 for none; `full` lists the blocks that see the whole frame.
+      deep: blocks whose output goes to the first decoder layers (DeepStack, arXiv:2406.04334).
+      merger_norm: "layer" or "rms"; `merger_eps` its epsilon.
+      merger_norm_last: the merger's norm comes after the blocks are joined (over merge_size^2 patches).
+    """
+
+    depth: int
+    width: int
+    mlp: int
+    heads: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    channels: int
+    activation: str
+    out_width: int
+    merge_width: int
+    norm: str = "layer"
+    norm_eps: float = 1e-6
+    gated: bool = False
+    qkv_bias: bool = True
+    patch_bias: bool = False
+    rotary_theta: float | None = 10000.0
+    position_side: int = 0
+    tile_side: int = 0
+    layer_scale: bool = False
+    qk_norm: bool = False
+    window: int = 0
+    full: tuple[int, ...] = ()
+    deep: tuple[int, ...] = ()
+    merger_norm: str = "layer"
+    merger_eps: float = 1e-6
+    merger_norm_last: bool = False
+    init_scale: float = 0.02
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch: channels x frames x height x width."""
+        return self.channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def layout(self) -> PatchLayout:
+        """What batches must know."""
+        return PatchLayout(self.merge_size, self.patch_values, self.tile_side**2, self.window)
+
+
+# ---------------------------------------------------------------- parameters
+
+Names = Mapping[str, str]
+"""Hugging Face names by role, without ".weight" and ".bias"; "{}" stands for the block. A role ending in "=" is the
+full name of a tensor that is neither. Where "qkv" is given, q, k and v are parts of it."""
+
+
+def _norm(name: str, size: int, kind: str) -> dict[str, Param]:
+    scale = {"": vector(name + ".weight", (size,), (None,), "ones")}
+    return scale | ({"_bias": vector(name + ".bias", (size,), (None,))} if kind == "layer" else {})
+
+
+def _dense(name: str, out: int, into: int, axes: tuple, bias_axes: tuple = (None,)) -> dict[str, Param]:
+    return {
+        "": linear(name + ".weight", (out,), (into,), axes),
+        "_bias": vector(name + ".bias", (out,), bias_axes),
+    }
+
+
+def _named(**groups: dict[str, Param]) -> Table:
+    """{"fc1": {"": weight, "_bias": bias}} -> {"fc1": weight, "fc1_bias": bias}."""
+    return {key + suffix: p for key, group in groups.items() for suffix, p in group.items()}
+
+
+def _attention_table(cfg: VisionConfig, n: Names) -> Table:
+    d, heads, size = cfg.width, cfg.heads, cfg.width // cfg.heads
+    table: Table = {}
+    for i, key in enumerate("qkv"):
+        part = Part((3, heads, size), 0, i, i + 1) if "qkv" in n else None
+        name = n["qkv"] if part else n[key]
+        table[key] = linear(name + ".weight", (heads, size), (d,), ("embed", "heads", None), part=part)
+        if cfg.qkv_bias:
+            table[key + "_bias"] = vector(name + ".bias", (heads, size), ("heads", None), part=part)
+    table["proj"] = linear(n["proj"] + ".weight", (d,), (heads, size), ("heads", None, "embed"))
+    table["proj_bias"] = vector(n["proj"] + ".bias", (d,), (None,))
+    if cfg.qk_norm:
+        for key in ("q_norm", "k_norm"):
+            table[key] = vector(n[key] + ".weight", (heads, size), ("heads", None), "ones")
+    return table
+
+
+def _merger_table(cfg: VisionConfig, n: Names, prefix: str, *, norm_last: bool) -> Table:
+    joined = cfg.width * cfg.merge_size**2
+    return _named(
+        norm=_norm(n[prefix + "norm"], joined if norm_last else cfg.width, cfg.merger_norm),
+        fc1=_dense(n[prefix + "fc1"], cfg.merge_width, joined, ("embed", "mlp"), ("mlp",)),
+        fc2=_dense(n[prefix + "fc2"], cfg.out_width, cfg.merge_width, ("mlp", "embed")),
+    )
+
+
+def vision_table(cfg: VisionConfig, n: Names) -> tuple[Table, Table]:
+    """The tensors of the tower and of the merger (two parts, frozen apart)."""
+    d = cfg.width
+    block = _attention_table(cfg, n) | _named(
+        norm1=_norm(n["norm1"], d, cfg.norm), norm2=_norm(n["norm2"], d, cfg.norm)
+    )
+    if cfg.gated:
+        block |= _named(
+            gate=_dense(n["gate"], cfg.mlp, d, ("embed", "mlp"), ("mlp",)),
+            up=_dense(n["up"], cfg.mlp, d, ("embed", "mlp"), ("mlp",)),
+            down=_dense(n["down"], d, cfg.mlp, ("mlp", "embed")),
+        )
+    else:
+        block |= _named(
+            fc1=_dense(n["fc1"], cfg.mlp, d, ("embed", "mlp"), ("mlp",)),
+            fc2=_dense(n["fc2"], d, cfg.mlp, ("mlp", "embed")),
+        )
+    if cfg.layer_scale:
+        block |= {key: vector(n[key + "="], (d,), (None,), "ones") for key in ("scale1", "scale2")}
+
+    tower = {f"blocks/{key}": p for key, p in stack(block, cfg.depth).items()}
+    pixels = (cfg.channels, *(cfg.temporal_patch_size,) * (not cfg.tile_side), cfg.patch_size, cfg.patch_size)
+    tower["patch"] = linear(n["patch"] + ".weight", (d,), (math.prod(pixels),), (None, "embed"), hf_shape=(d, *pixels))
+    if cfg.patch_bias:
+        tower["patch_bias"] = vector(n["patch"] + ".bias", (d,), (None,))
+    if cfg.tile_side:
+        tower["cls"] = vector(n["cls="], (d,), (None,), "normal", hf_shape=(1, 1, d))
+    if cfg.position_side:
+        shape = (cfg.position_side**2 + bool(cfg.tile_side), d)
+        hf_shape = (1, *shape) if cfg.tile_side else shape
+        tower["position"] = Param(shape, (None, None), n["position="], hf_shape, scale=cfg.init_scale)
+
+    merger = _merger_table(cfg, n, "merger_", norm_last=cfg.merger_norm_last)
+    if cfg.deep:
+        deep = stack(_merger_table(cfg, n, "deep_", norm_last=True), len(cfg.deep))
+        merger |= {f"deep/{key}": p for key, p in deep.items()}
+    scaled = [
+        {k: dataclasses.replace(p, scale=cfg.init_scale) if p.init == "normal" else p for k, p in table.items()}
+        for table in (tower, merger)
+    ]
+    return scaled[0], scaled[1]
+
+
+# ---------------------------------------------------------------- computation
+
+
+def _normed(w: dict, key: str, x: jax.Array, kind: str, eps: float) -> jax.Array:
+    return layer_norm(x, w[key], w[key + "_bias"], eps) if kind == "layer" else rms_norm(x, w[key], eps)
+
+
+def _block(cfg: VisionConfig, w: dict, x: jax.Array, angle: jax.Array | None, attend: Callable) -> jax.Array:
+    """One block on x [R, M, D]; `attend(q, k, v)` decides who sees whom."""
+    h = _normed(w, "norm1", x, cfg.norm, cfg.norm_eps)
+    q, k, v = (dense(h, w, key) for key in "qkv")
+    if cfg.qkv_bias:
+        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
+    if cfg.qk_norm:
+        wide = lambda y, scale: rms_norm(y.reshape(*y.shape[:2], -1), scale.reshape(-1), cfg.norm_eps).reshape(y.shape)
+        q, k = wide(q, w["q_norm"]), wide(k, w["k_norm"])
+    if angle is not None:
+        q, k = rotate(q, angle), rotate(k, angle)
+    out = dense(attend(q, k, v), w, "proj", 2) + w["proj_bias"]
+    x = x + (out * w["scale1"] if cfg.layer_scale else out)
+    h, act = _normed(w, "norm2", x, cfg.norm, cfg.norm_eps), ACTIVATIONS[cfg.activation]
+    if cfg.gated:
+        h = act(dense(h, w, "gate") + w["gate_bias"]) * (dense(h, w, "up") + w["up_bias"])
+        out = dense(h, w, "down") + w["down_bias"]
+    else:
+        out = dense(act(dense(h, w, "fc1") + w["fc1_bias"]), w, "fc2") + w["fc2_bias"]
+    return x + (out * w["scale2"] if cfg.layer_scale else out)
+
+
+def learned_positions(table_vd: jax.Array, side: int, place_rm2: jax.Array, size_rm2: jax.Array) -> jax.Array:
+    """A side x side position table, interpolated bilinearly to each image's grid (corners on corners).
+
+    Returns:
+      [R, M, D].
+    """
+    at = place_rm2.astype(jnp.float32) * (side - 1) / jnp.maximum(size_rm2 - 1, 1).astype(jnp.float32)
+    low = jnp.floor(at)
+    part = at - low
+    low = low.astype(jnp.int32)
+    high = jnp.minimum(low + 1, side - 1)
+    out = jnp.zeros((*place_rm2.shape[:2], table_vd.shape[1]), jnp.float32)
+    for row, row_weight in ((low[..., 0], 1 - part[..., 0]), (high[..., 0], part[..., 0])):
+        for column, weight in ((low[..., 1], 1 - part[..., 1]), (high[..., 1], part[..., 1])):
+            out += table_vd[row * side + column] * (row_weight * weight)[..., None]
+    return out
+
+
+@functools.lru_cache
+def bicubic(side: int, to: int) -> np.ndarray:
+    """float32[to^2, side^2]: bicubic resampling of a square table (a = -0.75, half-pixel centres, no antialiasing)."""
+    at = (np.arange(to) + 0.5) * side / to - 0.5
+    low, a = np.floor(at).astype(int), -0.75
+    axis = np.zeros((to, side))
+    for tap in range(-1, 3):
+        x = np.abs(at - low - tap)
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(axis, (np.arange(to), np.clip(low + tap, 0, side - 1)), np.where(x <= 1, near, far))
+    return np.kron(axis, axis).astype(np.float32)
+
+
+def _tile_positions(cfg: VisionConfig, params: dict, place_rm2: jax.Array) -> jax.Array:
+    """Positions [R, M, D] of the patches of tiles; the table is resampled where its side is another one."""
+    table = params["position"][1:]
+    if cfg.position_side != cfg.tile_side:
+        table = (bicubic(cfg.position_side, cfg.tile_side) @ table.astype(jnp.float32)).astype(table.dtype)
+    return table[place_rm2[..., 0] * cfg.tile_side + place_rm2[..., 1]]
+
+
+def tower(
+    cfg: VisionConfig, params: dict, rows: PatchRows, rules: Rules, *, remat: bool = False, every_block: bool = False
+):
+    """The vision tower on patch rows.
+
+    Args:
+      rows: patches in merge-block order.
+      remat: rematerialise each block in the backward pass.
+      every_block: return the output of every block, for comparisons.
+
+    Returns:
+      [R, M, (1 + deep) * D_vision]: the last block's output, then those of the blocks in `cfg.deep`; with
+      `every_block` [depth, R, M, D_vision].
+    """
+    dtype = params["patch"].dtype
+    x = dense(rows.patch_rmc.astype(dtype), params, "patch")
+    if cfg.patch_bias:
+        x = x + params["patch_bias"]
+    angle = None
+    if cfg.rotary_theta is not None:
+        inverse = inverse_frequencies(cfg.width // cfg.heads // 2, cfg.rotary_theta)
+        turned = rows.place_rm2.astype(jnp.float32)[..., None] * inverse  # [R, M, 2, H / 4]: rows, then columns
+        angle = turned.reshape(*turned.shape[:2], -1)
+    segment = rows.segment_rm
+    if cfg.tile_side:
+        x = x + _tile_positions(cfg, params, rows.place_rm2)
+        first = jnp.broadcast_to(params["cls"] + params["position"][0], (x.shape[0], 1, x.shape[2]))
+        x = jnp.concatenate([first.astype(dtype), x], 1)
+        segment = jnp.pad(segment, ((0, 0), (1, 0)), mode="edge")
+    elif cfg.position_side:
+        x = x + learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2).astype(dtype)
+
+    def whole(q, k, v):
+        if rows.pair_rp2 is None:
+            return segment_attention(q, k, v, segment)
+        return paired_attention(q, k, v, segment, rows.pair_rp2, rows.block)
+
+    def in_windows(q, k, v):
+        w = rows.windows
+        return window_attention(q, k, v, w.index_rwk, w.segment_rwk, w.slot_rm)
+
+    def block(x, layer):
+        w, sees_all = layer
+        attend: Callable = whole
+        if cfg.window:
+            # Rematerialised: both branches then keep q, k and v only, not each its own scores.
+            attend = lambda *qkv: jax.lax.cond(sees_all, jax.checkpoint(whole), jax.checkpoint(in_windows), *qkv)
+        return constrain(_block(cfg, w, x, angle, attend), rules, "batch", None, None), None
+
+    sees_all = np.isin(np.arange(cfg.depth), cfg.full)
+    step = jax.checkpoint(block) if remat else block
+    kept, begin = [], 0
+    ends = range(1, cfg.depth + 1) if every_block else sorted({cfg.depth, *(i + 1 for i in cfg.deep)})
+    for end in ends:  # one scan up to each block whose output is wanted
+        part = jax.tree.map(lambda w: w[begin:end], (params["blocks"], sees_all))  # noqa: B023 - used at once
+        x, _ = jax.lax.scan(step, x, part)
+        kept.append((end - 1, x[:, 1:] if cfg.tile_side else x))
+        begin = end
+    if every_block:
+        return jnp.stack([x for _, x in kept])
+    found = dict(kept)
+    return jnp.concatenate([found[cfg.depth - 1], *(found[i] for i in cfg.deep)], -1)
+
+
+def _merge(cfg: VisionConfig, w: dict, x_rmd: jax.Array, *, norm_last: bool) -> jax.Array:
+    joined = (x_rmd.shape[0], x_rmd.shape[1] // cfg.merge_size**2, -1)
+    if norm_last:
+        h = _normed(w, "norm", x_rmd.reshape(joined), cfg.merger_norm, cfg.merger_eps)
+    else:
+        h = _normed(w, "norm", x_rmd, cfg.merger_norm, cfg.merger_eps).reshape(joined)
+    h = jax.nn.gelu(dense(h, w, "fc1") + w["fc1_bias"], approximate=False)
+    return dense(h, w, "fc2") + w["fc2_bias"]
+
+
+def merge(cfg: VisionConfig, params: dict, feature_rmd: jax.Array) -> jax.Array:
+    """The merger (and those of the deep features) on what `tower` returns.
+
+    Returns:
+      [R, M / merge_size^2, (1 + deep) * D].
+    """
+    own = {k: v for k, v in params.items() if k != "deep"}
+    last, *deep = jnp.split(feature_rmd, 1 + len(cfg.deep), -1)
+    out = [_merge(cfg, own, last, norm_last=cfg.merger_norm_last)]
+    for i, x in enumerate(deep):
+        w = jax.tree.map(lambda p: p[i], params["deep"])  # noqa: B023 - used at once
+        out.append(_merge(cfg, w, x, norm_last=True))
+    return jnp.concatenate(out, -1)

@@ -1,0 +1,140 @@
+"""Low-rank adapters (LoRA, arXiv:2106.09685): a frozen matrix W and a small trained update, x W + s (x A) B.
+
+    x [.., in] --- W [in, out] (frozen) ----------------+--> y
+              \\-- A [in, r] -- B [r, out] -- s = alpha/r -/
+
+Adapters are a tree of their own beside the parameters, params["lora"] = {path in the table: {"a", "b"}}, so that the base
+stays as it is: it is frozen, has no optimiser state, and without the adapters it is the reference model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxr1.nn.params import Param, Table, flatten, nest
+from jaxr1.parallel import Rules, sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+    """Which matrices get adapters.
+
+    Attributes:
+      rank: r.
+      alpha: the update is scaled by alpha / rank.
+      targets: regular expression; a matrix whose path in the parameter table ("decoder/layers/q", "merger/fc1",
+        "vision/blocks/proj") it matches from beginning to end gets an adapter.
+      layers: first and last layer (counted from 0) of stacked matrices that are adapted, None for all.
+
+    Raises:
+      ValueError: a rank under 1, or no regular expression.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = "decoder/layers/(q|k|v|o|gate|up|down)"
+    layers: tuple[int, int] | None = None
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"lora: rank must be at least 1, got {self.rank}")
+        try:
+            re.compile(self.targets)
+        except re.error as e:
+            raise ValueError(f"lora: targets {self.targets!r} is no regular expression: {e}") from e
+
+
+def inputs(p: Param) -> int:
+    """How many of a matrix's dimensions (without the layer's) are inputs."""
+    rows = math.prod(p.part.own_shape) if p.part else p.hf_shape[0]
+    shape = p.layer_shape
+    return next(k for k in range(1, len(shape)) if math.prod(shape[k:]) == rows)
+
+
+def adapter_table(table: Table, options: Lora) -> Table:
+    """Entries "decoder/layers/q/a" and ".../b" for every target.
+
+    Raises:
+      ValueError: nothing matches, or a range outside the layers.
+    """
+    found: Table = {}
+    for path, p in table.items():
+        if not p.transpose or not re.fullmatch(options.targets, path):
+            continue
+        if p.layers and options.layers and not 0 <= options.layers[0] <= options.layers[1] < p.layers:
+            raise ValueError(f"lora: layers {options.layers} are not inside the {p.layers} layers of {path}")
+        shape, k, lead = p.layer_shape, inputs(p), p.shape[: 1 if p.layers else 0]
+        axes, lead_axes = p.axes[len(lead) :], p.axes[: len(lead)]
+        a, b = (*lead, *shape[:k], options.rank), (*lead, options.rank, *shape[k:])
+        into = math.prod(shape[:k])
+        found[f"{path}/a"] = Param(a, (*lead_axes, *axes[:k], None), f"{path}.lora_a", a[len(lead) :],
+                                   scale=into**-0.5, layers=p.layers)  # fmt: skip
+        found[f"{path}/b"] = Param(b, (*lead_axes, None, *axes[k:]), f"{path}.lora_b", b[len(lead) :],
+                                   init="zeros", layers=p.layers)  # fmt: skip
+    if not found:
+        known = ", ".join(path for path, p in table.items() if p.transpose)
+        raise ValueError(f"lora: no matrix matches targets {options.targets!r}; there are {known}")
+    return found
+
+
+def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) -> dict:
+    """Fresh adapters, float32: A normal with standard deviation 1 / sqrt(in), B zero, so that the model is unchanged."""
+    flat = {}
+    for path, p in adapter_table(table, options).items():
+        host = np.zeros(p.shape, np.float32)
+        if p.init == "normal":
+            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+            host = rng.standard_normal(p.shape, np.float32) * np.float32(p.scale)
+        flat[path] = jax.device_put(host, sharding(mesh, p.axes, p.shape, rules))
+    return nest(flat)
+
+
+def _scales(options: Lora, b: jax.Array, layers: int) -> jax.Array | float:
+    """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no gradient)."""
+    scale = options.alpha / options.rank
+    if not layers or options.layers is None:
+        return scale
+    first, last = options.layers
+    inside = (np.arange(layers) >= first) & (np.arange(layers) <= last)
+    return (inside * np.float32(scale)).reshape(-1, *(1,) * (b.ndim - 1))
+
+
+def _adapters(lora: dict) -> dict[str, dict]:
+    """{path: {"a", "b"}}."""
+    found: dict[str, dict] = {}
+    for path, x in flatten(lora).items():
+        base, _, leaf = path.rpartition("/")
+        found.setdefault(base, {})[leaf] = x
+    return found
+
+
+def attach(params: dict, table: Table, options: Lora) -> dict:
+    """The parameter tree with its adapters beside the matrices they belong to ("q", "q_a", "q_b"; `nn.layers.dense`)."""
+    base = flatten({k: v for k, v in params.items() if k != "lora"})
+    for path, pair in _adapters(params["lora"]).items():
+        scale = _scales(options, pair["b"], table[path].layers)
+        base[f"{path}_a"] = pair["a"]
+        base[f"{path}_b"] = pair["b"] * jnp.asarray(scale, pair["b"].dtype)
+    return nest(base)
+
+
+def merged(params: dict, table: Table, options: Lora) -> dict:
+    """The base with the adapters added: W + s A B, in the base's dtype; without "lora"."""
+    base = flatten({k: v for k, v in params.items() if k != "lora"})
+    for path, pair in _adapters(params["lora"]).items():
+        p, w = table[path], base[path]
+        lead = 1 if p.layers else 0
+        a = pair["a"].reshape(*pair["a"].shape[:lead], -1, options.rank)
+        b = (pair["b"] * jnp.asarray(_scales(options, pair["b"], p.layers), pair["b"].dtype)).reshape(
+            *pair["b"].shape[: lead + 1], -1
+        )
+        update = jnp.einsum("...ir,...ro->...io", a, b, precision="highest").reshape(w.shape)
+        base[path] = (w.astype(jnp.float32) + update).astype(w.dtype)
+    return nest(base)

@@ -1,0 +1,86 @@
+"""Adapters: the base is frozen, the reference is free, and the merged export is the same model."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from reference import make_checkpoint, mixed_prompts
+
+import jaxr1
+from jaxr1.nn.lora import Lora, init_adapters, merged
+from jaxr1.nn.params import flatten
+from jaxr1.parallel import mesh_of
+from jaxr1.rl import step as rl
+from jaxr1.rl.optimizer import Optimizer
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "internvl"])
+def world(request, tmp_path_factory, module_seed):
+    folder = tmp_path_factory.mktemp("lora") / "m"
+    make_checkpoint(folder, module_seed, request.param)
+    model, params = jaxr1.load_model(folder)
+    lora = Lora(rank=3, alpha=6.0, targets="decoder/layers/(q|o|down)|vision/blocks/(v|proj)|merger/fc1", layers=(0, 1))
+    adapters = init_adapters(model.table(), lora, module_seed, mesh_of(params), model.rules)
+    return dataclasses.replace(model, lora=lora), params, adapters, jaxr1.load_processor(folder)
+
+
+def filled(adapters, rng):
+    """Adapters as after training: B is not zero any more."""
+    return jax.tree.map(lambda x: x + rng.standard_normal(x.shape).astype(np.float32) * 0.1, adapters)
+
+
+def responses(rng):
+    return [[rng.integers(20, 300, 7), rng.integers(20, 300, 4)] for _ in range(2)]
+
+
+def test_fresh_adapters_change_nothing(world, rng):
+    model, params, adapters, processor = world
+    prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
+    base = jaxr1.score(dataclasses.replace(model, lora=None), params, processor, prompts, tokens)
+    ours = jaxr1.score(model, {**params, "lora": adapters}, processor, prompts, tokens)
+    for a, b in zip(base, ours, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_merged_is_the_same_model(world, rng, tmp_path):
+    model, params, adapters, processor = world
+    adapters = filled(adapters, rng)
+    prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
+    plain = dataclasses.replace(model, lora=None)
+    ours = jaxr1.score(model, {**params, "lora": adapters}, processor, prompts, tokens)
+    whole = merged({**params, "lora": adapters}, model.table(), model.lora)
+    out = jaxr1.save_model(plain, whole, processor, tmp_path / "out")
+    again = jaxr1.score(*jaxr1.load_model(out), processor, prompts, tokens)
+    base = jaxr1.score(plain, params, processor, prompts, tokens)
+    for a, b, c in zip(ours, again, base, strict=True):
+        for x, y, z in zip(a, b, c, strict=True):
+            np.testing.assert_allclose(x, y, atol=2e-5)
+            assert np.abs(x - z).max() > 1e-3
+    # Layers outside the range stay as they are.
+    before, after = flatten(params), flatten(whole)
+    for path in ("decoder/layers/q", "decoder/layers/down"):
+        assert (np.asarray(before[path][2]) == np.asarray(after[path][2])).all()
+        assert (np.asarray(before[path][1]) != np.asarray(after[path][1])).any()
+    assert (np.asarray(before["decoder/layers/k"]) == np.asarray(after["decoder/layers/k"])).all()
+
+
+def test_only_adapters_have_optimiser_state(world):
+    model, params, adapters, _ = world
+    state = rl.init_state({**params, "lora": adapters}, Optimizer().build(10))
+    assert set(state.trainable) == {"lora"} and set(state.frozen) == set(params)
+    sizes = {x.shape for x in jax.tree.leaves(state.opt) if x.ndim}
+    assert sizes == {x.shape for x in jax.tree.leaves(adapters)}
+
+
+def test_what_is_refused(world):
+    model, *_ = world
+    with pytest.raises(ValueError, match=r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"):
+        init_adapters(model.table(), Lora(targets="decoder/q"), 0, None, model.rules)
+    with pytest.raises(ValueError, match="not inside the 3 layers"):
+        init_adapters(model.table(), Lora(layers=(1, 3)), 0, None, model.rules)
+    with pytest.raises(ValueError, match="rank"):
+        Lora(rank=0)
+    with pytest.raises(ValueError, match="no regular expression"):
+        Lora(targets="(")
