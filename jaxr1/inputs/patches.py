@@ -208,8 +208,7 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
         for i, inside in enumerate(blocks):
             for s in inside:
                 first.setdefault(s, []).append(i)
-        pairs = {(i, j) for members in first.values() for i in members for j in members}
-        found.append(sorted(pairs))
+        found.append(sorted({(i, j) for members in first.values() for i in members for j in members}))
     size = finely(max(1, *(len(p) for p in found)), 1, 1.5)
     last = segment_rm.shape[1] // block - 1
     out = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
@@ -244,11 +243,10 @@ def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Wi
         for w, inside in enumerate(bins):
             offset = 0
             for number, i in enumerate(inside):
-                found = patches[i]
-                at = slice(offset, offset + len(found))
-                index[r, w, at], segment_rwk[r, w, at] = found, number + 1
-                slot[r, found] = w * size + np.arange(offset, offset + len(found))
-                offset += len(found)
+                inside_window, end = patches[i], offset + len(patches[i])
+                index[r, w, offset:end], segment_rwk[r, w, offset:end] = inside_window, number + 1
+                slot[r, inside_window] = w * size + np.arange(offset, end)
+                offset = end
     return Windows(index, segment_rwk, slot)
 
 

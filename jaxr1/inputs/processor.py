@@ -144,6 +144,8 @@ class Processor:
                 raise CheckpointError(
                     f"{directory}: neither config.json nor the tokenizer has a placeholder for images"
                 )
+            if not vision.tile_side and video_token is not None:
+                videos = video_options(directory, raw, vision)
         return cls(
             directory=directory,
             family=raw["model_type"],
@@ -316,7 +318,8 @@ class Processor:
             raise PromptError(f"the prompt has a video, but a model of type {self.family!r} takes none")
         video = open_video(part["video"], self.videos, source_fps=part.get("fps"))
         patches, (t, h, w) = preprocess_video(video.frames, self.videos, resize=False)
-        step, times = 1.0, ()
+        step = 1.0
+        times: tuple[float, ...] = ()
         if self.tokens_per_second:
             step = self.tokens_per_second * seconds_per_grid(video, self.videos)
         if self.videos.variant == "qwen3_vl":

@@ -117,7 +117,7 @@ class TileOptions:
         if config.get("dynamic_image_size") is False:
             found |= {"min_tiles": 1, "max_tiles": 1}
         found["resample"] = settings.get("resample")
-        changes = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
+        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
         side = vision.tile_side * vision.patch_size
         return cls(size=side, patch_size=vision.patch_size, merge_size=vision.merge_size, **changes)
 

@@ -25,7 +25,7 @@ LAYOUTS: dict[str, tuple[str, ...]] = {
     "qwen2_5_vl": ("hub", "v5"),
     "qwen3_vl": ("v5",),
     "internvl_chat": ("original",),
-    "internvl": ("v5", "hub"),
+    "internvl": ("hub", "v5"),
     "qwen2": ("hub",),
     "qwen3": ("hub",),
     "llama": ("hub",),
@@ -64,12 +64,13 @@ def configs(raw: dict) -> tuple[TextConfig, VisionConfig | None]:
 def table(family: str, raw: dict, text: TextConfig, vision: VisionConfig | None, layout: str) -> Table:
     """Every tensor of the model under its part: vision/..., merger/..., decoder/..."""
     parts: dict[str, Table] = {}
+    visual: Names
     if vision is None:
         names = TextNames.llama("model.", "lm_head")
     elif family in QWEN_VL:
-        visual, language = {"v5": ("model.visual.", "model.language_model."), "hub": ("visual.", "model.")}[layout]
+        tower, language = {"v5": ("model.visual.", "model.language_model."), "hub": ("visual.", "model.")}[layout]
         names = TextNames.llama(language, "lm_head")
-        parts["vision"], parts["merger"] = vision_table(vision, _qwen_names(family, visual))
+        parts["vision"], parts["merger"] = vision_table(vision, _qwen_names(family, tower))
     else:
         decoder = (raw.get("llm_config") or raw.get("text_config") or {}).get("model_type")
         make = TextNames.internlm2 if decoder == "internlm2" else TextNames.llama

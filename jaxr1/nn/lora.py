@@ -96,7 +96,7 @@ def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) ->
     return nest(flat)
 
 
-def _scales(options: Lora, b: jax.Array, layers: int) -> jax.Array | float:
+def _scales(options: Lora, b: jax.Array, layers: int) -> np.ndarray | float:
     """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no gradient)."""
     scale = options.alpha / options.rank
     if not layers or options.layers is None:

@@ -41,6 +41,7 @@ def _compute(model: Model, params: dict, rows, stage: str):
         if stage == "tower":
             return vlm.tower(model, params, rows)
         out = vlm.encode(model, params, rows)
+        assert out is not None
         return out.reshape(rows.patch_rmc.shape[0], -1, out.shape[-1])
 
 
@@ -61,7 +62,8 @@ def with_features(
     shrink = layout.merge**2 if stage == "merger" else 1
     found: dict[tuple[int, int], np.ndarray] = {}
     while images:
-        size, chosen = 0, []
+        size = 0
+        chosen: list[tuple[int, int]] = []
         while images and (not chosen or size + len(prompts[images[0][0]].patches[images[0][1]]) <= PATCHES_AT_ONCE):
             b, i = images.pop(0)
             size += len(prompts[b].patches[i])

@@ -87,7 +87,9 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
         assert r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
         assert m in buckets.patches if batch.media.pair_rp2 is None else m % batch.media.block == 0
         merged = batch.media.patch_rmc[..., 0].reshape(-1, merge**2)
-        segment = (batch.media.segment_rm + 1000 * np.arange(r)[:, None] * (batch.media.segment_rm > 0)).reshape(-1, merge**2)
+        segment = (batch.media.segment_rm + 1000 * np.arange(r)[:, None] * (batch.media.segment_rm > 0)).reshape(
+            -1, merge**2
+        )
         seen = set()
         for b, p in enumerate(prompts):
             n = len(p)

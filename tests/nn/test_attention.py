@@ -48,7 +48,9 @@ def test_pairs_equal_the_plain_softmax(rng, block):
     def loss(attend, *x):
         return (jnp.where(real, attend(*x), 0) * c).sum()
 
-    paired = jax.grad(lambda *x: loss(lambda *y: paired_attention(*y, segment, pair, block), *x), argnums=(0, 1, 2))(q, k, v)
+    paired = jax.grad(lambda *x: loss(lambda *y: paired_attention(*y, segment, pair, block), *x), argnums=(0, 1, 2))(
+        q, k, v
+    )
     plain = jax.grad(lambda *x: loss(lambda *y: segment_attention(*y, segment), *x), argnums=(0, 1, 2))(q, k, v)
     for a, b in zip(paired, plain, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)

@@ -1,0 +1,347 @@
+"""Each family beyond its logits: hub layouts, greedy text, gradients, video, mixed batches, frozen features."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from reference import FAMILIES, hf_arrays, make_checkpoint, mixed_prompts, random_image, torch_inputs
+
+import jaxr1
+from jaxr1.checkpoints.tensors import open_checkpoint, write_checkpoint
+from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.template import PromptError
+from jaxr1.models.vlm import prompt_logits
+from jaxr1.nn.params import flatten
+from jaxr1.rl import step as rl
+from jaxr1.sampling.features import with_features
+from jaxr1.sampling.scoring import score_plans
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def world(request, tmp_path_factory, module_seed):
+    folder = tmp_path_factory.mktemp("family") / "m"
+    reference = make_checkpoint(folder, module_seed, request.param)
+    model, params = jaxr1.load_model(folder)
+    return reference, model, params, jaxr1.load_processor(folder), folder
+
+
+def video_prompt(rng, frames: int, fps: float = 3.0):
+    h, w = rng.integers(30, 90, 2)
+    clip = {"type": "video", "video": rng.integers(0, 256, (frames, h, w, 3), dtype=np.uint8), "fps": fps}
+    parts = [{"type": "text", "text": "What happens?"}, clip, {"type": "text", "text": " one two"}]
+    return jaxr1.Prompt([{"role": "user", "content": parts}])
+
+
+# ---------------------------------------------------------------- layouts on the hub
+
+
+def renamed(folder, out, rename, change):
+    """A copy of a directory with other tensor names (`rename(tensors) -> tensors`) and another config.json."""
+    files = open_checkpoint(folder)
+    tensors = rename({name: np.array(files[name].read(name)) for name in files})
+    out.mkdir()
+    for file in folder.iterdir():
+        if file.suffix not in (".safetensors",) and file.name != "config.json":
+            (out / file.name).write_bytes(file.read_bytes())
+    (out / "config.json").write_text(json.dumps(change(json.loads((folder / "config.json").read_text()))))
+    write_checkpoint(out, list(tensors.items()))
+    return out
+
+
+def same_parameters(a: dict, b: dict):
+    a, b = flatten(a), flatten(b)
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+def test_names_of_the_hub(world, tmp_path):
+    """A random checkpoint renamed to the other layout gives the same parameters."""
+    _, model, params, processor, folder = world
+    layouts = {"qwen2_vl": "v5", "qwen2_5_vl": "v5", "internvl": "v5", "qwen3_vl": "v5"}
+    table = model.table(layouts[model.family])
+    arrays = hf_arrays(table, flatten(params))
+    other = renamed(folder, tmp_path / "other", lambda _: arrays, lambda raw: raw)
+    same_parameters(jaxr1.load_model(other)[1], params)
+    if model.family.startswith("qwen2"):  # hub files keep the text settings at the top
+        flat = lambda raw: {**raw.pop("text_config"), **raw, "model_type": model.family}
+        jaxr1.save_model(model, params, processor, tmp_path / "saved")
+        assert "visual.patch_embed.proj.weight" in open_checkpoint(tmp_path / "saved")
+        old = renamed(tmp_path / "saved", tmp_path / "old", lambda tensors: tensors, flat)
+        again, loaded = jaxr1.load_model(old)
+        same_parameters(loaded, params)
+        assert (again.text, again.vision) == (model.text, model.vision)
+
+
+@pytest.mark.parametrize("decoder", ["internlm2", "qwen2", "llama"])
+def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
+    """The layout of the hub's original files, fused matrices included; its remote code is named and never run."""
+    import torch
+
+    kind = "llama" if decoder == "internlm2" else decoder
+    folder = tmp_path / "hf"
+    reference = make_checkpoint(folder, module_seed, "internvl", decoder=kind, heads=4, kv_heads=2, tied=False)
+    ours, params = jaxr1.load_model(folder)
+
+    def names(tensors):
+        """Written out apart from the package's own tables."""
+        out = {}
+        tensors = {k.removeprefix("model."): v for k, v in tensors.items()}
+        take = lambda name: tensors.pop(name)
+        tower = {
+            "cls_token": "class_embedding",
+            "patch_embeddings.projection.weight": "patch_embedding.weight",
+            "patch_embeddings.projection.bias": "patch_embedding.bias",
+            "position_embeddings": "position_embedding",
+        }
+        for mine, theirs in tower.items():
+            out[f"vision_model.embeddings.{theirs}"] = take(f"vision_tower.embeddings.{mine}")
+        for i in range(2):
+            a, b = f"vision_tower.encoder.layer.{i}.", f"vision_model.encoder.layers.{i}."
+            for w in ("weight", "bias"):
+                qkv = [take(f"{a}attention.{x}_proj.{w}") for x in "qkv"]
+                out[f"{b}attn.qkv.{w}"] = np.concatenate(qkv)
+                out[f"{b}attn.proj.{w}"] = take(f"{a}attention.projection_layer.{w}")
+                for x, y in (
+                    ("layernorm_before", "norm1"),
+                    ("layernorm_after", "norm2"),
+                    ("mlp.fc1",) * 2,
+                    ("mlp.fc2",) * 2,
+                ):
+                    out[f"{b}{y}.{w}"] = take(f"{a}{x}.{w}")
+            out[f"{b}ls1"], out[f"{b}ls2"] = take(f"{a}lambda_1"), take(f"{a}lambda_2")
+        for x, y in (("layer_norm", "0"), ("linear_1", "1"), ("linear_2", "3")):
+            for w in ("weight", "bias"):
+                out[f"mlp1.{y}.{w}"] = take(f"multi_modal_projector.{x}.{w}")
+        text = {k.removeprefix("language_model."): v for k, v in tensors.items()}
+        if decoder != "internlm2":
+            return out | {f"language_model.{k}": v for k, v in text.items()}
+        for i in range(3):
+            a, b = f"model.layers.{i}.", f"language_model.model.layers.{i}."
+            q, k, v = (text[f"{a}self_attn.{x}_proj.weight"] for x in "qkv")
+            size, groups = k.shape[0] // 2, 2
+            rows = []
+            for g in range(groups):
+                per = q.shape[0] // groups
+                rows += [q[g * per : (g + 1) * per], k[g * size : (g + 1) * size], v[g * size : (g + 1) * size]]
+            out[f"{b}attention.wqkv.weight"] = np.concatenate(rows)
+            for x, y in (
+                ("self_attn.o_proj", "attention.wo"),
+                ("mlp.gate_proj", "feed_forward.w1"),
+                ("mlp.up_proj", "feed_forward.w3"),
+                ("mlp.down_proj", "feed_forward.w2"),
+                ("input_layernorm", "attention_norm"),
+                ("post_attention_layernorm", "ffn_norm"),
+            ):
+                out[f"{b}{y}.weight"] = text[f"{a}{x}.weight"]
+        return out | {
+            "language_model.model.tok_embeddings.weight": text["model.embed_tokens.weight"],
+            "language_model.model.norm.weight": text["model.norm.weight"],
+            "language_model.output.weight": text["lm_head.weight"],
+        }
+
+    def config(raw):
+        text, vision = raw["text_config"], raw["vision_config"]
+        text = {**text, "model_type": decoder, "rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+        text.pop("rope_parameters")
+        if decoder != "internlm2":
+            text.pop("rope_scaling")
+        vision = {
+            "hidden_size": vision["hidden_size"],
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": vision["intermediate_size"],
+            "image_size": 56,
+            "patch_size": 14,
+            "qkv_bias": True,
+            "qk_normalization": False,
+            "norm_type": "layer_norm",
+            "layer_norm_eps": 1e-6,
+        }
+        return {
+            "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": text,
+            "vision_config": vision, "downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1,
+            "force_image_size": 56, "max_dynamic_patch": 4, "min_dynamic_patch": 1, "use_thumbnail": True,
+            "dynamic_image_size": True, "template": "internvl2_5", "tie_word_embeddings": False,
+            "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
+        }  # fmt: skip
+
+    original = renamed(folder, tmp_path / "original", names, config)
+    (original / "modeling_internvl_chat.py").write_text("raise SystemExit('remote code was run')")
+    model, loaded = jaxr1.load_model(original)
+    same_parameters(loaded, params)
+    processor = jaxr1.load_processor(original)
+    assert processor.template == "internvl2_5" and processor.images == jaxr1.load_processor(folder).images
+    [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
+    logits = np.asarray(
+        prompt_logits(model, loaded, make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1))
+    )
+    with torch.no_grad():
+        theirs = reference(**torch_inputs(encoded, ours)).logits[0].numpy()
+    np.testing.assert_allclose(logits[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
+    jaxr1.save_model(model, loaded, processor, tmp_path / "again")
+    same_parameters(jaxr1.load_model(tmp_path / "again")[1], params)
+    written = open_checkpoint(tmp_path / "again")
+    for name, file in open_checkpoint(original).items():
+        np.testing.assert_array_equal(np.array(written[name].read(name)), np.array(file.read(name)), err_msg=name)
+
+
+# ---------------------------------------------------------------- text, gradients
+
+
+def test_greedy_text_equals_transformers(world, rng):
+    """64 tokens, media ids suppressed there too; from a step whose two best logits are within 1e-4 on, not compared."""
+    import torch
+
+    reference, model, params, processor, _ = world
+    prompts = mixed_prompts(rng, 4, (0, 1, 3, 2))
+    groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0.0)
+    compared = 0
+    for prompt, [ours] in zip(prompts, groups, strict=True):
+        encoded = processor.encode(prompt)
+        inputs = torch_inputs(encoded, model)
+        start, ids = len(encoded), ours.token_ids
+        more = torch.tensor(np.asarray(ids)[None].astype(np.int64))
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
+        if "mm_token_type_ids" in inputs:
+            kinds = torch.zeros(1, len(ids), dtype=inputs["mm_token_type_ids"].dtype)
+            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
+        with torch.no_grad():
+            logits = reference(**inputs).logits[0, start - 1 : -1].clone()
+        logits[:, list(processor.media_token_ids)] = -1e30
+        best = logits.topk(2, -1)
+        for step, token in enumerate(ids):
+            if best.values[step, 0] - best.values[step, 1] >= 1e-4:
+                assert int(token) == int(best.indices[step, 0]), f"step {step}"
+                compared += 1
+    assert compared > 100
+
+
+def test_gradients_equal_torch(world, rng):
+    """d loss / d parameters of tower, merger and decoder against torch autograd."""
+    import torch
+
+    reference, model, params, processor, _ = world
+    prompts = [processor.encode(p) for p in mixed_prompts(rng, 2, (2, 1))]
+    tokens = [[rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)], [rng.integers(20, 400, 4).astype(np.int32)]]
+    weights = [[float(w) for w in rng.uniform(0.2, 1, len(row))] for row in tokens]
+    buckets = Buckets.fitting(prompts, 8)
+    [plan] = plan_strips(
+        [len(p) for p in prompts], [[len(t) for t in row] for row in tokens], buckets, token_budget=10**6
+    )
+    zero = fill(plan, [[0.0] * len(row) for row in tokens])
+    objective = rl.Objective(kind="sft")
+    batch = rl.TrainBatch(
+        plan_prompts(plan, prompts, buckets, model.layout),
+        make_strips(plan, prompts, tokens, weights),
+        zero,
+        zero,
+        zero,
+        zero,
+    )
+    sums = rl.accumulate(model, objective, params, {}, rl.zero_sums(objective, params), batch)
+    reference.zero_grad()
+    total = 0.0
+    for prompt, row, weight in zip(prompts, tokens, weights, strict=True):
+        for response, w in zip(row, weight, strict=True):
+            inputs = torch_inputs(prompt, model)
+            ids = torch.tensor(response[None].astype(np.int64))
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
+            if "mm_token_type_ids" in inputs:
+                kinds = torch.zeros(1, len(response), dtype=inputs["mm_token_type_ids"].dtype)
+                inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
+            logp = torch.log_softmax(reference(**inputs).logits[0, len(prompt) - 1 : -1], -1)
+            total = total - w * logp.gather(1, ids[0, :, None]).sum()
+    total.backward()
+    theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
+    mine = hf_arrays(model.table("v5"), flatten(sums.grads))
+    norm = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in theirs.values())))
+    for part in ("decoder", "vision", "merger"):
+        assert max(float(np.abs(np.asarray(x)).max()) for x in jax.tree.leaves(sums.grads[part])) > 1e-5 * norm
+    for name, ours in mine.items():
+        assert np.abs(ours - theirs[name]).max() <= 2e-5 * norm, name
+
+
+# ---------------------------------------------------------------- video, mixed batches
+
+
+@pytest.mark.parametrize("frames", [2, 5, 16])
+def test_video_equals_transformers(world, rng, frames):
+    import torch
+
+    reference, model, params, processor, _ = world
+    if model.family == "internvl":
+        with pytest.raises(PromptError, match="takes none"):
+            processor.encode(video_prompt(rng, frames))
+        return
+    short = dataclasses.replace(
+        processor, videos=processor.videos.replace(fps=None, max_pixels=64 * 64 * 16, min_pixels=28 * 28)
+    )
+    fps = float(rng.uniform(1, 6))
+    encoded = short.encode(video_prompt(rng, frames, fps))
+    t = -(-frames // 2)
+    assert len(encoded.grids) == t
+    ids = torch.tensor(encoded.token_ids[None].astype(np.int64))
+    kinds = torch.tensor((encoded.media_index >= 0)[None].astype(np.int32) * 2)
+    h, w = encoded.grids[0][1:]
+    inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values_videos": torch.tensor(np.concatenate(encoded.patches)),
+              "video_grid_thw": torch.tensor([[t, h, w]])}  # fmt: skip
+    if model.family == "qwen2_5_vl":
+        inputs["second_per_grid_ts"] = torch.tensor([2 / fps])
+    with torch.no_grad():
+        theirs = reference(**inputs).logits[0].numpy()
+    ours = np.asarray(
+        prompt_logits(model, params, make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1))
+    )
+    np.testing.assert_allclose(ours[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
+
+
+def test_mixed_batch_is_as_good_as_alone(world, rng):
+    """Text only, one image, several and a video together, permuted and split: no log-prob changes."""
+    _, model, params, processor, _ = world
+    prompts = mixed_prompts(rng, 5, (0, 1, 4, 1, 2))
+    if processor.videos is not None:
+        prompts.append(video_prompt(rng, 4))
+    tokens = [[rng.integers(20, 400, int(rng.integers(2, 9)))] for _ in prompts]
+    alone = [jaxr1.score(model, params, processor, [p], [t])[0][0] for p, t in zip(prompts, tokens, strict=True)]
+    order = rng.permutation(len(prompts))
+    together = jaxr1.score(model, params, processor, [prompts[i] for i in order], [tokens[i] for i in order])
+    half = jaxr1.score(model, params, processor, prompts[:3], tokens[:3])
+    for place, i in enumerate(order):
+        np.testing.assert_allclose(together[place][0], alone[i], atol=2e-5)
+    for i in range(3):
+        np.testing.assert_allclose(half[i][0], alone[i], atol=2e-5)
+
+
+@pytest.mark.parametrize("frozen", [("vision",), ("vision", "merger")])
+def test_frozen_features_are_the_same_model(world, rng, frozen):
+    """What a frozen tower (and merger) gave stands in for pixels, deep features too."""
+    _, model, params, processor, _ = world
+    prompts = [processor.encode(p) for p in mixed_prompts(rng, 4, (0, 1, 3, 2))]
+    tokens = [[rng.integers(20, 400, 6).astype(np.int32)] for _ in prompts]
+    buckets = Buckets.fitting(prompts, 8)
+    plans = plan_strips([len(p) for p in prompts], [[6]] * 4, buckets, token_budget=10**6)
+    options = dict(temperature=1.0, forbidden=processor.media_token_ids)
+    whole = score_plans(model, params, prompts, tokens, plans, buckets, **options)
+    kept = with_features(model, params, prompts, buckets, frozen)
+    assert {p.stage for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
+    # The frozen parameters are not read any more: other ones give the same.
+    other = {k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()}
+    again = score_plans(model, other, kept, tokens, plans, buckets, **options)
+    for key in whole:
+        np.testing.assert_allclose(whole[key], again[key], atol=1e-5)
+
+
+def test_swapping_the_image_changes_the_logprobs(world, rng):
+    _, model, params, processor, _ = world
+    image = random_image(rng, 40, 80)
+    ask = lambda im: jaxr1.Prompt(
+        [{"role": "user", "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}]}]
+    )
+    tokens = [[rng.integers(20, 300, 5)]]
+    one = jaxr1.score(model, params, processor, [ask(image)], tokens)[0][0]
+    other = jaxr1.score(model, params, processor, [ask(image.transpose(1))], tokens)[0][0]
+    assert np.abs(one - other).max() > 1e-3
