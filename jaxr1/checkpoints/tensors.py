@@ -1,15 +1,18 @@
-"""Safetensors files: read through a memory map, tensor by tensor; written in shards with an index.
+"""Safetensors files: read through a memory map, tensor by tensor; written tensor by tensor, in shards with an index.
 
 The format is a length, a JSON header and raw bytes, so nothing in a file is ever executed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -27,9 +30,12 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 NAMES = {np.dtype(v): k for k, v in DTYPES.items()}
+FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_HEADER = 100 << 20  # bytes; a larger one is a damaged file
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+SHARD_BYTES = 5 << 30
+BLOCK_BYTES = 1 << 20
 
 
 class CheckpointError(ValueError):
@@ -58,24 +64,38 @@ class TensorFile:
                     raise ValueError("a negative size or offset")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
                 raise CheckpointError(f"{path}: damaged safetensors header: {e!r:.200}") from e
-        self.start = 8 + length
-        for name, kind, shape, begin, end in entries:
-            dtype = DTYPES.get(kind)
-            if dtype is None:
-                raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {kind}")
-            if self.start + end > size or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
-                raise CheckpointError(f"{path}: tensor {name!r} lies outside the file ({size} bytes): truncated?")
-        self.bytes = np.memmap(path, np.uint8, "r")
+            self.start = 8 + length
+            for name, kind, shape, begin, end in entries:
+                dtype = DTYPES.get(kind)
+                if dtype is None:
+                    raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {kind}")
+                if self.start + end > size or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
+                    raise CheckpointError(f"{path}: tensor {name!r} lies outside the file ({size} bytes): truncated?")
+            self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._map, np.uint8)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.header[name]["shape"])
 
+    def kind(self, name: str) -> str:
+        """The dtype of a tensor as the format spells it, a key of `DTYPES`."""
+        return self.header[name]["dtype"]
+
     def read(self, name: str) -> np.ndarray:
         """A view of the mapped bytes; pages are read as they are used."""
-        entry = self.header[name]
-        begin, end = entry["data_offsets"]
-        raw = self.bytes[self.start + begin : self.start + end]
-        return raw.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        begin, end = self.header[name]["data_offsets"]
+        raw = self._bytes[self.start + begin : self.start + end]
+        return raw.view(DTYPES[self.kind(name)]).reshape(self.shape(name))
+
+    def drop(self, name: str) -> None:
+        """Gives the mapped pages of a tensor back, so that resident memory does not grow with what was read.
+
+        Views of the tensor stay valid: what is used again is mapped again.
+        """
+        begin, end = (self.start + offset for offset in self.header[name]["data_offsets"])
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > begin and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such call; its pages go under pressure
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
@@ -113,16 +133,94 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, np.ndarray]], max_bytes: int = 5 << 30) -> None:
-    """Writes tensors in order into shards of at most `max_bytes` (one file where they fit), with an index."""
-    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+def copy_into(source: np.ndarray, out: np.ndarray, after_block: Callable[[], None] = lambda: None) -> None:
+    """out[...] = source, block by block in the order in which `source` lies in memory.
+
+    A block passes through a small buffer when its order in `out` is another: it is read (and cast) as it lies, and turned
+    while it is in the processor's cache, which is several times faster than one transposed copy. Blocks also let a
+    mapped source be dropped while the copy moves on.
+
+    Args:
+      source: any strides.
+      out: of the same shape.
+      after_block: called after each block of about BLOCK_BYTES.
+    """
+    if source.dtype == out.dtype:
+        # numpy copies values of a dtype that is not its own (bfloat16) one call at a time: as integers they are its own
+        kind = np.dtype(f"u{out.dtype.itemsize}")
+        source, out = source.view(kind), out.view(kind)
+    if not source.size or not source.ndim:
+        out[...] = source
+        return
+    order = sorted(range(source.ndim), key=lambda axis: -abs(source.strides[axis]) * (source.shape[axis] > 1))
+    turned = [axis for axis in order if source.shape[axis] > 1] != [i for i, n in enumerate(source.shape) if n > 1]
+    source, out = source.transpose(order), out.transpose(order)
+    row, values = source[0], math.prod(source.shape[1:])
+    # a turned block of few rows would write few neighbours at a time
+    step = max(32 if turned else 1, BLOCK_BYTES // max(1, row.nbytes))
+    # rows of the buffer are longer than they need be: at a distance of a power of two they would push each other out of
+    # the cache
+    buffer = np.empty((min(step, len(source)), values + 32), out.dtype)[:, :values] if turned else None
+    for start in range(0, len(source), step):
+        block = source[start : start + step]
+        if buffer is not None:
+            passed = buffer[: len(block)].reshape(block.shape)
+            passed[...] = block
+            block = passed
+        out[start : start + step] = block
+        after_block()
+
+
+class Source(Protocol):
+    """A tensor to write: a numpy array, or a `LazyTensor`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> Any: ...
+    def __array__(self) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose values are made when it is written.
+
+    Attributes:
+      shape, dtype: known before.
+      make: returns the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self.make()
+
+
+def _bytes_of(tensor: Source) -> int:
+    return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+
+
+def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Source]], max_bytes: int = SHARD_BYTES) -> None:
+    """Writes tensors in order into shards of at most `max_bytes` (one file where they fit), with an index.
+
+    Which shard a tensor goes to is planned from the sizes alone, so that `LazyTensor`s are in memory one at a time.
+
+    Raises:
+      CheckpointError: a dtype that the format does not have.
+      ValueError: a `LazyTensor` that makes something else than it said.
+    """
+    shards: list[list[tuple[str, Source]]] = [[]]
     total = size = 0
-    for name, array in tensors:
-        if shards[-1] and size + array.nbytes > max_bytes:
+    for name, tensor in tensors:
+        if np.dtype(tensor.dtype) not in NAMES:
+            raise CheckpointError(f"{directory}: tensor {name!r}: safetensors has no dtype {tensor.dtype}")
+        if shards[-1] and size + _bytes_of(tensor) > max_bytes:
             shards.append([])
             size = 0
-        shards[-1].append((name, array))
-        size, total = size + array.nbytes, total + array.nbytes
+        shards[-1].append((name, tensor))
+        size, total = size + _bytes_of(tensor), total + _bytes_of(tensor)
     if len(shards) == 1:
         _write_file(directory / SINGLE, shards[0])
         return
@@ -135,18 +233,25 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, np.ndarray]],
     (directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
-def _write_file(path: Path, tensors: list[tuple[str, np.ndarray]]) -> None:
+def _write_file(path: Path, tensors: list[tuple[str, Source]]) -> None:
     header: dict = {"__metadata__": {"format": "pt"}}
     offset = 0
-    for name, array in tensors:
-        end = offset + array.nbytes
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+    for name, tensor in tensors:
+        end = offset + _bytes_of(tensor)
+        kind = NAMES[np.dtype(tensor.dtype)]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
-        for _, array in tensors:
-            f.write(np.ascontiguousarray(array).tobytes())
+        for name, tensor in tensors:
+            array = np.asarray(tensor)
+            if (array.shape, array.dtype) != (tuple(tensor.shape), np.dtype(tensor.dtype)):
+                raise ValueError(
+                    f"{path}: {name}: planned {tensor.dtype}{tensor.shape}, got {array.dtype}{array.shape}"
+                )
+            f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+            del array  # before the next one is made
         f.flush()
         os.fsync(f.fileno())
