@@ -294,3 +294,24 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
     with replacing(link) as partial:
         (partial / "file").write_text("through")
     assert link.is_symlink() and (out / "file").read_text() == "through"
+
+
+def test_transformers_loads_shards(tmp_path):
+    """A model saved in shards with an index, one of them no larger than its largest tensor."""
+    from reference import make_checkpoint
+    from transformers import Qwen2VLForConditionalGeneration
+
+    import jaxr1
+    from jaxr1.nn.params import flatten
+
+    theirs = make_checkpoint(tmp_path / "m", 0)
+    model, params = jaxr1.load_model(tmp_path / "m")
+    save_directory(
+        tmp_path / "out", flatten(params), model.table(), model.raw_config, tmp_path / "m", "float32", max_bytes=50_000
+    )
+    shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
+    assert len(shards) > 5 and not (tmp_path / "out" / "model.safetensors").exists()
+    back, info = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    for (name, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
