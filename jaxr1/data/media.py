@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -57,13 +57,13 @@ def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECO
     name = describe(source)
     if isinstance(source, np.ndarray):
         height, width = _array_size(source, name)
-        _check_size(height, width, name, max_pixels_decoded)
+        check_size(height, width, name, max_pixels_decoded)
         return Image.fromarray(np.ascontiguousarray(source)).copy()
     if isinstance(source, Image.Image):
-        _check_size(source.height, source.width, name, max_pixels_decoded)
+        check_size(source.height, source.width, name, max_pixels_decoded)
         return _upright_rgb(source, name)
     with _opened(source, name) as image:
-        _check_size(image.height, image.width, name, max_pixels_decoded)
+        check_size(image.height, image.width, name, max_pixels_decoded)
         return _upright_rgb(image, name)
 
 
@@ -79,7 +79,7 @@ def probe_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DEC
     name = describe(source)
     if isinstance(source, np.ndarray):
         height, width = _array_size(source, name)
-        _check_size(height, width, name, max_pixels_decoded)
+        check_size(height, width, name, max_pixels_decoded)
         return height, width
     if isinstance(source, Image.Image):
         return _header_size(source, name, max_pixels_decoded)
@@ -125,6 +125,39 @@ def decode_data_uri(text: str) -> bytes:
         return base64.b64decode("".join(text[match.end() :].split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"data URI of {len(text)} characters: not base64 ({error})") from error
+
+
+def open_file(source: Any, name: str, expected: str) -> BinaryIO:
+    """A binary reader of a path, of encoded bytes, or of a `data:` URI with base64; the caller closes it.
+
+    Args:
+      source: what the user gave.
+      name: how messages call it, see `describe`.
+      expected: what messages say should have been given.
+
+    Raises:
+      MediaError: no such file, no file at all, zero bytes, unreadable, or a value of another type.
+    """
+    if isinstance(source, str) and source.startswith("data:"):
+        source = decode_data_uri(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        if not len(source):
+            raise MediaError(f"{name}: no bytes")
+        return io.BytesIO(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise MediaError(f"{name}: expected {expected}")
+    path = Path(source)
+    try:
+        if not path.is_file():
+            what = "not a file" if path.exists() else "no such file"
+            raise MediaError(f"{name}: {what}")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{name}: the file is empty (0 bytes)")
+        return path.open("rb")
+    except (OSError, ValueError) as error:
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"{name}: cannot be read ({error})") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -185,7 +218,7 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
-    _check_size(image.height, image.width, name, limit)
+    check_size(image.height, image.width, name, limit)
     orientation = 1
     # Asking a PNG without an early EXIF chunk for its EXIF decodes it whole.
     if image.format != "PNG" or "exif" in image.info:
@@ -196,9 +229,14 @@ def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
     return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
 
 
-def _check_size(height: int, width: int, name: str, limit: int) -> None:
+def check_size(height: int, width: int, name: str, limit: int) -> None:
+    """Refuses a picture without pixels, or with more than `limit`.
+
+    Raises:
+      MediaError: it is; the message starts with `name`.
+    """
     if height < 1 or width < 1:
-        raise MediaError(f"{name}: the image is empty ({width}x{height})")
+        raise MediaError(f"{name}: empty ({width}x{height} pixels)")
     if height * width > limit:
         raise MediaError(f"{name}: {width}x{height} pixels are more than the {limit:,} that are decoded")
 
@@ -212,27 +250,7 @@ def _array_size(array: np.ndarray, name: str) -> tuple[int, int]:
 @contextmanager
 def _opened(source: Any, name: str) -> Iterator[Image.Image]:
     """Opens the header of a path or of encoded bytes."""
-    if isinstance(source, str) and source.startswith("data:"):
-        source = decode_data_uri(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        if not len(source):
-            raise MediaError(f"{name}: no bytes")
-        file: Any = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        path = Path(source)
-        try:
-            if not path.is_file():
-                what = "not a file" if path.exists() else "no such file"
-                raise MediaError(f"{name}: {what}")
-            if path.stat().st_size == 0:
-                raise MediaError(f"{name}: the file is empty (0 bytes)")
-            file = path.open("rb")
-        except (OSError, ValueError) as error:
-            if isinstance(error, MediaError):
-                raise
-            raise MediaError(f"{name}: cannot be read ({error})") from error
-    else:
-        raise MediaError(f"{name}: expected a path, bytes, a PIL image or a uint8 array [H, W, 3]")
+    file = open_file(source, name, "a path, bytes, a PIL image or a uint8 array [H, W, 3]")
     with file:
         try:
             image = _open_header(file)
