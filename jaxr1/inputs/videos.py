@@ -1,0 +1,390 @@
+"""Videos to vision-tower input: which frames, at which size, as which patches, and when each of them was shown."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxr1.data.media import MAX_PIXELS_DECODED, MediaError
+from jaxr1.data.video import Sampling, Video, VideoSource, load_video, probe_video, sample_indices, video_hash
+from jaxr1.inputs.images import MAX_ASPECT_RATIO, first_given, normalised_levels, smart_resize, split_patches
+
+__all__ = [
+    "VARIANTS",
+    "MediaError",
+    "Video",
+    "VideoOptions",
+    "VideoSource",
+    "load_video",
+    "open_video",
+    "preprocess_video",
+    "probe_video",
+    "sample_indices",
+    "seconds_per_grid",
+    "timestamp_text",
+    "timestamps",
+    "video_grid",
+    "video_hash",
+    "video_size",
+]
+
+# What the two video processors of transformers differ in when a checkpoint says nothing.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "qwen2_vl": {},
+    "qwen3_vl": {
+        "patch_size": 16,
+        "min_pixels": 128 * 32 * 32,
+        "max_pixels": 768 * 32 * 32,
+        "max_video_tokens": 768,
+        "image_mean": (0.5, 0.5, 0.5),
+        "image_std": (0.5, 0.5, 0.5),
+    },
+}
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    """How a checkpoint wants its videos; the defaults are those of Qwen2-VL.
+
+    Attributes:
+      variant: "qwen2_vl" (Qwen2-VL, Qwen2.5-VL) or "qwen3_vl": the rule of sampling frames and of sizing them.
+      patch_size: side of a patch, in pixels (P).
+      temporal_patch_size: frames in a patch (T); the last frame of a clip is repeated to fill them.
+      merge_size: side, in patches, of the block that becomes one token of the language model.
+      min_pixels: lower bound of the resized area, in pixels: of a frame (qwen2_vl), of all frames together (qwen3_vl).
+      max_pixels: upper bound, likewise.
+      cap_pixels_per_frame: whether `max_video_tokens` bounds the area of a frame further, see `video_size`.
+      max_video_tokens: with it, tokens of a whole clip that 90 % of may be used (qwen2_vl), or of a frame (qwen3_vl).
+      fps: frames taken for a second; None takes all, up to `max_frames`.
+      num_frames: frames taken whatever the length; where it is given, `fps` is not looked at.
+      min_frames: least number of frames taken at `fps`.
+      max_frames: largest number of frames taken, unless by `num_frames`.
+      image_mean: mean of each RGB channel, after rescaling.
+      image_std: standard deviation of each RGB channel, after rescaling.
+      rescale_factor: what 8-bit values are multiplied with.
+      do_rescale: whether they are.
+      do_normalize: whether mean and standard deviation are applied.
+      resample: filter of the resizing, a number of `PIL.Image.Resampling`.
+    """
+
+    variant: str = "qwen2_vl"
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    min_pixels: int = 128 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    cap_pixels_per_frame: bool = False
+    max_video_tokens: int = 128_000
+    fps: float | None = 2.0
+    num_frames: int | None = None
+    min_frames: int = 4
+    max_frames: int = 768
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+    do_rescale: bool = True
+    do_normalize: bool = True
+    resample: int = int(Image.Resampling.BICUBIC)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        for name in (
+            "patch_size",
+            "temporal_patch_size",
+            "merge_size",
+            "min_pixels",
+            "max_pixels",
+            "max_video_tokens",
+            "min_frames",
+            "max_frames",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
+        if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
+            raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
+        for name in ("image_mean", "image_std"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} must hold 3 values, got {getattr(self, name)}")
+        if self.do_normalize and min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive, got {self.image_std}")
+        Image.Resampling(self.resample)
+
+    @property
+    def factor(self) -> int:
+        """Side in pixels of one language-model token: resized heights and widths are multiples of it."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_dim(self) -> int:
+        """Values in a flattened patch: C * T * P * P."""
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def sampling(self) -> Sampling:
+        """Where the frames taken lie in the clip, see `jaxr1.data.video.Sampling`."""
+        return "stride" if self.variant == "qwen2_vl" else "ends"
+
+    @property
+    def levels(self) -> np.ndarray:
+        """float32[3, 256]: what each 8-bit value becomes in each channel."""
+        normal = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
+        return normalised_levels(self.rescale_factor if self.do_rescale else None, *normal)
+
+    def replace(self, **changes: Any) -> "VideoOptions":
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, variant: str | None = None) -> "VideoOptions":
+        """Options from a `video_preprocessor_config.json`, `processor_config.json` or `preprocessor_config.json`.
+
+        transformers looks for them in this order: `video_processor` in `processor_config.json`, then
+        `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are those of images. Reads
+        `min_pixels`/`max_pixels` and `size: {shortest_edge, longest_edge}` (all in pixels of area). Where both are
+        given the former wins for qwen2_vl and the latter for qwen3_vl, whose processor knows no other. Absent or null
+        keys keep the variant's default; `fps` is then 2, as the tools of these models have it. `do_sample_frames` is
+        not read: clips are sampled always.
+
+        Args:
+          config: the parsed file; a `video_processor` object inside it is used where there is one.
+          variant: which rules apply; None: as `video_processor_type` or `processor_class` says.
+
+        Raises:
+          ValueError: resizing is switched off, a value is out of range, or the variant is not told.
+        """
+        nested = config.get("video_processor")
+        kinds = [str(c.get(k)) for c in (nested or {}, config) for k in ("video_processor_type", "processor_class")]
+        config = nested or config
+        if variant is None:
+            kind = next((kind for kind in kinds if kind.startswith(("Qwen2", "Qwen3"))), None)
+            if kind is None:
+                raise ValueError(
+                    "neither video_processor_type nor processor_class tells a Qwen-VL family: give variant"
+                )
+            variant = "qwen3_vl" if kind.startswith("Qwen3") else "qwen2_vl"
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        if config.get("do_resize") is False:
+            raise ValueError("do_resize is false: frames of any size would not divide into patches")
+        size = config.get("size") or {}
+        if not isinstance(size, Mapping):
+            raise ValueError(f"size must be an object with shortest_edge and longest_edge, got {size!r}")
+        said: dict[str, Any] = {"variant": variant}
+        for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
+            found = [config.get(name), size.get(edge), size.get(name)]
+            said[name] = first_given(*(found if variant == "qwen2_vl" else found[1:] + found[:1]))
+        for field in dataclasses.fields(cls):
+            if field.name not in said:
+                value = config.get(field.name)
+                said[field.name] = tuple(value) if isinstance(value, list) else value
+        return cls(**{**VARIANTS[variant], **{name: value for name, value in said.items() if value is not None}})
+
+
+def video_size(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int]:
+    """The size the frames of a clip are resized to: multiples of `options.factor`, aspect ratio nearly kept.
+
+    "qwen2_vl" (arXiv:2409.12191) sizes a frame as an image. With `cap_pixels_per_frame`, a frame may have no more
+    pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
+    "qwen3_vl" (arXiv:2511.21631) bounds the pixels of the whole clip, frames * height * width, so that a longer clip
+    has smaller frames. With `cap_pixels_per_frame`, a frame may have no more than its share of `max_pixels` and no
+    more than `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
+
+    Args:
+      frames: number of frames taken; fewer than `options.temporal_patch_size` count as so many.
+      height: pixels.
+      width: pixels.
+      options: bounds.
+
+    Returns:
+      (height, width) in pixels.
+
+    Raises:
+      MediaError: no frames or empty ones, or one side more than 200 times the other.
+    """
+    if frames < 1:
+        raise MediaError("the video has no frames")
+    factor, pair = options.factor, options.temporal_patch_size
+    low, high = options.min_pixels, options.max_pixels
+    floor = int(low * 1.05)
+    if options.variant == "qwen2_vl":
+        if options.cap_pixels_per_frame:
+            budget = int(options.max_video_tokens * factor * factor * 0.9)
+            high = max(min(high, budget * pair // frames), floor)
+        return smart_resize(height, width, factor=factor, min_pixels=low, max_pixels=high)
+    frames = max(frames, pair)
+    if options.cap_pixels_per_frame:
+        high = max(min(options.max_video_tokens * factor * factor, high // frames), floor) * frames
+    return _clip_resize(frames, height, width, factor=factor, pair=pair, min_pixels=low, max_pixels=high)
+
+
+def _clip_resize(
+    frames: int, height: int, width: int, *, factor: int, pair: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """`smart_resize` over time and space: bounds are for frames * height * width.
+
+    A frame smaller than `factor` on a side is scaled up first. Whether a bound is broken is asked for a whole number
+    of temporal patches, by how much for the frames there are; both as the reference does.
+    """
+    if height < 1 or width < 1:
+        raise MediaError(f"the frames are empty ({width}x{height})")
+    if min(height, width) < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    volume = round(frames / pair) * pair * new_height * new_width
+    if volume > max_pixels:
+        shrink = math.sqrt(frames * height * width / max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif volume < min_pixels:
+        grow = math.sqrt(min_pixels / (frames * height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def video_grid(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int, int]:
+    """The (t, h, w) grid of patches of a clip of that size; it becomes t * h * w / merge_size**2 tokens.
+
+    Raises:
+      MediaError: as `video_size`.
+    """
+    new_height, new_width = video_size(frames, height, width, options)
+    return (
+        math.ceil(frames / options.temporal_patch_size),
+        new_height // options.patch_size,
+        new_width // options.patch_size,
+    )
+
+
+def open_video(
+    source: VideoSource,
+    options: VideoOptions,
+    *,
+    source_fps: float | None = None,
+    sample: bool = True,
+    max_pixels_decoded: int = MAX_PIXELS_DECODED,
+) -> Video:
+    """Opens a clip and takes the frames that the options ask for, each resized as soon as it is decoded.
+
+    The frames go to `preprocess_video` with `resize=False`; the result is that of `load_video` and
+    `preprocess_video`, but a long clip is never held at its full size.
+
+    Args:
+      source: see `load_video`.
+      options: sampling and sizes.
+      source_fps: frames a second of a list or an array; for a file it replaces the container's rate.
+      sample: False takes the frames as they are, for frames sampled before; still no more than `max_frames`.
+      max_pixels_decoded: clips with more pixels in one frame are refused before decoding.
+
+    Raises:
+      MediaError: as `load_video` and `video_size`; the message names the clip.
+      ImportError: a file is given and PyAV is not installed.
+    """
+    by_rate = sample and options.num_frames is None
+    return load_video(
+        source,
+        source_fps=source_fps,
+        fps=options.fps if by_rate else None,
+        num_frames=options.num_frames if sample else None,
+        min_frames=options.min_frames,
+        max_frames=options.max_frames,
+        frame_factor=options.temporal_patch_size,
+        sampling=options.sampling,
+        resize=lambda frames, height, width: video_size(frames, height, width, options),
+        resample=options.resample,
+        max_pixels_decoded=max_pixels_decoded,
+    )
+
+
+def preprocess_video(
+    frames: np.ndarray, options: VideoOptions, *, resize: bool = True
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """A clip as the flat patches that the vision tower reads.
+
+    A patch spans `temporal_patch_size` frames; an odd last frame is repeated. Patches come temporal patch by temporal
+    patch, and within one as those of an image, merge block by merge block, so an image is a clip of one frame:
+
+        grid 2 x 2 x 4, merge_size 2       t = 0   0  1 | 4  5       t = 1    8  9 | 12 13
+                                                   2  3 | 6  7               10 11 | 14 15
+
+    Equal to `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor` of transformers but for the resizing, which is theirs
+    with torchvision (antialiased bicubic on a tensor of 8-bit values) and ours with Pillow, as for images. The filter
+    is the same. Both round to 8 bits after each of its two passes, Pillow with finer weights, so values differ by one
+    or two levels of 255, but by more at hard edges between black and white, where each pass cuts off its overshoot.
+    Frames that have their size already give equal patches.
+
+    Args:
+      frames: uint8[T, H, W, 3], upright RGB.
+      options: sizes and statistics.
+      resize: False: the frames come from `open_video`, and have their size already.
+
+    Returns:
+      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row, column.
+      grid: (t, h, w) in patches.
+
+    Raises:
+      MediaError: no frames or empty ones, or an aspect ratio beyond 200.
+      ValueError: an array of another type or shape; with `resize=False`, a size that does not divide into patches.
+    """
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+    count, height, width = frames.shape[:3]
+    if resize:
+        new_height, new_width = video_size(count, height, width, options)
+    else:
+        new_height, new_width = height, width
+        if min(frames.shape) < 1 or height % options.factor or width % options.factor:
+            raise ValueError(f"{count} frames of {width}x{height} do not divide into blocks of side {options.factor}")
+    side, span = options.patch_size, options.temporal_patch_size
+    grid = steps, rows, columns = math.ceil(count / span), new_height // side, new_width // side
+    table_c256 = options.levels
+    patches = np.empty((steps, rows * columns, 3, span, side, side), np.float32)
+    for place in range(steps * span):
+        pixel_hwc = frames[min(place, count - 1)]
+        if (height, width) != (new_height, new_width):
+            picture = Image.fromarray(np.ascontiguousarray(pixel_hwc))
+            pixel_hwc = np.asarray(picture.resize((new_width, new_height), Image.Resampling(options.resample)))
+        pixel_ncpp = split_patches(pixel_hwc, side, options.merge_size)
+        for channel in range(3):
+            patches[place // span, :, channel, place % span] = table_c256[channel][pixel_ncpp[:, channel]]
+    return patches.reshape(-1, options.patch_dim), grid
+
+
+def seconds_per_grid(video: Video, options: VideoOptions) -> float:
+    """Seconds between temporal patches: temporal_patch_size / sampled frames a second, for Qwen2.5-VL's positions.
+
+    Raises:
+      MediaError: the rate of the clip is unknown.
+    """
+    return options.temporal_patch_size / video.sampled_fps
+
+
+def timestamps(video: Video, options: VideoOptions) -> list[float]:
+    """Seconds from the start of the clip, for each temporal patch the mean of its first and its last frame's time.
+
+    Qwen3-VL writes them before the patches, see `timestamp_text`. An odd last frame is repeated, so its patch has its
+    own time. The time of a frame is its index / the clip's average rate.
+
+    Raises:
+      MediaError: the rate of the clip is unknown.
+    """
+    span, fps, last = options.temporal_patch_size, video.known_fps, len(video.indices) - 1
+    second = [float(index) / fps for index in video.indices]
+    return [(second[first] + second[min(first + span - 1, last)]) / 2 for first in range(0, last + 1, span)]
+
+
+def timestamp_text(seconds: float) -> str:
+    """How Qwen3-VL writes a time before the patches shown then."""
+    return f"<{seconds:.1f} seconds>"
