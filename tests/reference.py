@@ -1,4 +1,4 @@
-"""Independent references: random small checkpoints of transformers, and their inputs."""
+"""Independent references: random small checkpoints of transformers, and their inputs; the smallest run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxr1.data import Arithmetic
 from jaxr1.models.presets import CHAT_TEMPLATE, INTERN, SPECIAL, make_tokenizer
+from jaxr1.rewards import Reward
+from jaxr1.rl import Optimizer
+from jaxr1.run import BucketOptions, Config, Rl
 
 VOCAB = 512
 
@@ -182,3 +186,18 @@ def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
             whole = out.setdefault(name, np.zeros(p.hf_shape, np.float32))
             p.of(whole)[...] = p.to_hf(np.asarray(flat[path][i] if p.layers else flat[path]))
     return out
+
+
+BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))
+
+
+def one_stage(folder, **changes) -> Config:
+    """The smallest RL run, in the project's root folder."""
+    fields = dict(
+        data=Arithmetic(count=32), steps=2, prompts_per_step=2, group_size=4, max_prompt_tokens=32,
+        max_response_tokens=16, waves=1, rewards=(Reward("tests/run/small_rewards.py:spread"),), buckets=BUCKETS,
+        optimizer=Optimizer(learning_rate=1e-3),
+    )  # fmt: skip
+    return Config(
+        model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False
+    )

@@ -56,6 +56,7 @@ class Arithmetic:
       seed: of the whole stream.
       operations: which of `OPERATIONS` to ask for, drawn evenly.
       digits: how many digits a picture shows, 1 to 6.
+      pictures: show the digits in a picture; without, the question lists them, for a model of text only.
       blank: leave the pictures white but keep questions and answers: a control that must stay at chance.
       start: row of the stream to begin with, so that stages can use disjoint rows of one stream.
       cell: height and width of the place of one digit, in pixels.
@@ -68,6 +69,7 @@ class Arithmetic:
     seed: int = 0
     operations: tuple[str, ...] = ("add",)
     digits: int = 2
+    pictures: bool = True
     blank: bool = False
     start: int = 0
     cell: int = 28
@@ -91,7 +93,9 @@ class Arithmetic:
             raise DataError(f"cell must be at least 8 pixels, got {self.cell}")
         if not 0 <= self.noise <= 64:
             raise DataError(f"noise must be 0 to 64 levels, got {self.noise}")
-        name = f"arithmetic-{self.split}" + ("-blank" if self.blank else "")
+        if self.blank and not self.pictures:
+            raise DataError("blank leaves pictures white, but pictures is false")
+        name = f"arithmetic-{self.split}" + ("-blank" if self.blank else "") + ("" if self.pictures else "-text")
         return Dataset(name, self.count, lambda i: self._example(self.start + i))
 
     def _example(self, row: int) -> Example:
@@ -100,12 +104,16 @@ class Arithmetic:
         operation = _OPERATIONS[name]
         values = [int(value) for value in rng.integers(10, size=self.digits)]
         samples = [int(rng.choice(_samples_by_class(self.split)[value])) for value in values]
-        picture = np.full((self.cell, self.cell * self.digits, 3), 255, np.uint8)
-        if not self.blank:
-            picture[:] = self._picture(samples, rng)[..., None]
         answer = str(operation.answer(values))
         response = f"<think>{operation.worked(values)} = {answer}</think>\n<answer>{answer}</answer>"
-        parts = [{"type": "image", "image": picture}, {"type": "text", "text": operation.question}]
+        if self.pictures:
+            picture = np.full((self.cell, self.cell * self.digits, 3), 255, np.uint8)
+            if not self.blank:
+                picture[:] = self._picture(samples, rng)[..., None]
+            parts = [{"type": "image", "image": picture}, {"type": "text", "text": operation.question}]
+        else:
+            question = operation.question.replace("the picture", f"the list {', '.join(map(str, values))}")
+            parts = [{"type": "text", "text": f"{question} Answer with one number."}]
         return Example(
             messages=({"role": "user", "content": parts},),
             answer=answer,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxr1.checkpoints.tensors import CheckpointError
+from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
 from jaxr1.inputs.template import (
@@ -44,6 +45,8 @@ CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vi
 def load_tokenizer(directory: Path):
     """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does not use."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if _read(directory / "tokenizer_config.json").get("tokenizer_class") == "InternLM2Tokenizer":
+        return internlm2_tokenizer(directory)  # its own code is remote, and never run
     from transformers import AutoTokenizer
 
     try:
@@ -156,7 +159,7 @@ class Processor:
             image_token_id=-1 if image_token is None else int(image_token),
             template=template,
             videos=videos,
-            video_token_id=-1 if videos is None else int(video_token),
+            video_token_id=-1 if videos is None or video_token is None else int(video_token),
             tokens_per_second=raw["vision_config"].get("tokens_per_second", 4)
             if raw["model_type"] == "qwen2_5_vl"
             else 0,

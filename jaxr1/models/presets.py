@@ -72,7 +72,7 @@ class Preset:
     vocab: int = 512
     min_pixels: int = 28 * 28
     max_pixels: int = 224 * 224
-    tile: int = 112
+    tile: int = 56
     max_tiles: int = 1
     rope_theta: float = 10.0
     image_mean: float = 0.97

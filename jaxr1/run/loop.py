@@ -238,9 +238,8 @@ class Run:
 
     def _buckets(self, options: BucketOptions, prompt: int, response: int) -> Buckets:
         whole = Buckets.up_to(prompt, response, max(16, self.processor.max_patches))
-        return Buckets(
-            options.prompt or whole.prompt, options.response or whole.response, options.patches or whole.patches
-        )
+        patches = (self.processor.max_patches,) if self.processor.tiles else options.patches or whole.patches
+        return Buckets(options.prompt or whole.prompt, options.response or whole.response, patches)
 
     def _reference(self, stage: Stage, state: rl.TrainState) -> dict | None:
         """The trainable parts of the stage's reference model (frozen parts are shared), written once."""
@@ -268,7 +267,10 @@ class Run:
             self.console.step(step, found)
 
     def _evaluate_set(self, options: Evaluation, dataset: Dataset, stage: str, step: int, params: dict) -> dict:
-        rewards = (Reward("accuracy"), Reward("format", options=(("variant", options.format),)))
+        rewards = (
+            Reward("accuracy", options=(("tail", options.tail),)),
+            Reward("format", options=(("variant", options.format),)),
+        )
         buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens)
         sampling = SamplingOptions(max_new_tokens=options.max_response_tokens, temperature=options.temperature)
         sampler = Sampler(self.model, self.processor, sampling, buckets)

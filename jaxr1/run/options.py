@@ -163,6 +163,7 @@ class Evaluation:
       max_response_tokens: limit of a response.
       batch_rows: prompts in flight.
       format: variant of the format check: "strict", "whitespace" or "lenient".
+      tail: read an answer without tags from the end of a finished response, as the accuracy reward's option `tail` does.
       samples: examples whose pictures are kept, for the report.
     """
 
@@ -173,6 +174,7 @@ class Evaluation:
     max_response_tokens: int = 512
     batch_rows: int = 64
     format: str = "whitespace"
+    tail: bool = False
     samples: int = 64
 
 

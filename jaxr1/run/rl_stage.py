@@ -351,13 +351,13 @@ def program_bound(stage: Rl, buckets: Buckets | BucketOptions, *, prompt_rows: i
 
 
 def read_metrics(updates: list[dict]) -> dict[str, float]:
-    """Metrics of the updates of one step, fetched at once: means, but the largest of `rollout/max_abs_dlogp`."""
+    """Metrics of the updates of one step, fetched at once: means, but of `rollout/max_abs_dlogp` the first update's.
+
+    Only then are the parameters still those that sampled: the metric compares two computations, not two policies.
+    """
     fetched = jax.device_get(updates)
-    worst = ("rollout/max_abs_dlogp",)
-    return {
-        k: float(np.max([u[k] for u in fetched]) if k in worst else np.mean([u[k] for u in fetched]))
-        for k in fetched[0]
-    }
+    first = ("rollout/max_abs_dlogp",)
+    return {k: float(fetched[0][k] if k in first else np.mean([u[k] for u in fetched])) for k in fetched[0]}
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -153,9 +153,7 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
     from jaxr1.models.vlm import prompt_logits
 
     encoded = [processor.encode(p) for p in mixed_prompts(rng, 2)]
-    batch = make_batch(
-        encoded, Buckets.fitting(encoded, 8), merge=2, patch_values=model.vision.patch_values, rows=2
-    )  # fmt: skip
+    batch = make_batch(encoded, Buckets.fitting(encoded, 8), model.layout, rows=2)
     logits = np.asarray(prompt_logits(ours, back, batch))
     for i, prompt in enumerate(encoded):
         with torch.no_grad():

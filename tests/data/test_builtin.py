@@ -222,3 +222,13 @@ def test_data_does_not_import_jax():
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_arithmetic_in_words():
+    """Without pictures the question lists the digits; the same rows have the same answers."""
+    shown, listed = Arithmetic(count=20, digits=3).load(), Arithmetic(count=20, digits=3, pictures=False).load()
+    for a, b in zip(shown, listed, strict=True):
+        assert a.answer == b.answer and not b.images and len(a.images) == 1
+        assert ", ".join(map(str, a.metadata["digits"])) in b.question
+    with pytest.raises(DataError, match="blank"):
+        Arithmetic(count=1, blank=True, pictures=False).load()

@@ -6,32 +6,19 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from reference import BUCKETS, one_stage
 
 import jaxr1
 from jaxr1.config import load_config
-from jaxr1.data import Arithmetic, Files, Sat
+from jaxr1.data import Files, Sat
 from jaxr1.rewards import Reward, RewardError
 from jaxr1.rl import Optimizer
 from jaxr1.rl import step as rl
-from jaxr1.run import BucketOptions, Config, Rl
+from jaxr1.run import Rl
 from jaxr1.run.loop import export_checkpoint
 from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.monitor import CompileCounter
 from jaxr1.run.resume import ResumeError
-
-BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))
-
-
-def one_stage(folder, **changes) -> Config:
-    """The smallest RL run."""
-    fields = dict(
-        data=Arithmetic(count=32), steps=2, prompts_per_step=2, group_size=4, max_prompt_tokens=32,
-        max_response_tokens=16, waves=1, rewards=(Reward("tests/run/small_rewards.py:spread"),), buckets=BUCKETS,
-        optimizer=Optimizer(learning_rate=1e-3),
-    )  # fmt: skip
-    return Config(
-        model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False
-    )
 
 
 @pytest.fixture(autouse=True)

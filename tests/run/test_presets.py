@@ -1,0 +1,119 @@
+"""The tiny presets of every family: the recipes run on them unchanged, and the RL step learns."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from reference import one_stage
+
+import jaxr1
+from jaxr1.config import load_config
+from jaxr1.data import Arithmetic
+from jaxr1.nn.lora import Lora
+from jaxr1.rewards import Reward
+from jaxr1.rl import Kl, Optimizer
+from jaxr1.run.loop import export_checkpoint
+
+PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
+CLASSES = {
+    "tiny-qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "tiny-qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "tiny-internvl": "InternVLForConditionalGeneration",
+}
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture
+def brevity(tmp_path):
+    """A reward for short answers, from -1 (the limit of 16 tokens, about 50 characters) up to 0."""
+    file = tmp_path / "rewards.py"
+    file.write_text("def short(completion, example):\n    return -len(completion.text) / 50\n")
+    return Reward(f"{file}:short")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_step_learns(tmp_path, brevity, preset):
+    """From random parameters the mean reward of the last five of 25 steps is 0.15 over that of the first five."""
+    config = one_stage(
+        tmp_path / "run", steps=25, prompts_per_step=4, group_size=8, rewards=(brevity,),
+        optimizer=Optimizer(learning_rate=4e-3),
+    )  # fmt: skip
+    found = [r["reward/mean"] for r in jaxr1.train(dataclasses.replace(config, model=preset)).metrics]
+    print(np.round(found, 2))
+    assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.15
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_recipes_run_on_every_preset(tmp_path, preset):
+    """The quickstart with both stages cut short and VisualThinker's tiny variant, to an export that transformers reads."""
+    import transformers
+
+    quick = load_config("configs/quickstart.py")
+    cold, grpo = quick.stages
+    cold = dataclasses.replace(cold, data=Arithmetic(count=32, worked=True), epochs=1)
+    grpo = dataclasses.replace(grpo, steps=2, prompts_per_step=8, eval_every=0, save_every=0)
+    held_out = dataclasses.replace(quick.evaluations[0], data=Arithmetic(count=16, split="test"), batch_rows=16)
+    quick = dataclasses.replace(
+        quick, model=preset, run_dir=str(tmp_path / "quick"), stages=(cold, grpo), evaluations=(held_out,)
+    )
+    result = jaxr1.train(quick)
+    assert [r["stage"] for r in result.metrics if "reward/mean" in r] == ["grpo"] * 2
+    assert not (tmp_path / "quick" / "dropped.jsonl").read_text()
+    theirs = getattr(transformers, CLASSES[preset]).from_pretrained(tmp_path / "quick" / "export")
+    norms = [p for name, p in theirs.named_parameters() if name.endswith("language_model.norm.weight")]
+    assert np.array_equal(norms[0].detach().numpy(), np.asarray(result.params["decoder"]["norm"]))
+
+    visual = load_config("configs/visualthinker_r1_zero.py:tiny")
+    stage = dataclasses.replace(visual.stages[0], steps=1, prompts_per_step=2)
+    visual = dataclasses.replace(
+        visual, model=preset, run_dir=str(tmp_path / "visual"), stages=(stage,), evaluations=()
+    )
+    [row] = [r for r in jaxr1.train(visual).metrics if "policy/loss" in r]
+    assert row["rollout/max_abs_dlogp"] < 1e-4 and row["policy/ratio"] == 1
+
+
+def test_adapters_learn_and_are_merged(tmp_path, brevity):
+    """A LoRA stage with a KL term: the base is the reference, only adapters move, the export holds their sum."""
+    fields = dict(
+        steps=25, prompts_per_step=4, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
+        lora=Lora(rank=4, alpha=16, targets="decoder/layers/.*"), kl=Kl(0.01), freeze=(),
+    )  # fmt: skip
+    config = one_stage(tmp_path / "run", **fields)
+    base = jaxr1.load_model("tiny")[1]
+    result = jaxr1.train(config)
+    found = [r["reward/mean"] for r in result.metrics]
+    assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.15
+    assert not (tmp_path / "run" / "reference").exists(), "the base is the reference"
+    assert "lora" not in result.params and result.metrics[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
+    same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
+    assert same(base["decoder"]["embed"], result.params["decoder"]["embed"])
+    assert same(base["vision"]["blocks"]["q"], result.params["vision"]["blocks"]["q"])
+    assert not same(base["decoder"]["layers"]["q"], result.params["decoder"]["layers"]["q"])
+    exported = jaxr1.load_model(tmp_path / "run" / "export")[1]
+    assert same(exported["decoder"]["layers"]["q"], result.params["decoder"]["layers"]["q"])
+    again = jaxr1.load_model(export_checkpoint(tmp_path / "run", tmp_path / "again"))[1]
+    for key in ("q", "down"):  # added up on another number of devices: equal to rounding
+        one, other = (np.asarray(x["decoder"]["layers"][key]) for x in (again, exported))
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_frozen_tower_is_computed_once(tmp_path, brevity):
+    """The update of a run with a frozen tower and merger holds pixels no more, and gives the same first step."""
+    fields = dict(steps=2, rewards=(brevity,), kl=Kl(0.05), optimizer=Optimizer(learning_rate=1e-3))
+    frozen = jaxr1.train(one_stage(tmp_path / "a", freeze=("vision", "merger"), **fields))
+    before, after = jaxr1.load_model("tiny")[1], frozen.params
+    for part in ("vision", "merger"):
+        for a, b in zip(*(map(np.asarray, _leaves(x[part])) for x in (before, after)), strict=True):
+            assert np.array_equal(a, b)
+    row = frozen.metrics[0]
+    assert row["rollout/max_abs_dlogp"] < 1e-4 and row["time/encode_s"] > 0
+
+
+def _leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
