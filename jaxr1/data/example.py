@@ -15,7 +15,8 @@ class Example:
 
     Attributes:
       messages: chat turns without a final assistant turn: {"role": ..., "content": str or parts}; a part is
-        {"type": "text", "text": str} or {"type": "image", "image": path, bytes, PIL image or uint8 array [H, W, 3]}.
+        {"type": "text", "text": str}, {"type": "image", "image": path, bytes, PIL image or uint8 array [H, W, 3]} or
+        {"type": "video", "video": path or bytes}.
       answer: the reference answer that rewards compare with.
       response: a worked response, for supervised stages.
       source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about it says so.

@@ -19,13 +19,14 @@ import numpy as np
 from jaxr1.data.choices import shuffle_options, with_options
 from jaxr1.data.example import DataError, Dataset, Example
 from jaxr1.data.media import MediaError, decode_data_uri, load_image, probe_image
+from jaxr1.data.video import probe_video
 
-IMAGE_MARK = "<image>"
+IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
 MAX_PRINTED_BYTES = 1 << 28
 """Characters of a printed byte string that are still parsed: 64 MiB of image at up to four characters a byte."""
 
-_OWN_COLUMNS = ("messages", "prompt", "images", "image", "answer", "response")
+_OWN_COLUMNS = ("messages", "prompt", "images", "image", "videos", "video", "answer", "response")
 _PRINTED_BYTES = re.compile(r"""b'(?:[^'\\]|\\.)*'|b"(?:[^"\\]|\\.)*\"""", re.ASCII)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -44,6 +45,8 @@ class Files:
         text of a part `<image>` stays text.
       images or image: one or more of path (relative to `image_root`), bytes, base64, `data:` URI,
         {"bytes", "path"}, or the printed form of a byte string. Paths are kept, and opened when the picture is needed.
+      videos or video: the same for videos, whose places `<video>` marks (only in rows that have this column); a part
+        {"type": "video"} names its file ("video" or "path") or takes the next one.
       answer: text or a number. Where it is missing it is the final assistant turn, or its answer block where
         that holds exactly one.
       response: a worked response; a final assistant turn of the messages counts as one.
@@ -56,7 +59,7 @@ class Files:
         `Dataset.dropped`.
       limit: keep only the first so many good rows.
       require_answer: whether a row without an answer is a bad row.
-      check_images: "header" opens every image without decoding it, "decode" decodes it too (finds truncated files,
+      check_images: "header" opens every image and video without decoding it, "decode" decodes it too (finds truncated files,
         takes longer), "no" leaves all to the moment of use.
     """
 
@@ -286,10 +289,10 @@ def _example(row: Mapping[str, Any], source: str, root: Path, require_answer: bo
     turns = row[name]
     if isinstance(turns, str):
         turns = [{"role": "user", "content": turns}]
-    field = "images" if row.get("images") is not None else "image"
-    images = _Images(_as_list(row.get(field)), field, root, check_images)
-    messages = _messages(turns, name, images)
-    images.finish(name)
+    media = {kind: _Media(row, kind, root, check_images) for kind in ("image", "video")}
+    messages = _messages(turns, name, media)
+    for column in media.values():
+        column.finish(name)
 
     response = row.get("response")
     if response is not None and not isinstance(response, str):
@@ -312,7 +315,7 @@ def _example(row: Mapping[str, Any], source: str, root: Path, require_answer: bo
     return Example(tuple(messages), answer, response, source, metadata)
 
 
-def _messages(turns: Any, name: str, images: "_Images") -> list[dict[str, Any]]:
+def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns:
         raise _BadField(name, f"expected text or a list of turns, got {turns!r:.80}")
     messages = []
@@ -324,44 +327,54 @@ def _messages(turns: Any, name: str, images: "_Images") -> list[dict[str, Any]]:
         if role not in ROLES:
             raise _BadField(f"{where}.role", f"expected one of {', '.join(ROLES)}, got {role!r}")
         if isinstance(content, str):
-            parts: Any = _marked_parts(content, images) if role != "assistant" and IMAGE_MARK in content else content
+            parts: Any = content if role == "assistant" else _marked_parts(content, media)
         elif isinstance(content, list):
-            parts = [_part(part, f"{where}.content[{i}]", images) for i, part in enumerate(content)]
+            parts = [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
         else:
             raise _BadField(f"{where}.content", f"expected text or a list of parts, got {type(content).__name__}")
         messages.append({"role": role, "content": parts})
     return messages
 
 
-def _marked_parts(text: str, images: "_Images") -> list[dict[str, Any]]:
+def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
+    """The text cut at its marks; the text itself where it has none."""
+    marks = {IMAGE_MARK: media["image"]} | ({VIDEO_MARK: media["video"]} if media["video"].values else {})
+    pieces = re.split("(" + "|".join(marks) + ")", text)
+    if len(pieces) == 1:
+        return text
     parts: list[dict[str, Any]] = []
-    for index, piece in enumerate(text.split(IMAGE_MARK)):
-        if index:
-            parts.append({"type": "image", "image": images.next()})
-        if piece:
+    for piece in pieces:
+        if piece in marks:
+            parts.append({"type": marks[piece].kind, marks[piece].kind: marks[piece].next()})
+        elif piece:
             parts.append({"type": "text", "text": piece})
     return parts
 
 
-def _part(part: Any, where: str, images: "_Images") -> dict[str, Any]:
+def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
             raise _BadField(f"{where}.text", "missing")
         return {"type": "text", "text": part["text"]}
-    if kind in ("image", "image_url"):
-        value = next((part[key] for key in ("image", "path", "url", "image_url") if part.get(key) is not None), None)
+    if kind in ("image", "image_url", "video"):
+        medium = "video" if kind == "video" else "image"
+        names = ("video", "path") if kind == "video" else ("image", "path", "url", "image_url")
+        value = next((part[key] for key in names if part.get(key) is not None), None)
         if kind == "image_url" and isinstance(value, Mapping):
             value = value.get("url")
-        return {"type": "image", "image": images.next() if value is None else images.resolve(value, where)}
-    raise _BadField(where, f"expected a part of type 'text' or 'image', got {kind!r}")
+        column = media[medium]
+        return {"type": medium, medium: column.next() if value is None else column.resolve(value, where)}
+    raise _BadField(where, f"expected a part of type 'text', 'image' or 'video', got {kind!r}")
 
 
-class _Images:
-    """The images column of a row, handed out place by place; counts what is asked for beyond its end."""
+class _Media:
+    """The images (or videos) column of a row, handed out place by place; counts what is asked for beyond its end."""
 
-    def __init__(self, values: list[Any], field: str, root: Path, check: str) -> None:
-        self.values, self.field, self.root, self.check = values, field, root, check
+    def __init__(self, row: Mapping[str, Any], kind: str, root: Path, check: str) -> None:
+        self.kind, self.root, self.check = kind, root, check
+        self.field = f"{kind}s" if row.get(f"{kind}s") is not None else kind
+        self.values = _as_list(row.get(self.field))
         self.places = 0
 
     def next(self) -> Any:
@@ -376,15 +389,18 @@ class _Images:
             relation = "more" if self.places > len(self.values) else "fewer"
             raise _BadField(
                 name,
-                f"{relation} {IMAGE_MARK} placeholders than images: "
+                f"{relation} <{self.kind}> placeholders than {self.kind}s: "
                 f"{self.places} in {name!r}, {len(self.values)} in {self.field!r}",
             )
 
     def resolve(self, value: Any, where: str) -> Any:
-        """The reference that an example keeps: a path or bytes. Checks that there is an image behind it."""
+        """The reference that an example keeps: a path or bytes. Checks that there is an image (or video) behind it."""
         try:
             reference = _reference(value, self.root)
-            if self.check == "decode":
+            if self.kind == "video":
+                if self.check != "no":
+                    probe_video(reference)
+            elif self.check == "decode":
                 load_image(reference)
             elif self.check == "header":
                 probe_image(reference)

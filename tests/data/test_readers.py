@@ -160,8 +160,8 @@ BAD = {
     "no turns": ({"prompt": [], "answer": "a"}, "'prompt'"),
     "role": ({"messages": [{"role": "human", "content": "?"}], "answer": "a"}, r"messages\[0\].role.*'human'"),
     "part": (
-        {"messages": [{"role": "user", "content": [{"type": "video"}]}], "answer": "a"},
-        r"messages\[0\].content\[0\].*'video'",
+        {"messages": [{"role": "user", "content": [{"type": "audio"}]}], "answer": "a"},
+        r"messages\[0\].content\[0\].*'audio'",
     ),
     "only assistant": ({"messages": [{"role": "assistant", "content": "hm"}]}, "no user turn"),
 }
@@ -305,3 +305,27 @@ def test_printed_bytes():
     for text in ("b'a'b'c'", "b'a' + b'c'", "'text'", "b'open", "__import__('os')", "b'\\'", "b'\\xg1'", "b'é'", ""):
         with pytest.raises(MediaError):
             parse_printed_bytes(text)
+
+
+def test_videos_of_rows(tmp_path, rng):
+    """`<video>` marks places in rows with a column of videos, and stays text in others."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mp4"), "w") as out:
+        stream = out.add_stream("mpeg4", rate=5)
+        stream.width = stream.height = 32
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), format="rgb24")
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    rows = [
+        {"prompt": "Look: <video> What happens?", "videos": ["a.mp4"], "answer": "1"},
+        {"prompt": "What does <video> mean?", "answer": "2"},
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = Files(str(tmp_path / "rows.jsonl")).load()
+    parts = first.messages[0]["content"]
+    assert [p["type"] for p in parts] == ["text", "video", "text"] and parts[1]["video"] == str(tmp_path / "a.mp4")
+    assert second.messages[0]["content"] == "What does <video> mean?"
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "<video>", "videos": ["none.mp4"], "answer": "1"}))
+    with pytest.raises(DataError, match=r"bad.jsonl:1: field 'videos\[0\]'.*none.mp4"):
+        Files(str(tmp_path / "bad.jsonl")).load()
