@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -85,7 +86,14 @@ def load_model(
 
 
 def load_processor(
-    path: str | os.PathLike, min_pixels: int | None = None, max_pixels: int | None = None, template: str | None = None
+    path: str | os.PathLike,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    template: str | None = None,
+    *,
+    video_fps: float | None = None,
+    video_max_frames: int | None = None,
+    video_max_pixels: int | None = None,
 ) -> Processor:
     """The processor of a model: its tokenizer, chat template and image settings.
 
@@ -94,19 +102,31 @@ def load_processor(
       min_pixels, max_pixels: bounds of the resized image in pixels; None is what the directory says.
       template: None is the directory's chat template; "r1_zero" the template for base models of VisualThinker;
         "chatml" or "internvl2_5" ChatML without or with InternVL's system turn.
+      video_fps: frames taken for a second of video; None is what the directory says, as for the next two.
+      video_max_frames: most frames taken of a video.
+      video_max_pixels: most pixels of a resized frame (of all frames together for Qwen3-VL).
 
     Raises:
       CheckpointError: the directory lacks a file, or its type is not supported.
-      ValueError: an unknown template.
+      ValueError: an unknown template, a bound out of range, or bounds of videos for a model that takes none.
     """
     directory = resolve(path)
     raw = huggingface.read_config(directory)
     vision = describe(raw).vision
     if template is None and raw["model_type"] == "internvl_chat" and raw.get("template") in CHATML:
         template = raw["template"]
-    return Processor.from_directory(
+    processor = Processor.from_directory(
         directory, raw, vision, min_pixels=min_pixels, max_pixels=max_pixels, template=template
     )
+    bounds = {"fps": video_fps, "max_frames": video_max_frames, "max_pixels": video_max_pixels}
+    given = {k: v for k, v in bounds.items() if v is not None}
+    if not given:
+        return processor
+    if processor.videos is None:
+        raise ValueError(f"a model of type {processor.family!r} takes no video")
+    if video_max_pixels is not None:  # a lower upper bound lowers the lower bound with it
+        given["min_pixels"] = min(processor.videos.min_pixels, video_max_pixels)
+    return dataclasses.replace(processor, videos=processor.videos.replace(**given))
 
 
 def save_model(model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None) -> Path:

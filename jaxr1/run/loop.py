@@ -94,8 +94,7 @@ class Run:
         self.model, self.params = registry.load_model(
             config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
         )
-        pixels = config.processor
-        self.processor = registry.load_processor(config.model, pixels.min_pixels, pixels.max_pixels, pixels.template)
+        self.processor = registry.load_processor(config.model, **dataclasses.asdict(config.processor))
         self.evaluations = [(e, e.data.load()) for e in config.evaluations]
         self.checkpoints = Checkpoints(self.dir / "checkpoints", config.keep_checkpoints)
         self.metrics = MetricsLog(self.dir, tensorboard=config.tensorboard, wandb=config.wandb)

@@ -186,11 +186,17 @@ class ProcessorOptions:
       min_pixels: lower bound of the area of a resized image.
       max_pixels: upper bound of the area of a resized image.
       template: "r1_zero" for base models.
+      video_fps: frames taken for a second of video.
+      video_max_frames: most frames taken of a video.
+      video_max_pixels: upper bound of the area of a resized frame (of all frames together for Qwen3-VL).
     """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
     template: str | None = None
+    video_fps: float | None = None
+    video_max_frames: int | None = None
+    video_max_pixels: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

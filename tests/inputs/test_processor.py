@@ -267,3 +267,14 @@ def test_damaged_processor_files(checkpoint, tmp_path):
         (folder / name).write_text("{broken")
         with pytest.raises(CheckpointError, match=str(folder)):
             jaxr1.load_processor(folder)
+
+
+def test_bounds_of_videos(tmp_path, rng):
+    make_checkpoint(tmp_path / "m", 0)
+    processor = jaxr1.load_processor(tmp_path / "m", video_fps=1.0, video_max_frames=4, video_max_pixels=56 * 56)
+    clip = {"type": "video", "video": rng.integers(0, 256, (40, 60, 60, 3), dtype=np.uint8), "fps": 10.0}
+    encoded = processor.encode(jaxr1.Prompt([{"role": "user", "content": [clip]}]))
+    assert len(encoded.grids) == 2 and encoded.grids[0][1] * encoded.grids[0][2] <= 16
+    make_checkpoint(tmp_path / "i", 0, "internvl")
+    with pytest.raises(ValueError, match="takes no video"):
+        jaxr1.load_processor(tmp_path / "i", video_fps=1.0)
