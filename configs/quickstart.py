@@ -38,7 +38,7 @@ def config() -> Config:
             Rl(
                 name="grpo",
                 data=Arithmetic(count=8192, start=WORKED),
-                steps=420,
+                steps=500,
                 prompts_per_step=64,
                 group_size=8,
                 max_prompt_tokens=32,

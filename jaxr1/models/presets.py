@@ -86,6 +86,7 @@ PRESETS = {
     "tiny-qwen3_vl": Preset("qwen3_vl"),
     "tiny-internvl": Preset("internvl"),
 }
+DRAWING = 2  # counts changes of how parameters are drawn, so that a cache of older ones is not used
 ARCHITECTURES = {
     "qwen2_vl": "Qwen2VLForConditionalGeneration",
     "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
@@ -226,7 +227,8 @@ def raw_config(preset: Preset, token_id) -> dict:
 def preset_directory(name: str) -> Path:
     """The directory of a preset, made by atomic rename when it is not in the cache (two processes may race)."""
     preset = PRESETS[name]
-    recipe = json.dumps([dataclasses.asdict(preset), CHAT_TEMPLATE, CORPUS, raw_config(preset, str)], sort_keys=True)
+    parts = [dataclasses.asdict(preset), CHAT_TEMPLATE, CORPUS, raw_config(preset, str), DRAWING]
+    recipe = json.dumps(parts, sort_keys=True)
     out = cache_folder() / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     if (out / "config.json").is_file():
         return out

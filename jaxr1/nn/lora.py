@@ -12,13 +12,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr1.nn.params import Param, Table, flatten, nest
+from jaxr1.nn.params import Param, Table, draw_normal, flatten, nest
 from jaxr1.parallel import Rules, sharding
 
 
@@ -90,8 +89,7 @@ def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) ->
     for path, p in adapter_table(table, options).items():
         host = np.zeros(p.shape, np.float32)
         if p.init == "normal":
-            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            host = rng.standard_normal(p.shape, np.float32) * np.float32(p.scale)
+            host = draw_normal(path, p.shape, seed, p.scale)
         flat[path] = jax.device_put(host, sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import zlib
 from typing import Any
 
 import jax
@@ -205,20 +206,30 @@ def shardings(table: Table, mesh, rules: Rules) -> dict:
 def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict:
     """Random parameters, each drawn from (seed, its path): adding a tensor to a model changes no other.
 
+    A fused Hugging Face tensor is drawn whole, so that its values do not depend on how it is cut into entries.
+
     Returns:
       The parameter tree in `dtype`, placed on `mesh`.
     """
-    import zlib
-
     flat = {}
     for path, p in table.items():
-        if p.init == "normal":
-            rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
-            host = rng.standard_normal(p.shape, np.float32) * np.float32(p.scale)
-        else:
-            host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
+        host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
+        if p.init == "normal" and p.part is None:
+            host = draw_normal(path, p.shape, seed, p.scale)
+        elif p.init == "normal":
+            lead = (*p.shape[: 1 if p.layers else 0], *p.hf_shape[1:])
+            whole = f"{path.rpartition('/')[0]}/{p.name.split('.')[-2]}"  # "vision/blocks/qkv"
+            drawn = draw_normal(whole, (*lead, *p.part.shape), seed, p.scale)
+            axis = len(lead) + p.part.axis
+            host = drawn[(slice(None),) * axis + (slice(p.part.start, p.part.stop),)].reshape(p.shape)
         flat[path] = jax.device_put(host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
+
+
+def draw_normal(path: str, shape: tuple[int, ...], seed: int, scale: float) -> np.ndarray:
+    """float32 normal values of standard deviation `scale`, a function of (seed, path)."""
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    return rng.standard_normal(shape, np.float32) * np.float32(scale)
 
 
 def count(table: Table) -> int:
