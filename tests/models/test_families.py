@@ -199,7 +199,7 @@ def test_greedy_text_equals_transformers(world, rng):
     reference, model, params, processor, _ = world
     prompts = mixed_prompts(rng, 4, (0, 1, 3, 2))
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0.0)
-    compared = 0
+    compared = total = 0
     for prompt, [ours] in zip(prompts, groups, strict=True):
         encoded = processor.encode(prompt)
         inputs = torch_inputs(encoded, model)
@@ -213,11 +213,12 @@ def test_greedy_text_equals_transformers(world, rng):
             logits = reference(**inputs).logits[0, start - 1 : -1].clone()
         logits[:, list(processor.media_token_ids)] = -1e30
         best = logits.topk(2, -1)
+        total += len(ids)
         for step, token in enumerate(ids):
             if best.values[step, 0] - best.values[step, 1] >= 1e-4:
                 assert int(token) == int(best.indices[step, 0]), f"step {step}"
                 compared += 1
-    assert compared > 100
+    assert compared >= 0.9 * total > 0
 
 
 def test_gradients_equal_torch(world, rng):
