@@ -34,6 +34,11 @@ class TrainState:
     def params(self) -> dict:
         return {**self.trainable, **self.frozen}
 
+    @property
+    def unchanging(self) -> tuple[str, ...]:
+        """Parts whose computation stays the same: frozen, and without an adapter that is trained."""
+        return tuple(part for part in self.frozen if part not in self.trainable.get("lora", {}))
+
 
 @struct.dataclass
 class TrainBatch:

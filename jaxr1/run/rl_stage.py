@@ -178,7 +178,7 @@ class RlStage:
 
     def with_features(self, state: rl.TrainState, drawn: list[Drawn]) -> list[Drawn]:
         """The draws with what frozen parts make of their media, for all that follows in the step."""
-        prompts = with_features(self.model, state.params, [d.prompt for d in drawn], self.buckets, tuple(state.frozen))
+        prompts = with_features(self.model, state.params, [d.prompt for d in drawn], self.buckets, state.unchanging)
         return [dataclasses.replace(d, prompt=p) for d, p in zip(drawn, prompts, strict=True)]
 
     # ---------------------------------------------------------------- sampling and grading

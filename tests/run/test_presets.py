@@ -101,6 +101,18 @@ def test_adapters_learn_and_are_merged(tmp_path, brevity):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
+def test_adapters_in_the_tower_are_trained(tmp_path, brevity):
+    """A tower with adapters is not taken for a frozen one: its pixels are computed anew, and it moves."""
+    config = one_stage(
+        tmp_path / "run", steps=2, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
+        lora=Lora(rank=2, targets="vision/blocks/v"),
+    )  # fmt: skip
+    base, after = jaxr1.load_model("tiny")[1], jaxr1.train(config).params
+    moved = np.abs(np.asarray(base["vision"]["blocks"]["v"]) - np.asarray(after["vision"]["blocks"]["v"])).max()
+    assert moved > 1e-6
+    assert np.array_equal(np.asarray(base["merger"]["fc1"]), np.asarray(after["merger"]["fc1"]))
+
+
 def test_frozen_tower_is_computed_once(tmp_path, brevity):
     """The update of a run with a frozen tower and merger holds pixels no more, and gives the same first step."""
     fields = dict(steps=2, rewards=(brevity,), kl=Kl(0.05), optimizer=Optimizer(learning_rate=1e-3))
