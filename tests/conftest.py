@@ -1,5 +1,6 @@
 """Test settings: four simulated devices, float32, no network, a compilation cache shared by all tests and runs."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,14 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_compilation_cache_dir", os.environ["JAXR1_CACHE"] + "/xla")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

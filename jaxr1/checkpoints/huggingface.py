@@ -27,6 +27,7 @@ from jaxr1.checkpoints.tensors import (
     copy_into,
     listed,
     open_checkpoint,
+    read_json,
     write_checkpoint,
 )
 from jaxr1.parallel import Rules, sharding
@@ -98,15 +99,9 @@ def read_config(directory: Path) -> dict:
     Raises:
       CheckpointError: it is missing or no JSON object.
     """
-    file = directory / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{directory}: config.json is missing")
-    try:
-        raw = json.loads(file.read_text())
-    except ValueError as e:
-        raise CheckpointError(f"{file}: not valid JSON: {e}") from e
-    if not isinstance(raw, dict) or "model_type" not in raw:
-        raise CheckpointError(f"{file}: no model_type")
+    raw = read_json(directory / "config.json")
+    if "model_type" not in raw:
+        raise CheckpointError(f"{directory / 'config.json'}: no model_type")
     return raw
 
 

@@ -42,6 +42,25 @@ class CheckpointError(ValueError):
     """A checkpoint directory that cannot be used; the message lists what is wrong with it."""
 
 
+def read_json(file: Path, missing: dict | None = None) -> dict:
+    """The JSON object in a file; `missing` where there is none.
+
+    Raises:
+      CheckpointError: the file is missing (and `missing` is None), or holds no JSON object.
+    """
+    if not file.is_file():
+        if missing is None:
+            raise CheckpointError(f"{file.parent}: {file.name} is missing")
+        return missing
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as e:
+        raise CheckpointError(f"{file}: not valid JSON: {e}") from e
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return found
+
+
 class TensorFile:
     """One memory-mapped safetensors file.
 

@@ -5,12 +5,11 @@ What is built is a `tokenizers` pipeline, saved and loaded like any other fast t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxr1.checkpoints.tensors import CheckpointError, listed
+from jaxr1.checkpoints.tensors import CheckpointError, listed, read_json
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, in sentencepiece and in GGUF
 SPACE = "▁"
@@ -182,7 +181,7 @@ def internlm2_tokenizer(directory: Path):
     from transformers import PreTrainedTokenizerFast
 
     directory = Path(directory)
-    settings = _json_object(directory / "tokenizer_config.json")
+    settings = read_json(directory / "tokenizer_config.json")
     file = directory / "tokenizer.model"
     model = _sentencepiece_model(file)
     pieces = [Piece(p.piece, p.score, p.type) for p in model.pieces]
@@ -198,7 +197,7 @@ def internlm2_tokenizer(directory: Path):
 
     added = {int(i): _added_token(token) for i, token in settings.get("added_tokens_decoder", {}).items()}
     if not added and (directory / "added_tokens.json").is_file():
-        listing = _json_object(directory / "added_tokens.json")
+        listing = read_json(directory / "added_tokens.json")
         added = {int(i): AddedToken(text, normalized=False, special=True) for text, i in listing.items()}
     for i, token in added.items():
         if i < len(pieces):  # found in the text as what the config says, and no piece to merge any more
@@ -233,18 +232,6 @@ def internlm2_tokenizer(directory: Path):
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces", False)),
         **{key: settings[key] for key in kept if settings.get(key) is not None},
     )
-
-
-def _json_object(file: Path) -> dict:
-    if not file.is_file():
-        raise CheckpointError(f"{file} is missing")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as e:
-        raise CheckpointError(f"{file}: not valid JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return found
 
 
 def _text(token: str | dict | None) -> str | None:

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -27,13 +27,25 @@ __all__ = [
 MAX_ASPECT_RATIO = 200
 
 
+def check_shape(height: int, width: int) -> None:
+    """Refuses pictures that no grid of patches or tiles fits.
+
+    Raises:
+      MediaError: an empty picture, or one side more than 200 times the other.
+    """
+    if height < 1 or width < 1:
+        raise MediaError(f"the image is empty ({width}x{height})")
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+
+
 @dataclass(frozen=True)
-class ImageOptions:
-    """How a checkpoint wants its images; the defaults are those of Qwen2-VL.
+class PatchOptions:
+    """What images and the frames of videos share: how they are resized, normalised and cut into patches.
 
     Attributes:
       patch_size: side of a patch, in pixels (P).
-      temporal_patch_size: frames in a patch (T); an image is repeated to fill them.
+      temporal_patch_size: frames in a patch (T); an image, or the last frame of a clip, is repeated to fill them.
       merge_size: side, in patches, of the block that becomes one token of the language model.
       min_pixels: lower bound of the resized area, in pixels.
       max_pixels: upper bound of the resized area, in pixels.
@@ -58,9 +70,7 @@ class ImageOptions:
     resample: int = int(Image.Resampling.BICUBIC)
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        self.check_counts("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         for name in ("image_mean", "image_std"):
@@ -69,6 +79,12 @@ class ImageOptions:
         if self.do_normalize and min(self.image_std) <= 0:
             raise ValueError(f"image_std must be positive, got {self.image_std}")
         Image.Resampling(self.resample)
+
+    def check_counts(self, *names: str) -> None:
+        """Raises ValueError where one of these fields is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def factor(self) -> int:
@@ -86,6 +102,15 @@ class ImageOptions:
         normal = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
         return normalised_levels(self.rescale_factor if self.do_rescale else None, *normal)
 
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class ImageOptions(PatchOptions):
+    """How a checkpoint wants its images; the defaults are those of Qwen2-VL."""
+
     @property
     def max_patches(self) -> int:
         """Most patches of an image within `max_pixels`."""
@@ -99,10 +124,6 @@ class ImageOptions:
         """
         given = {"min_pixels": min_pixels, "max_pixels": max_pixels}
         return self.replace(**{k: v for k, v in given.items() if v is not None})
-
-    def replace(self, **changes: Any) -> "ImageOptions":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_preprocessor_config(cls, config: Mapping[str, Any]) -> "ImageOptions":
@@ -153,10 +174,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     Raises:
       MediaError: an empty image, or one side more than 200 times the other.
     """
-    if height < 1 or width < 1:
-        raise MediaError(f"the image is empty ({width}x{height})")
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+    check_shape(height, width)
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)

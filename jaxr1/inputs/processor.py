@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxr1.checkpoints.tensors import CheckpointError
+from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
@@ -57,15 +57,7 @@ def load_tokenizer(directory: Path):
 
 
 def _read(file: Path) -> dict:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as e:
-        raise CheckpointError(f"{file}: not valid JSON: {e}") from e
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return found
+    return read_json(file, missing={})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxr1.inputs.images import MAX_ASPECT_RATIO, ImageOptions, MediaError, preprocess_image, to_rgb
+from jaxr1.inputs.images import ImageOptions, check_shape, preprocess_image, to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -141,10 +141,7 @@ def tile_grid(height: int, width: int, options: TileOptions) -> tuple[int, int]:
     Raises:
       MediaError: an empty picture, or one side more than 200 times the other.
     """
-    if height < 1 or width < 1:
-        raise MediaError(f"the image is empty ({width}x{height})")
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+    check_shape(height, width)
     best, nearest = (1, 1), float("inf")
     for columns, rows in tile_shapes(options.min_tiles, options.max_tiles):
         distance = abs(width / height - columns / rows)

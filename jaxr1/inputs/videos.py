@@ -11,7 +11,13 @@ from PIL import Image
 
 from jaxr1.data.media import MAX_PIXELS_DECODED, MediaError
 from jaxr1.data.video import Sampling, Video, VideoSource, load_video, probe_video, sample_indices, video_hash
-from jaxr1.inputs.images import MAX_ASPECT_RATIO, first_given, normalised_levels, smart_resize, split_patches
+from jaxr1.inputs.images import (
+    MAX_ASPECT_RATIO,
+    PatchOptions,
+    first_given,
+    smart_resize,
+    split_patches,
+)
 
 __all__ = [
     "VARIANTS",
@@ -47,101 +53,45 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class VideoOptions:
+class VideoOptions(PatchOptions):
     """How a checkpoint wants its videos; the defaults are those of Qwen2-VL.
 
     Attributes:
-      variant: "qwen2_vl" (Qwen2-VL, Qwen2.5-VL) or "qwen3_vl": the rule of sampling frames and of sizing them.
-      patch_size: side of a patch, in pixels (P).
-      temporal_patch_size: frames in a patch (T); the last frame of a clip is repeated to fill them.
-      merge_size: side, in patches, of the block that becomes one token of the language model.
       min_pixels: lower bound of the resized area, in pixels: of a frame (qwen2_vl), of all frames together (qwen3_vl).
       max_pixels: upper bound, likewise.
+      variant: "qwen2_vl" (Qwen2-VL, Qwen2.5-VL) or "qwen3_vl": the rule of sampling frames and of sizing them.
       cap_pixels_per_frame: whether `max_video_tokens` bounds the area of a frame further, see `video_size`.
       max_video_tokens: with it, tokens of a whole clip that 90 % of may be used (qwen2_vl), or of a frame (qwen3_vl).
       fps: frames taken for a second; None takes all, up to `max_frames`.
       num_frames: frames taken whatever the length; where it is given, `fps` is not looked at.
       min_frames: least number of frames taken at `fps`.
       max_frames: largest number of frames taken, unless by `num_frames`.
-      image_mean: mean of each RGB channel, after rescaling.
-      image_std: standard deviation of each RGB channel, after rescaling.
-      rescale_factor: what 8-bit values are multiplied with.
-      do_rescale: whether they are.
-      do_normalize: whether mean and standard deviation are applied.
-      resample: filter of the resizing, a number of `PIL.Image.Resampling`.
     """
 
-    variant: str = "qwen2_vl"
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    merge_size: int = 2
     min_pixels: int = 128 * 28 * 28
     max_pixels: int = 768 * 28 * 28
+    variant: str = "qwen2_vl"
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 128_000
     fps: float | None = 2.0
     num_frames: int | None = None
     min_frames: int = 4
     max_frames: int = 768
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
-    do_rescale: bool = True
-    do_normalize: bool = True
-    resample: int = int(Image.Resampling.BICUBIC)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.variant not in VARIANTS:
             raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
-        for name in (
-            "patch_size",
-            "temporal_patch_size",
-            "merge_size",
-            "min_pixels",
-            "max_pixels",
-            "max_video_tokens",
-            "min_frames",
-            "max_frames",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
+        self.check_counts("max_video_tokens", "min_frames", "max_frames")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
             raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
-        for name in ("image_mean", "image_std"):
-            if len(getattr(self, name)) != 3:
-                raise ValueError(f"{name} must hold 3 values, got {getattr(self, name)}")
-        if self.do_normalize and min(self.image_std) <= 0:
-            raise ValueError(f"image_std must be positive, got {self.image_std}")
-        Image.Resampling(self.resample)
-
-    @property
-    def factor(self) -> int:
-        """Side in pixels of one language-model token: resized heights and widths are multiples of it."""
-        return self.patch_size * self.merge_size
-
-    @property
-    def patch_dim(self) -> int:
-        """Values in a flattened patch: C * T * P * P."""
-        return 3 * self.temporal_patch_size * self.patch_size**2
 
     @property
     def sampling(self) -> Sampling:
         """Where the frames taken lie in the clip, see `jaxr1.data.video.Sampling`."""
         return "stride" if self.variant == "qwen2_vl" else "ends"
-
-    @property
-    def levels(self) -> np.ndarray:
-        """float32[3, 256]: what each 8-bit value becomes in each channel."""
-        normal = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
-        return normalised_levels(self.rescale_factor if self.do_rescale else None, *normal)
-
-    def replace(self, **changes: Any) -> "VideoOptions":
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], *, variant: str | None = None) -> "VideoOptions":

@@ -213,17 +213,23 @@ def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict
     """
     flat = {}
     for path, p in table.items():
-        host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
-        if p.init == "normal" and p.part is None:
-            host = draw_normal(path, p.shape, seed, p.scale)
-        elif p.init == "normal":
-            lead = (*p.shape[: 1 if p.layers else 0], *p.hf_shape[1:])
-            whole = f"{path.rpartition('/')[0]}/{p.name.split('.')[-2]}"  # "vision/blocks/qkv"
-            drawn = draw_normal(whole, (*lead, *p.part.shape), seed, p.scale)
-            axis = len(lead) + p.part.axis
-            host = drawn[(slice(None),) * axis + (slice(p.part.start, p.part.stop),)].reshape(p.shape)
+        if p.init == "normal":
+            host = _draw(path, p, seed)
+        else:
+            host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
         flat[path] = jax.device_put(host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
+
+
+def _draw(path: str, p: Param, seed: int) -> np.ndarray:
+    """Normal values of one entry: its own, or its part of the fused tensor that holds it."""
+    if p.part is None:
+        return draw_normal(path, p.shape, seed, p.scale)
+    lead = (*p.shape[: 1 if p.layers else 0], *p.hf_shape[1:])
+    fused = f"{path.rpartition('/')[0]}/{p.name.split('.')[-2]}"  # "vision/blocks/qkv"
+    drawn = draw_normal(fused, (*lead, *p.part.shape), seed, p.scale)
+    cut = [slice(None)] * (len(lead) + p.part.axis) + [slice(p.part.start, p.part.stop)]
+    return drawn[tuple(cut)].reshape(p.shape)
 
 
 def draw_normal(path: str, shape: tuple[int, ...], seed: int, scale: float) -> np.ndarray:

@@ -343,7 +343,9 @@ def test_config_file_missing_or_broken(small, tmp_path):
     (out / "config.json").write_text('{"model_type": ')
     refused(out, str(out / "config.json"), "not valid JSON")
     (out / "config.json").write_text("[]")
-    refused(out, "no model_type")
+    refused(out, str(out / "config.json"), "not a JSON object")
+    (out / "config.json").write_text("{}")
+    refused(out, str(out / "config.json"), "no model_type")
     (out / "config.json").unlink()
     refused(out, "config.json is missing")
 

@@ -1,8 +1,12 @@
-"""Position tables resampled to another size, as torch does it."""
+"""The tower: position tables resampled as torch does it, and how many programs a mix of image sizes compiles."""
 
+import jax
 import numpy as np
 import pytest
 
+import jaxr1
+from jaxr1.inputs.patches import block_size, geometric, make_rows
+from jaxr1.models import vlm
 from jaxr1.models.vit import bicubic
 
 
@@ -19,3 +23,22 @@ def test_bicubic_equals_torch(rng, to):
 
 def test_same_size_is_the_identity():
     np.testing.assert_allclose(bicubic(6, 6), np.eye(36), atol=1e-7)
+
+
+@pytest.mark.parametrize("at_once", [1, 4])
+def test_twenty_sizes_compile_at_most_as_many_programs_as_buckets(rng, at_once):
+    """An epoch of images of 20 sizes, then the same again: which compiles nothing."""
+    model, params = jaxr1.load_model("tiny-qwen2_5_vl")
+    buckets = geometric(16, 1024, multiple=4)
+    sides = [(2 * h, 2 * w) for h in range(2, 17) for w in range(2, 17)]
+    sizes = [sides[i] for i in rng.permutation(len(sides))[:20]]
+    encode = jax.jit(lambda *args: vlm.encode(*args), static_argnums=0)  # a function of its own: its own cache
+    counts = []
+    for _ in range(2):
+        for i in range(0, 20, at_once):
+            grids = [(1, h, w) for h, w in sizes[i : i + at_once]]
+            patches = [rng.standard_normal((h * w, model.layout.values), np.float32) for _, h, w in grids]
+            rows, _ = make_rows(patches, grids, buckets, model.layout, block=block_size(buckets[-1]))
+            encode(model, params, rows)
+        counts.append(encode._cache_size())
+    assert 1 < counts[0] <= len(buckets) and counts[1] == counts[0]
