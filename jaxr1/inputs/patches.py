@@ -173,7 +173,10 @@ def arrange(
         raise TooLong(f"an image's patches of {largest} is over the limit of {max(allowed)}")
     bins = pack_first_fit(sizes, length)
     rows = rows_for(max(1, len(bins)), multiple)
-    padding, pairs = 1 - sum(sizes) / (rows * length), rows * length**2 / max(1, sum(n * n for n in sizes))
+    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way, so that images of
+    # like size add no shapes to those that the prompts have.
+    used = len(bins) * length
+    padding, pairs = 1 - sum(sizes) / max(1, used), used * length / max(1, sum(n * n for n in sizes))
     if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
         return bins, rows, length, False
     unit = math.lcm(block, layout.merge**2)
