@@ -304,7 +304,7 @@ def save_directory(
     raw_config: str,
     companions: Path | None,
     dtype: str,
-    changed: Mapping[str, str] | None = None,
+    changed: Mapping[str, Mapping] | None = None,
     max_bytes: int = SHARD_BYTES,
 ) -> None:
     """Writes a complete Hugging Face directory; what stood there before is replaced once the new one is complete.
@@ -315,7 +315,7 @@ def save_directory(
       raw_config: the config.json to write, its dtype entries replaced.
       companions: a directory to take tokenizer and processor files from.
       dtype: of the weights.
-      changed: texts of companion files to write in place of those in the directory.
+      changed: {name of a JSON file: keys to set in it}.
       max_bytes: of one file of weights; more of them are shards with an index.
     """
     with replacing(out) as partial:
@@ -323,9 +323,11 @@ def save_directory(
             for name in COMPANIONS:
                 if (companions / name).is_file():
                     shutil.copyfile(companions / name, partial / name)
-        for name, text in (changed or {}).items():
-            (partial / name).write_text(text)
-        config = json.loads(raw_config)
+        changed = dict(changed or {})
+        config = {**json.loads(raw_config), **changed.pop("config.json", {})}
+        for name, keys in changed.items():
+            whole = {**read_json(partial / name, missing={}), **keys}
+            (partial / name).write_text(json.dumps(whole, indent=2))
         for place in (config, config.get("text_config"), config.get("vision_config")):
             if isinstance(place, dict):
                 for key in {"dtype", "torch_dtype"} & set(place):

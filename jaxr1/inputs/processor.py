@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from jaxr1.inputs.videos import (
 
 QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 
 
@@ -58,6 +58,23 @@ def load_tokenizer(directory: Path):
 
 def _read(file: Path) -> dict:
     return read_json(file, missing={})
+
+
+def _processor_template(directory: Path) -> str | None:
+    """The chat template of a directory's processor, where it is not the tokenizer's own file.
+
+    That of a tokenizer may know text only: Qwen2.5-VL's is the one of Qwen2.5, and `chat_template.json` beside it has
+    the places of images.
+    """
+    if (
+        directory / "chat_template.jinja"
+    ).is_file():  # newer files: one template for both, which the tokenizer has read
+        return None
+    for name in ("chat_template.json", "processor_config.json"):
+        found = _read(directory / name).get("chat_template")
+        if isinstance(found, str):
+            return found
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +140,8 @@ class Processor:
         if template is not None and template not in TEMPLATES:
             raise ValueError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
         tokenizer = load_tokenizer(directory)
+        if vision is not None:
+            tokenizer.chat_template = _processor_template(directory) or tokenizer.chat_template
         known = tokenizer.get_vocab()
         said = _read(directory / "generation_config.json").get("eos_token_id")
         stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
@@ -167,30 +186,28 @@ class Processor:
         """Whether images are cut into tiles (InternVL)."""
         return isinstance(self.images, TileOptions)
 
-    def changed_files(self) -> dict[str, str]:
-        """Texts of the directory's files that a saved copy must have anew: image bounds that were given on loading.
+    def changed_files(self) -> dict[str, dict]:
+        """{name: keys to set} of the directory's files that a saved copy must have anew: bounds given on loading.
 
         Without them an exported model would be asked about images of another size than it was trained on.
         """
-        for name in ("preprocessor_config.json", "processor_config.json"):
-            raw = _read(self.directory / name)
-            settings = raw.get("image_processor", raw)
-            if not settings or self.images is None:
-                continue
-            if isinstance(self.images, TileOptions):
-                said = {"min_patches": self.images.min_tiles, "max_patches": self.images.max_tiles}
-                if said.items() <= settings.items():
-                    return {}
-                settings |= said | {"crop_to_patches": self.images.max_tiles > 1}
-                return {name: json.dumps(raw, indent=2)}
+        if self.images is None:
+            return {}
+        name = next((n for n in PREPROCESSORS if _read(self.directory / n)), PREPROCESSORS[0])
+        raw = _read(self.directory / name)
+        settings = raw.get("image_processor", raw)
+        if isinstance(self.images, TileOptions):
+            config, changes = self.images.changed(_read(self.directory / "config.json"), settings)
+        else:
+            config, changes, bounds = {}, {}, (self.images.min_pixels, self.images.max_pixels)
             before = ImageOptions.from_preprocessor_config(settings)
-            if (before.min_pixels, before.max_pixels) == (self.images.min_pixels, self.images.max_pixels):
-                return {}
-            settings |= {"min_pixels": self.images.min_pixels, "max_pixels": self.images.max_pixels}
-            if "size" in settings:
-                settings["size"] = {"shortest_edge": self.images.min_pixels, "longest_edge": self.images.max_pixels}
-            return {name: json.dumps(raw, indent=2)}
-        return {}
+            if (before.min_pixels, before.max_pixels) != bounds:
+                changes = dict(zip(("min_pixels", "max_pixels"), bounds, strict=True))
+                if "size" in settings:
+                    changes["size"] = dict(zip(("shortest_edge", "longest_edge"), bounds, strict=True))
+        if changes and "image_processor" in raw:
+            changes = {"image_processor": settings | changes}
+        return {file: keys for file, keys in (("config.json", config), (name, changes)) if keys}
 
     @property
     def prefix(self) -> str:
@@ -202,6 +219,19 @@ class Processor:
         added = self.tokenizer.added_tokens_decoder
         names = [t.content for i, t in added.items() if t.special or i in self.media_token_ids]
         return re.compile("(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")")
+
+    @functools.cached_property
+    def _bos(self) -> tuple[int, ...]:
+        """What goes before a rendered prompt that does not open with it.
+
+        As in transformers, where a processor tokenizes its rendered text like any other: with the `<s>` that the
+        tokenizer (InternLM2's, Llama's) puts before texts. A text-only chat template is taken to say all itself.
+        """
+        if self.images is None and self.template is None:
+            return ()
+        with_bos, without = (self.tokenizer.encode("a", add_special_tokens=given) for given in (True, False))
+        bos = self.tokenizer.bos_token_id
+        return (bos,) if bos is not None and with_bos == [bos, *without] else ()
 
     @functools.cached_property
     def video_pad(self) -> str:
@@ -249,7 +279,7 @@ class Processor:
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
         rendered, texts = render(prompt, self.tokenizer, self.template, pads, flat=self.tiles)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
-        ids: list[int] = []
+        ids = [] if self._bos and rendered.startswith(self.tokenizer.bos_token) else list(self._bos)
         spans: list[Span] = []
         rendered, waiting = self._with_times(rendered, units)
         waiting.reverse()
@@ -412,10 +442,16 @@ def video_options(directory: Path, raw: dict, vision: Any) -> VideoOptions:
 
 def image_options(directory: Path, raw: dict, vision: Any) -> ImageOptions | TileOptions:
     """Image settings of a directory; sizes of patches are the tower's."""
-    settings = _read(directory / "preprocessor_config.json") or _read(directory / "processor_config.json")
+    settings = next((found for name in PREPROCESSORS if (found := _read(directory / name))), {})
     settings = settings.get("image_processor", settings)
     if vision.tile_side:
-        return TileOptions.from_configs(raw, settings, vision)
+        return TileOptions.from_configs(
+            raw,
+            settings,
+            size=vision.tile_side * vision.patch_size,
+            patch_size=vision.patch_size,
+            merge_size=vision.merge_size,
+        )
     return dataclasses.replace(
         ImageOptions.from_preprocessor_config(settings),
         patch_size=vision.patch_size,

@@ -95,7 +95,7 @@ def render(
       flat: the chat template takes strings only, so that the pads are written into them.
 
     Raises:
-      PromptError: the template drops, repeats or reorders texts, or there is none.
+      PromptError: the template fails, drops, repeats or reorders texts, or there is none.
     """
     texts: list[str] = []
 
@@ -111,6 +111,7 @@ def render(
         question = "\n".join(hide(part["text"]) for part in turns[0][1] if part["type"] == "text")
         return media + R1_ZERO.replace("{question}", question), texts
     messages: list[dict] = []
+    flat = flat or template in CHATML
     for role, parts in turns:
         content: str | list[dict]
         if flat or all(p["type"] == "text" for p in parts):
@@ -125,7 +126,10 @@ def render(
     elif not tokenizer.chat_template:
         raise PromptError(f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template")
     else:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        try:
+            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as e:  # a template raises whatever jinja and its own checks do
+            raise PromptError(f"the chat template cannot render these messages: {e}") from e
     found = [int(n) for n in SENTINEL_PATTERN.findall(rendered)]
     if found != list(range(len(texts))):
         raise PromptError("the chat template drops, repeats or reorders message texts")

@@ -100,27 +100,43 @@ class TileOptions:
         return dataclasses.replace(self, max_tiles=most, min_tiles=min(least, most) if min_pixels is None else least)
 
     @classmethod
-    def from_configs(cls, config: Mapping[str, Any], settings: Mapping[str, Any], vision: Any) -> TileOptions:
+    def from_configs(
+        cls, config: Mapping[str, Any], settings: Mapping[str, Any], *, size: int, patch_size: int, merge_size: int
+    ) -> TileOptions:
         """Options from a config.json and a preprocessor_config.json.
 
         The hub's original files keep the tiling in config.json (`max_dynamic_patch`, `use_thumbnail`), those of
         transformers in the preprocessor's (`max_patches`, `crop_to_patches`).
 
         Args:
-          vision: the model's VisionConfig.
+          size, patch_size, merge_size: the tower's, see above.
         """
-        names = {"min_tiles": ("min_dynamic_patch", "min_patches"), "max_tiles": ("max_dynamic_patch", "max_patches")}
         found: dict[str, Any] = {"image_mean": settings.get("image_mean"), "image_std": settings.get("image_std")}
-        for key, (original, own) in names.items():
-            found[key] = config.get(original, settings.get(own))
+        for field, (original, own) in TILE_KEYS.items():
+            found[field] = config.get(original, settings.get(own))
         found["thumbnail"] = config.get("use_thumbnail")
         if config.get("dynamic_image_size") is False:
             found |= {"min_tiles": 1, "max_tiles": 1}
         found["resample"] = settings.get("resample")
         changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
-        side = vision.tile_side * vision.patch_size
-        return cls(size=side, patch_size=vision.patch_size, merge_size=vision.merge_size, **changes)
+        return cls(size=size, patch_size=patch_size, merge_size=merge_size, **changes)
 
+    def changed(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict, dict]:
+        """What must be set in the two files, read as by `from_configs`, for them to say these bounds; mostly nothing."""
+        said = self.from_configs(
+            config, settings, size=self.size, patch_size=self.patch_size, merge_size=self.merge_size
+        )
+        if (said.min_tiles, said.max_tiles) == (self.min_tiles, self.max_tiles):
+            return {}, {}
+        if any(original in config for original, _ in TILE_KEYS.values()):
+            values = {original: getattr(self, field) for field, (original, _) in TILE_KEYS.items()}
+            return values | {"dynamic_image_size": self.max_tiles > 1}, {}
+        values = {own: getattr(self, field) for field, (_, own) in TILE_KEYS.items()}
+        return {}, values | {"crop_to_patches": self.max_tiles > 1}
+
+
+TILE_KEYS = {"min_tiles": ("min_dynamic_patch", "min_patches"), "max_tiles": ("max_dynamic_patch", "max_patches")}
+"""Names of the bounds in the config.json of the hub's original files, and in the preprocessor's of transformers."""
 
 MAX_TILES = 128
 """More tiles than this in one picture are refused: 128 of 448 x 448 are 25 million pixels and 32768 tokens."""

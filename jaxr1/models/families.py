@@ -230,7 +230,8 @@ def _intern_vision(raw: dict, whole: dict, text_width: int) -> VisionConfig:
     layer = whole.get("select_layer", whole.get("vision_feature_layer", -1))
     if layer != -1:
         raise ValueError(f"config.json: features of layer {layer} are not supported, only -1 (the last)")
-    if whole.get("ps_version", "v2") != "v2":
+    # Original files that do not say mean v1, as the class of their config has it; transformers' layout knows v2 only.
+    if whole.get("ps_version", "v1" if whole["model_type"] == "internvl_chat" else "v2") != "v2":
         raise ValueError("config.json: ps_version must be v2 (v1 transposes the tokens of a tile)")
     merge = round(1 / whole.get("downsample_ratio", 0.5))
     patch, image = _side(raw.get("patch_size", 14)), _side(raw.get("image_size", 448))

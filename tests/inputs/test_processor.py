@@ -1,5 +1,6 @@
 """Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that stays text."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -194,6 +195,51 @@ def test_templates_that_lose_images_or_text(checkpoint, rng, tmp_path, template)
     processor = jaxr1.load_processor(tmp_path / "m")
     with pytest.raises(PromptError, match=TEMPLATES[template]):
         processor.encode(user(random_image(rng), "hello"))
+
+
+def test_the_processors_template_goes_before_the_tokenizers(checkpoint, rng, tmp_path):
+    """As in Qwen2.5-VL: the tokenizer's own template knows text only; that with image places is chat_template.json."""
+    folder, prompt = shutil.copytree(checkpoint[0], tmp_path / "m"), user(random_image(rng), "How many?")
+    whole = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(PromptError, match="chat template cannot render these messages"):
+        jaxr1.load_processor(folder).encode(prompt)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": whole}))
+    found = jaxr1.load_processor(folder).encode(prompt)
+    np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
+
+
+def test_chatml_has_places_for_images(checkpoint, rng):
+    """Qwen's own template is ChatML with a system turn of its own: with one given, both say the same."""
+    image = random_image(rng)
+    content = [{"type": "text", "text": "In"}, {"type": "image", "image": image}, {"type": "text", "text": "how many?"}]
+    prompt = jaxr1.Prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}])
+    found = jaxr1.load_processor(checkpoint[0], template="chatml").encode(prompt)
+    np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
+    assert found.spans == checkpoint[2].encode(prompt).spans != ()
+
+
+def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
+    """Once, and as a processor of transformers has it: that adds special tokens to what the template rendered."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    _, _, processor = checkpoint
+    bos, prompt = "<|endoftext|>", user(random_image(rng), "How many?")
+    backend = processor.tokenizer.backend_tokenizer
+    number = backend.token_to_id(bos)
+    backend = type(backend).from_str(backend.to_str())
+    backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, number)])
+    template = processor.tokenizer.chat_template
+    plain = processor.encode(prompt)
+    for chat_template in (template, bos + template):
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, chat_template=chat_template)
+        found = dataclasses.replace(processor, tokenizer=tokenizer).encode(prompt)
+        assert found.token_ids.tolist() == [number, *plain.token_ids]
+        assert found.spans == tuple((start + 1, end + 1) for start, end in plain.spans)
 
 
 def test_r1_zero_template(checkpoint, rng):

@@ -187,6 +187,16 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
     written = open_checkpoint(tmp_path / "again")
     for name, file in open_checkpoint(original).items():
         np.testing.assert_array_equal(np.array(written[name].read(name)), np.array(file.read(name)), err_msg=name)
+    for file in ("config.json", "preprocessor_config.json"):
+        assert (
+            json.loads((tmp_path / "again" / file).read_text()).items()
+            >= json.loads((original / file).read_text()).items()
+        )
+    for layout in (original, folder):  # bounds given on loading are those of the export, in either layout's own keys
+        bounded = jaxr1.load_processor(layout, max_pixels=2 * 56 * 56)
+        assert (bounded.images.min_tiles, bounded.images.max_tiles) == (1, 2) != (1, processor.images.max_tiles)
+        out = jaxr1.save_model(*jaxr1.load_model(layout), bounded, tmp_path / f"bounded-{layout.name}")
+        assert jaxr1.load_processor(out).images == bounded.images
 
 
 # ---------------------------------------------------------------- text, gradients

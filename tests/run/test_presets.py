@@ -37,14 +37,14 @@ def brevity(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_step_learns(tmp_path, brevity, preset):
-    """From random parameters the mean reward of the last five of 25 steps is 0.15 over that of the first five."""
+    """From random parameters the mean reward of the last two of 8 steps is 0.15 over that of the first two."""
     config = one_stage(
-        tmp_path / "run", steps=25, prompts_per_step=4, group_size=8, rewards=(brevity,),
+        tmp_path / "run", steps=8, prompts_per_step=4, group_size=8, rewards=(brevity,),
         optimizer=Optimizer(learning_rate=4e-3),
     )  # fmt: skip
     found = [r["reward/mean"] for r in jaxr1.train(dataclasses.replace(config, model=preset)).metrics]
     print(np.round(found, 2))
-    assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.15
+    assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -55,13 +55,13 @@ def test_recipes_run_on_every_preset(tmp_path, preset):
     quick = load_config("configs/quickstart.py")
     cold, grpo = quick.stages
     cold = dataclasses.replace(cold, data=Arithmetic(count=32, worked=True), epochs=1)
-    grpo = dataclasses.replace(grpo, steps=2, prompts_per_step=8, eval_every=0, save_every=0)
+    grpo = dataclasses.replace(grpo, steps=1, prompts_per_step=8, eval_every=0, save_every=0)
     held_out = dataclasses.replace(quick.evaluations[0], data=Arithmetic(count=16, split="test"), batch_rows=16)
     quick = dataclasses.replace(
         quick, model=preset, run_dir=str(tmp_path / "quick"), stages=(cold, grpo), evaluations=(held_out,)
     )
     result = jaxr1.train(quick)
-    assert [r["stage"] for r in result.metrics if "reward/mean" in r] == ["grpo"] * 2
+    assert [r["stage"] for r in result.metrics if "reward/mean" in r] == ["grpo"]
     assert not (tmp_path / "quick" / "dropped.jsonl").read_text()
     theirs = getattr(transformers, CLASSES[preset]).from_pretrained(tmp_path / "quick" / "export")
     norms = [p for name, p in theirs.named_parameters() if name.endswith("language_model.norm.weight")]
@@ -79,14 +79,15 @@ def test_recipes_run_on_every_preset(tmp_path, preset):
 def test_adapters_learn_and_are_merged(tmp_path, brevity):
     """A LoRA stage with a KL term: the base is the reference, only adapters move, the export holds their sum."""
     fields = dict(
-        steps=25, prompts_per_step=4, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
+        steps=10, prompts_per_step=4, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
         lora=Lora(rank=4, alpha=16, targets="decoder/layers/.*"), kl=Kl(0.01), freeze=(),
     )  # fmt: skip
     config = one_stage(tmp_path / "run", **fields)
     base = jaxr1.load_model("tiny")[1]
     result = jaxr1.train(config)
     found = [r["reward/mean"] for r in result.metrics]
-    assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.15
+    print(np.round(found, 2))
+    assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
     assert not (tmp_path / "run" / "reference").exists(), "the base is the reference"
     assert "lora" not in result.params and result.metrics[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
     same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
