@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.checkpoints.tensors import (
+    BLOCK_BYTES,
     FLOATS,
     SHARD_BYTES,
     CheckpointError,
@@ -55,6 +56,8 @@ class TensorEntry(Protocol):
     def hf_shape(self) -> tuple[int, ...]: ...
     @property
     def layers(self) -> int: ...
+    @property
+    def twin(self) -> str: ...
     def names(self) -> list[str]: ...
     def of(self, whole: np.ndarray) -> np.ndarray: ...
     def from_hf(self, whole: np.ndarray) -> np.ndarray: ...
@@ -138,9 +141,12 @@ def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, 
     ]
     whole = [f"{n} is {files[n].kind(n)} ({files[n].path.name})" for n in found if files[n].kind(n) not in FLOATS]
     # A tied head is sometimes stored all the same; position buffers were stored by old versions.
-    extra = [n for n in files if n not in expected and n != "lm_head.weight" and not n.endswith("rotary_emb.inv_freq")]
+    twins = {p.twin: p.names()[0] for p in table.values() if p.twin in files}
+    extra = [n for n in files if n not in expected and n not in twins and not n.endswith("rotary_emb.inv_freq")]
+    apart = [f"{n} is not {of}" for n, of in twins.items() if of in files and not _same_tensor(files, n, of)]
     problems = [("missing tensors", missing), ("tensors of another shape", wrong),
-                ("tensors that are not floating point", whole), ("unexpected tensors", extra)]  # fmt: skip
+                ("tensors that are not floating point", whole), ("unexpected tensors", extra),
+                ("tensors that differ though tie_word_embeddings is true", apart)]  # fmt: skip
     if any(names for _, names in problems):
         text = "".join(f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names)
         raise CheckpointError(f"{directory}: the weights do not fit config.json{text}")
@@ -148,6 +154,18 @@ def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, 
         path: _load_tensor(files, p, jnp.dtype(dtype), sharding(mesh, p.axes, p.shape, rules))
         for path, p in table.items()
     }
+
+
+def _same_tensor(files: Mapping[str, TensorFile], one: str, other: str) -> bool:
+    """Whether two tensors of a checkpoint hold the same values, compared a few rows at a time."""
+    a, b = files[one].read(one), files[other].read(other)
+    rows = max(1, BLOCK_BYTES // max(1, a[:1].nbytes))
+    same = a.shape == b.shape and a.dtype == b.dtype
+    for start in range(0, len(a) if same else 0, rows):
+        same = same and np.array_equal(*(x[start : start + rows].view(np.uint8) for x in (a, b)))
+        files[one].drop(one)
+        files[other].drop(other)
+    return same
 
 
 Index = tuple[slice, ...]

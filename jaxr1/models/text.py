@@ -113,7 +113,8 @@ def text_table(cfg: TextConfig, names: TextNames) -> Table:
     layer = {key: dataclasses.replace(p, scale=cfg.init_scale) for key, p in layer.items()}
     table = {f"layers/{key}": p for key, p in stack(layer, cfg.layers).items()}
     size, axes = (cfg.vocab, d), ("vocab", "embed")
-    table["embed"] = Param(size, axes, names.embed + ".weight", size, scale=cfg.init_scale)
+    twin = f"{names.head}.weight" if cfg.tied else ""
+    table["embed"] = Param(size, axes, names.embed + ".weight", size, scale=cfg.init_scale, twin=twin)
     table["norm"] = vector(names.norm + ".weight", (d,), (None,), "ones")
     if not cfg.tied:
         table["head"] = Param(size, axes, names.head + ".weight", size, scale=cfg.init_scale)

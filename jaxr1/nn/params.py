@@ -74,6 +74,8 @@ class Param:
       scale: standard deviation of "normal".
       layers: number of stacked layers, 0 for a tensor of its own.
       part: the entry is this part of the Hugging Face tensor; None is all of it.
+      twin: a second Hugging Face name under which files may hold the same values (the output matrix tied to the
+        embedding); "" for none. It is read only to be compared, and never written.
 
     Raises:
       ValueError: the shapes do not hold the same number of values.
@@ -88,6 +90,7 @@ class Param:
     scale: float = 0.02
     layers: int = 0
     part: Part | None = None
+    twin: str = ""
 
     def __post_init__(self) -> None:
         if self.part and self.hf_shape[:1] != (math.prod(self.part.shape),):

@@ -277,11 +277,17 @@ def test_tensors_that_do_not_fit(small, tmp_path):
 
 
 def test_what_old_files_also_hold(small, tmp_path):
-    """A tied head stored all the same, and rotary buffers, are passed over."""
-    out = copy(small, tmp_path / "m")
-    extra = {"lm_head.weight": np.zeros((512, 48), np.float32), "visual.rotary_emb.inv_freq": np.zeros(3, np.float32)}
-    write_checkpoint(out, (tensors(small) | extra).items())
+    """A tied head stored all the same, and rotary buffers, are passed over; a head of its own is not thrown away."""
+    out, found = copy(small, tmp_path / "m"), tensors(small)
+    [embed] = [name for name in found if name.endswith("embed_tokens.weight")]
+    extra = {"lm_head.weight": found[embed], "visual.rotary_emb.inv_freq": np.zeros(3, np.float32)}
+    write_checkpoint(out, (found | extra).items())
     assert_same(jaxr1.load_model(out)[1], jaxr1.load_model(small)[1])
+    other = copy(small, tmp_path / "other")
+    head = found[embed].copy()
+    head[-1, -1] += 1
+    write_checkpoint(other, (found | {"lm_head.weight": head}).items())
+    refused(other, "differ though tie_word_embeddings is true (1): lm_head.weight is not", embed)
 
 
 def header(entry) -> bytes:
