@@ -1,6 +1,8 @@
 """The house: a room imports only from the rooms below it, and nothing executes what it reads."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,11 @@ def test_nothing_is_executed_or_fetched(file):
             assert node.func.id not in ("eval", "exec", "compile"), f"line {node.lineno}"
         if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "shell", "allow_pickle"):
             assert isinstance(node.value, ast.Constant) and node.value.value is False, f"line {node.value.lineno}"
+
+
+@pytest.mark.parametrize(
+    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "jaxr1")], ids=" ".join
+)
+def test_checkers_have_nothing_to_say(command):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
