@@ -26,7 +26,7 @@ class Sample:
       prefix: opens the answer.
       min_pixels: lower bound of the area of a resized image.
       max_pixels: upper bound of the area of a resized image.
-      dtype: of the computation.
+      dtype: of the parameters in memory and of the computation: "bfloat16" takes half the memory of "float32".
     """
 
     question: str
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     import jaxr1
 
     with complain() as failed:
-        model, params = jaxr1.load_model(args.model, dtype=args.dtype)
+        model, params = jaxr1.load_model(args.model, args.dtype, param_dtype=args.dtype)
         processor = jaxr1.load_processor(args.model, args.min_pixels, args.max_pixels, args.template)
         images = [{"type": "image", "image": path} for path in args.image]
         prompt = jaxr1.Prompt(

@@ -129,6 +129,7 @@ def _text(text: dict, raw: dict, kind: str, *, mrope: bool = False) -> TextConfi
         tied=bool(tied),
         activation=text.get("hidden_act", "silu"),
         init_scale=text.get("initializer_range", 0.02),
+        context=text.get("max_position_embeddings") or 0,
     )
 
 
@@ -137,8 +138,8 @@ def _rope_scaling(rope: dict, kind: str, text: dict) -> RopeScaling | None:
     if kind in ("default", "mrope"):
         return None
     if kind == "dynamic":
-        # Dynamic NTK stretches only past the configured maximum, where this package never goes: up to it, the
-        # frequencies are the plain ones.
+        # Dynamic NTK stretches the frequencies of texts that are past the configured maximum. Here they are fixed at that
+        # maximum, where they are still the plain ones: cached keys could not be turned again.
         return None
     if kind == "linear":
         return RopeScaling("linear", float(rope["factor"]))

@@ -28,6 +28,7 @@ class TextConfig:
       rope_scaling: how the frequencies are stretched, None for not at all.
       qk_norm: RMS norm of queries and keys over each head (Qwen3).
       tied: the output matrix is the embedding.
+      context: tokens that the model was made for, 0 where its config.json does not say.
     """
 
     vocab: int
@@ -47,6 +48,7 @@ class TextConfig:
     qk_norm: bool = False
     activation: str = "silu"
     init_scale: float = 0.02
+    context: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

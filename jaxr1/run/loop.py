@@ -197,6 +197,9 @@ class Run:
         for row in dataset.dropped:
             drop(row["source"], row["reason"])
         hooks = Hooks(self.rollouts, self.console.phase, self.signals.check, drop)
+        longest, context = stage.max_prompt_tokens + stage.max_response_tokens, self.model.text.context
+        if 0 < context < longest:
+            self.console.print(f"warning: up to {longest} tokens, but the model was made for {context}")
         buckets = self._buckets(stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens)
         unusable: frozenset[int] = frozenset()
         worker: SftStage | RlStage

@@ -132,6 +132,12 @@ def test_another_configuration_is_refused(tmp_path):
         assert line in str(error.value)
 
 
+def test_doubtful_settings_are_warned_of(tmp_path, capsys):
+    jaxr1.train(one_stage(tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000))
+    said = capsys.readouterr().out
+    assert "warning: up to 40016 tokens, but the model was made for 32768" in said and "warning: top_p/top_k" in said
+
+
 def test_failing_rewards(tmp_path):
     """One that always raises stops the run and is named; one that sometimes hangs or exits costs only its samples."""
     bad = tmp_path / "bad.py"
