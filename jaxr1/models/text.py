@@ -132,8 +132,6 @@ def _layer(cfg: TextConfig, w: dict, x: jax.Array, angle: jax.Array, attend: Cal
     """One decoder layer on x [..., D]; `attend(q, k, v) -> (out, kept)` decides who sees whom and what is kept."""
     h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
-    if cfg.qkv_bias:
-        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
         q, k = rms_norm(q, w["q_norm"], cfg.norm_eps), rms_norm(k, w["k_norm"], cfg.norm_eps)
     out, kept = attend(rotate(q, angle), rotate(k, angle), v)

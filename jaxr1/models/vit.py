@@ -24,7 +24,7 @@ import numpy as np
 
 from jaxr1.inputs.patches import PatchLayout, PatchRows
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
-from jaxr1.nn.layers import ACTIVATIONS, dense, inverse_frequencies, layer_norm, rms_norm, rotate
+from jaxr1.nn.layers import ACTIVATIONS, add, dense, inverse_frequencies, layer_norm, rms_norm, rotate
 from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
 from jaxr1.parallel import Rules, constrain
 
@@ -194,22 +194,19 @@ def _block(cfg: VisionConfig, w: dict, x: jax.Array, angle: jax.Array | None, at
     """One block on x [R, M, D]; `attend(q, k, v)` decides who sees whom."""
     h = _normed(w, "norm1", x, cfg.norm, cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
-    if cfg.qkv_bias:
-        q, k, v = q + w["q_bias"], k + w["k_bias"], v + w["v_bias"]
     if cfg.qk_norm:
         wide = lambda y, scale: rms_norm(y.reshape(*y.shape[:2], -1), scale.reshape(-1), cfg.norm_eps).reshape(y.shape)
         q, k = wide(q, w["q_norm"]), wide(k, w["k_norm"])
     if angle is not None:
         q, k = rotate(q, angle), rotate(k, angle)
-    out = dense(attend(q, k, v), w, "proj", 2) + w["proj_bias"]
-    x = x + (out * w["scale1"] if cfg.layer_scale else out)
+    scaled = lambda y, key: (y * w[key]).astype(y.dtype) if cfg.layer_scale else y
+    x = x + scaled(dense(attend(q, k, v), w, "proj", 2), "scale1")
     h, act = _normed(w, "norm2", x, cfg.norm, cfg.norm_eps), ACTIVATIONS[cfg.activation]
     if cfg.gated:
-        h = act(dense(h, w, "gate") + w["gate_bias"]) * (dense(h, w, "up") + w["up_bias"])
-        out = dense(h, w, "down") + w["down_bias"]
+        out = dense(act(dense(h, w, "gate")) * dense(h, w, "up"), w, "down")
     else:
-        out = dense(act(dense(h, w, "fc1") + w["fc1_bias"]), w, "fc2") + w["fc2_bias"]
-    return x + (out * w["scale2"] if cfg.layer_scale else out)
+        out = dense(act(dense(h, w, "fc1")), w, "fc2")
+    return x + scaled(out, "scale2")
 
 
 def learned_positions(table_vd: jax.Array, side: int, place_rm2: jax.Array, size_rm2: jax.Array) -> jax.Array:
@@ -248,7 +245,7 @@ def _tile_positions(cfg: VisionConfig, params: dict, place_rm2: jax.Array) -> ja
     """Positions [R, M, D] of the patches of tiles; the table is resampled where its side is another one."""
     table = params["position"][1:]
     if cfg.position_side != cfg.tile_side:
-        table = (bicubic(cfg.position_side, cfg.tile_side) @ table.astype(jnp.float32)).astype(table.dtype)
+        table = bicubic(cfg.position_side, cfg.tile_side) @ table
     return table[place_rm2[..., 0] * cfg.tile_side + place_rm2[..., 1]]
 
 
@@ -268,8 +265,6 @@ def tower(
     """
     dtype = params["patch"].dtype
     x = dense(rows.patch_rmc.astype(dtype), params, "patch")
-    if cfg.patch_bias:
-        x = x + params["patch_bias"]
     angle = None
     if cfg.rotary_theta is not None:
         inverse = inverse_frequencies(cfg.width // cfg.heads // 2, cfg.rotary_theta)
@@ -277,12 +272,12 @@ def tower(
         angle = turned.reshape(*turned.shape[:2], -1)
     segment = rows.segment_rm
     if cfg.tile_side:
-        x = x + _tile_positions(cfg, params, rows.place_rm2)
+        x = add(x, _tile_positions(cfg, params, rows.place_rm2))
         first = jnp.broadcast_to(params["cls"] + params["position"][0], (x.shape[0], 1, x.shape[2]))
         x = jnp.concatenate([first.astype(dtype), x], 1)
         segment = jnp.pad(segment, ((0, 0), (1, 0)), mode="edge")
     elif cfg.position_side:
-        x = x + learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2).astype(dtype)
+        x = add(x, learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2))
 
     def whole(q, k, v):
         if rows.pair_rp2 is None:
@@ -322,8 +317,7 @@ def _merge(cfg: VisionConfig, w: dict, x_rmd: jax.Array, *, norm_last: bool) -> 
         h = _normed(w, "norm", x_rmd.reshape(joined), cfg.merger_norm, cfg.merger_eps)
     else:
         h = _normed(w, "norm", x_rmd, cfg.merger_norm, cfg.merger_eps).reshape(joined)
-    h = jax.nn.gelu(dense(h, w, "fc1") + w["fc1_bias"], approximate=False)
-    return dense(h, w, "fc2") + w["fc2_bias"]
+    return dense(jax.nn.gelu(dense(h, w, "fc1"), approximate=False), w, "fc2")
 
 
 def merge(cfg: VisionConfig, params: dict, feature_rmd: jax.Array) -> jax.Array:

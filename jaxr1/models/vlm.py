@@ -13,9 +13,9 @@ from jaxr1.inputs.batch import PromptBatch
 from jaxr1.inputs.patches import PatchLayout, PatchRows
 from jaxr1.inputs.strips import Strips
 from jaxr1.models import families, text, vit
-from jaxr1.nn.logprob import token_logp
-from jaxr1.nn.lora import Lora, attach
-from jaxr1.nn.params import Table
+from jaxr1.nn.logprob import tempered_logits, token_logp
+from jaxr1.nn.lora import Lora, adapter_table, attach
+from jaxr1.nn.params import Table, flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
 
 PARTS = ("vision", "merger", "decoder")
@@ -54,13 +54,27 @@ class Model:
         layout = layout or families.LAYOUTS[self.family][0]
         return families.table(self.family, json.loads(self.raw_config), self.text, self.vision, layout)
 
+    def axes(self) -> dict[str, tuple[str | None, ...]]:
+        """The logical axes of every parameter by its path, of adapters too ("lora/...")."""
+        table = self.table()
+        adapters = adapter_table(table, self.lora) if self.lora is not None else {}
+        return {path: p.axes for path, p in table.items()} | {f"lora/{path}": p.axes for path, p in adapters.items()}
 
-def cast(model: Model, params):
-    """The parameters in the compute dtype (the identity where they are stored in it), adapters beside their matrices."""
+
+def cast(model: Model, params: dict) -> dict:
+    """The parameters as they are computed with: matrices in the compute dtype, adapters beside them, the rest in float32.
+
+    The rest is norms, biases and tables of embeddings, cheap to compute with and with gradients that are sums over all
+    tokens (`nn.layers.add`). The output matrix is cast where it is used (`nn.logprob`).
+    """
+    table = model.table()
     if "lora" in params:
         assert model.lora is not None
-        params = attach(params, model.table(), model.lora)
-    return jax.tree.map(lambda x: x.astype(model.dtype), params)
+        params = attach(params, table, model.lora)
+    is_matrix = lambda path: path not in table or table[path].transpose  # adapters are in no table
+    return nest(
+        {path: x.astype(model.dtype if is_matrix(path) else jnp.float32) for path, x in flatten(params).items()}
+    )
 
 
 def tower(model: Model, params: dict, rows: PatchRows) -> jax.Array:
@@ -92,7 +106,7 @@ def embed(
     Returns:
       The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at tokens), or None.
     """
-    x = params["decoder"]["embed"][token]
+    x = params["decoder"]["embed"][token].astype(model.dtype)
     if media is None or media_index is None:
         return x, None
     is_media = (media_index >= 0)[..., None]
@@ -133,7 +147,7 @@ def prefill_hidden(model: Model, params: dict, batch: PromptBatch):
 
 
 def prefill(model: Model, params: dict, batch: PromptBatch) -> Prefilled:
-    """Runs the prompts, images included. `params` are in the compute dtype."""
+    """Runs the prompts, images included. `params` are from `cast`."""
     hidden, kv, media = prefill_hidden(model, params, batch)
     last = jnp.maximum(batch.length_b - 1, 0)
     last_bd = jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
@@ -173,23 +187,24 @@ def response_logp(
 ) -> tuple[jax.Array, jax.Array]:
     """log p(target) and entropy of every strip position, float32[B, S, T] each; 0 at padding.
 
-    `params` are in the compute dtype. Sampling reports the same numbers from its cache (design, invariant 2).
+    `params` are from `cast`. Sampling reports the same numbers from its cache (design, invariant 2).
     """
     hidden = extend(model, params, prompt, strips)
     shape = strips.target_bst.shape
     logp, entropy = token_logp(
-        hidden.reshape(-1, hidden.shape[-1]),
+        hidden.reshape(shape[0], -1, hidden.shape[-1]),
         head(params),
-        strips.target_bst.reshape(-1),
+        strips.target_bst.reshape(shape[0], -1),
         temperature=temperature,
         forbidden=forbidden,
+        rules=model.rules,
     )
     real = strips.segment_bst > 0
     return jnp.where(real, logp.reshape(shape), 0.0), jnp.where(real, entropy.reshape(shape), 0.0)
 
 
 def head(params: dict) -> jax.Array:
-    """[V, D]: the output matrix."""
+    """[V, D]: the output matrix, in the dtype of its storage or float32."""
     return text.head_matrix(params["decoder"])
 
 
@@ -198,4 +213,4 @@ def prompt_logits(model: Model, params: dict, batch: PromptBatch) -> jax.Array:
     """float32[B, P, V]: all logits of prompt rows, for comparisons on small models."""
     params = cast(model, params)
     hidden, _, _ = prefill_hidden(model, params, batch)
-    return jnp.einsum("bpd,vd->bpv", hidden, head(params), preferred_element_type=jnp.float32)
+    return tempered_logits(hidden, head(params).astype(model.dtype), 1.0, ())

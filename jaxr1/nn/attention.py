@@ -1,10 +1,13 @@
 """Attention: one signature per shape of problem, each with its mask drawn.
 
-All softmaxes run in float32. Grouped-query attention keeps its keys once: queries [.., N, H] are viewed as
-[.., K, N / K, H]. Rows without any key give finite values, which carry weight 0 in every loss.
+Scores, softmaxes and sums of weighted values are float32, whatever the dtype of queries and keys: a score of 50, as
+Qwen2's biases make them, has no digit behind the point in bfloat16. Grouped-query attention keeps its keys once: queries
+[.., N, H] are viewed as [.., K, N / K, H]. Rows without any key give finite values, which carry weight 0 in every loss.
 """
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +15,18 @@ import jax.numpy as jnp
 MASKED = -1e30  # finite: a row without keys must not become NaN
 
 
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
-    """[..., N, H] -> [..., K, N / K, H], scaled by 1 / sqrt(H)."""
+    """[..., N, H] -> [..., K, N / K, H]."""
     *lead, heads, size = q.shape
-    return (q * jnp.asarray(size**-0.5, q.dtype)).reshape(*lead, kv_heads, heads // kv_heads, size)
+    return q.reshape(*lead, kv_heads, heads // kv_heads, size)
+
+
+def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
+    """float32 products of queries and keys, over the square root of the head size."""
+    return _product(spec, q, k) * q.shape[-1] ** -0.5
 
 
 def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array) -> jax.Array:
@@ -35,9 +46,9 @@ def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, s
     Returns:
       [R, M, N, H].
     """
-    score = jnp.einsum("rmnh,runh->rnmu", q_rmnh * jnp.asarray(q_rmnh.shape[-1] ** -0.5, q_rmnh.dtype), k_rmnh)
+    score = _scores("rmnh,runh->rnmu", q_rmnh, k_rmnh)
     seen = (segment_rm[:, :, None] == segment_rm[:, None, :]) & (segment_rm[:, :, None] > 0)
-    score = jnp.where(seen[:, None], score.astype(jnp.float32), MASKED)
+    score = jnp.where(seen[:, None], score, MASKED)
     return jnp.einsum("rnmu,runh->rmnh", jax.nn.softmax(score, -1).astype(v_rmnh.dtype), v_rmnh)
 
 
@@ -75,18 +86,17 @@ def paired_attention(
 
     add = jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, count, indices_are_sorted=True))
     most = jax.vmap(lambda x, at: jax.ops.segment_max(x, at, count, indices_are_sorted=True))
-    scaled = q_rmnh * jnp.asarray(q_rmnh.shape[-1] ** -0.5, q_rmnh.dtype)
-    score = jnp.einsum("rpmnh,rpunh->rpnmu", take(cut(scaled), query), take(cut(k_rmnh), key))
+    score = _scores("rpmnh,rpunh->rpnmu", take(cut(q_rmnh), query), take(cut(k_rmnh), key))
     segment = cut(segment_rm)
     of_query, of_key = take(segment, query)[..., :, None], take(segment, key)[..., None, :]
     seen = (of_query == of_key) & (of_query > 0) & (pair_rp2[..., 1] >= 0)[..., None, None]
-    score = jnp.where(seen[:, :, None], score.astype(jnp.float32), MASKED)
+    score = jnp.where(seen[:, :, None], score, MASKED)
     top = jnp.maximum(most(jax.lax.stop_gradient(score.max(-1)), query), MASKED)  # [R, blocks, N, block]
     weight = jnp.exp(score - take(top, query)[..., None])
     total = jnp.moveaxis(add(weight.sum(-1), query), 2, 3)[..., None]
-    out = add(jnp.einsum("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query)
-    out = out / jnp.where(total > 0, total, 1.0).astype(out.dtype)
-    return out.reshape(q_rmnh.shape)
+    out = add(_product("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query)
+    out = out / jnp.where(total > 0, total, 1.0)
+    return out.reshape(q_rmnh.shape).astype(v_rmnh.dtype)
 
 
 def window_attention(
@@ -134,10 +144,10 @@ def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, le
       [B, P, N, H].
     """
     q = _grouped(q_bpnh, k_bpkh.shape[2])
-    score = jnp.einsum("bpkgh,bukh->bkgpu", q, k_bpkh)
+    score = _scores("bpkgh,bukh->bkgpu", q, k_bpkh)
     length = q_bpnh.shape[1]
     seen = jnp.tril(jnp.ones((length, length), bool)) & (jnp.arange(length) < length_b[:, None])[:, None, :]
-    score = jnp.where(seen[:, None, None], score.astype(jnp.float32), MASKED)
+    score = jnp.where(seen[:, None, None], score, MASKED)
     out = jnp.einsum("bkgpu,bukh->bpkgh", jax.nn.softmax(score, -1).astype(v_bpkh.dtype), v_bpkh)
     return out.reshape(q_bpnh.shape)
 
@@ -184,18 +194,18 @@ def strip_attention(
     prompt_k, prompt_v = prompt_kv
     own_k, own_v = own_kv
     q = _grouped(q_bstnh, prompt_k.shape[2])
-    on_prompt = jnp.einsum("bstkgh,bpkh->bkgstp", q, prompt_k).astype(jnp.float32)
+    on_prompt = _scores("bstkgh,bpkh->bkgstp", q, prompt_k)
     in_prompt = (jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None])[:, None, None, None, None, :]
     on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
-    on_own = jnp.einsum("bstkgh,bsukh->bkgstu", q, own_k).astype(jnp.float32)
+    on_own = _scores("bstkgh,bsukh->bkgstu", q, own_k)
     on_own = jnp.where(strip_mask(segment_bst)[:, None, None], on_own, MASKED)
     top = jax.lax.stop_gradient(jnp.maximum(on_prompt.max(-1), on_own.max(-1)))[..., None]
     on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
     total = on_prompt.sum(-1) + on_own.sum(-1)
-    out = jnp.einsum("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
-    out += jnp.einsum("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
-    out = out / jnp.moveaxis(total, (1, 2), (3, 4))[..., None].astype(out.dtype)
-    return out.reshape(q_bstnh.shape)
+    out = _product("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += _product("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
+    out = out / jnp.moveaxis(total, (1, 2), (3, 4))[..., None]
+    return out.reshape(q_bstnh.shape).astype(q_bstnh.dtype)
 
 
 def decode_attention(
@@ -223,15 +233,15 @@ def decode_attention(
     prompt_k, prompt_v = prompt_kv
     own_k, own_v = own_kv
     q = _grouped(q_bsnh, prompt_k.shape[1])
-    on_prompt = jnp.einsum("bskgh,bkph->bksgp", q, prompt_k).astype(jnp.float32)
+    on_prompt = _scores("bskgh,bkph->bksgp", q, prompt_k)
     in_prompt = (jnp.arange(prompt_k.shape[2]) < prompt_len_b[:, None])[:, None, None, None, :]
     on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
-    on_own = jnp.einsum("bskgh,bskch->bksgc", q, own_k).astype(jnp.float32)
+    on_own = _scores("bskgh,bskch->bksgc", q, own_k)
     on_own = jnp.where(jnp.arange(own_k.shape[3]) <= step, on_own, MASKED)
     top = jnp.maximum(on_prompt.max(-1), on_own.max(-1))[..., None]
     on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
     total = on_prompt.sum(-1) + on_own.sum(-1)
-    out = jnp.einsum("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
-    out += jnp.einsum("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
-    out = out / jnp.moveaxis(total, 1, 2)[..., None].astype(out.dtype)
-    return out.reshape(q_bsnh.shape)
+    out = _product("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += _product("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
+    out = out / jnp.moveaxis(total, 1, 2)[..., None]
+    return out.reshape(q_bsnh.shape).astype(q_bsnh.dtype)

@@ -10,18 +10,27 @@ import numpy as np
 
 
 def dense(x: jax.Array, w: dict, key: str, inputs: int = 1) -> jax.Array:
-    """x [..., *in] times w[key] [*in, *out], plus the adapter beside it where there is one (`nn.lora`)."""
+    """x [..., *in] times w[key] [*in, *out], plus the adapter (`nn.lora`) and the bias beside it where there are any."""
     y = jnp.tensordot(x, w[key], inputs)
     if f"{key}_a" in w:
         y += jnp.tensordot(jnp.tensordot(x, w[f"{key}_a"], inputs), w[f"{key}_b"], 1)
-    return y
+    return add(y, w[f"{key}_bias"]) if f"{key}_bias" in w else y
+
+
+def add(x: jax.Array, vector: jax.Array) -> jax.Array:
+    """x + vector in float32, returned in x's dtype.
+
+    Vectors stay in float32 where the rest is bfloat16: the gradient of one is a sum over all tokens, of which bfloat16
+    keeps only the first few hundred.
+    """
+    return (x + vector).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in float32, returned in x's dtype."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-    return scale * normed.astype(x.dtype)
+    return (scale * normed).astype(x.dtype)
 
 
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, eps: float) -> jax.Array:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxr1.parallel import DEFAULT_RULES, Rules, batch_shards, constrain
+
 FORBIDDEN = -1e30  # finite, so that p * log p of a forbidden id is 0 and not NaN
 
 
@@ -14,50 +16,71 @@ def vocabulary_bias(vocab: int, forbidden: tuple[int, ...]) -> jax.Array:
     return bias.at[jnp.asarray(forbidden, jnp.int32)].set(FORBIDDEN) if forbidden else bias
 
 
-def tempered_logits(hidden_nd: jax.Array, head_vd: jax.Array, temperature, forbidden: tuple[int, ...]) -> jax.Array:
-    """float32[N, V]: logits at the sampling temperature, after the media mask. The sampler and the trainer share it."""
-    logit_nv = jnp.einsum("nd,vd->nv", hidden_nd, head_vd, preferred_element_type=jnp.float32)
-    return logit_nv / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
+def tempered_logits(hidden: jax.Array, head_vd: jax.Array, temperature, forbidden: tuple[int, ...]) -> jax.Array:
+    """float32[..., V]: logits at the sampling temperature, after the media mask. The sampler and the trainer share it."""
+    logit = jnp.einsum("...d,vd->...v", hidden, head_vd, preferred_element_type=jnp.float32)
+    return logit / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
+
+
+def logp_and_entropy(logit: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log p(target) and the entropy in nats, float32[...] each, of distributions over the last axis.
+
+    Only sums over the vocabulary, which may be split over devices: a gather there would bring all logits together.
+    """
+    total = jax.nn.logsumexp(logit, -1)
+    chosen = jnp.arange(logit.shape[-1]) == target[..., None]
+    logp = jnp.where(chosen, logit, 0.0).sum(-1) - total
+    return logp, total - (jnp.exp(logit - total[..., None]) * logit).sum(-1)
 
 
 def token_logp(
-    hidden_nd: jax.Array,
+    hidden_bmd: jax.Array,
     head_vd: jax.Array,
-    target_n: jax.Array,
+    target_bm: jax.Array,
     *,
     temperature=1.0,
     forbidden: tuple[int, ...] = (),
+    rules: Rules = DEFAULT_RULES,
     chunk: int = 256,
 ) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and entropy of each token, over chunks of `chunk` tokens with rematerialisation.
+    """log p(target) and entropy of each token, over chunks of tokens with rematerialisation.
 
-    Memory is `chunk` x V instead of N x V, forward and backward (measured at N = 8192, V = 151936: 1.3 GiB of
-    temporaries with rematerialisation, 10.4 GiB without chunks).
+    Memory is `chunk` x V instead of B x M x V, forward and backward (measured at 8192 tokens, V = 151936: 1.3 GiB of
+    temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes some tokens of every row, so that devices
+    which share a batch each compute their own rows:
+
+        hidden [B, M, D]  ->  [chunks, B, c, D]        B x c is about `chunk` tokens for each of them
 
     Args:
-      hidden_nd: [N, D], the hidden state that predicts each target.
-      head_vd: [V, D].
-      target_n: int32[N].
+      hidden_bmd: [B, M, D], the hidden state that predicts each target.
+      head_vd: [V, D], in its own dtype; multiplied in that of `hidden_bmd`.
+      target_bm: int32[B, M].
       temperature: of sampling; > 0.
       forbidden: ids outside the normaliser.
-      chunk: tokens at once.
+      rules: logical axes to mesh axes.
+      chunk: tokens at once on a device.
 
     Returns:
-      float32[N] log-probs and float32[N] entropies in nats.
+      float32[B, M] log-probs and float32[B, M] entropies in nats.
     """
-    count = hidden_nd.shape[0]
-    chunk = min(chunk, count)
-    padded = -(-count // chunk) * chunk
-    hidden = jnp.pad(hidden_nd, ((0, padded - count), (0, 0))).reshape(-1, chunk, hidden_nd.shape[1])
-    target = jnp.pad(target_n, (0, padded - count)).reshape(-1, chunk)
+    rows, count = target_bm.shape
+    size = min(count, max(1, chunk * batch_shards(rules) // rows))
+    padded = -(-count // size) * size
+    cut = lambda x: jnp.moveaxis(x.reshape(rows, -1, size, *x.shape[2:]), 1, 0)
+    hidden = cut(jnp.pad(hidden_bmd, ((0, 0), (0, padded - count), (0, 0))))
+    hidden = constrain(hidden, rules, None, "batch", None, None)
+    target = cut(jnp.pad(target_bm, ((0, 0), (0, padded - count))))
+    # Whole along D: split there, every chunk's logits would be summed over devices. Wide, because its gradient adds up
+    # over the chunks, and bfloat16 would lose most of what the last ones add.
+    wide = constrain(head_vd.astype(hidden.dtype), rules, "vocab", None).astype(jnp.float32)
 
     @jax.checkpoint
     def one(args):
-        hidden_cd, target_c = args
-        logit = tempered_logits(hidden_cd, head_vd, temperature, forbidden)
-        logp_cv = jax.nn.log_softmax(logit, -1)
-        logp = jnp.take_along_axis(logp_cv, target_c[:, None], 1)[:, 0]
-        return logp, -(jnp.exp(logp_cv) * logp_cv).sum(-1)
+        hidden_bcd, target_bc = args
+        return logp_and_entropy(
+            tempered_logits(hidden_bcd, wide.astype(hidden_bcd.dtype), temperature, forbidden), target_bc
+        )
 
+    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, padded)[:, :count]
     logp, entropy = jax.lax.map(one, (hidden, target))
-    return logp.reshape(-1)[:count], entropy.reshape(-1)[:count]
+    return whole(logp), whole(entropy)

@@ -1,6 +1,7 @@
 """One optimiser step in two jitted programs: `accumulate` once per micro-batch, `apply` once.
 
 Gradients are summed, not averaged: the weights that come with a batch already hold the denominators of the whole step.
+They, and AdamW's moments, are float32 whatever the parameters are, and are split over devices as these are.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.inputs.batch import PromptBatch
 from jaxr1.inputs.strips import Strips
 from jaxr1.models import vlm
 from jaxr1.models.vlm import PARTS, Model
+from jaxr1.nn.params import flatten, nest
+from jaxr1.parallel import constrain, mesh_of
 from jaxr1.rl.objectives import Kl, Surrogate, clipped_surrogate, kl_estimate
 
 
@@ -115,15 +119,24 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
     return {k: v for k, v in params.items() if k not in freeze}, {k: v for k, v in params.items() if k in freeze}
 
 
-@functools.partial(jax.jit, static_argnames="tx")
-def _init(tx: optax.GradientTransformation, trainable: dict):
-    return tx.init(trainable)
-
-
 def init_state(params: dict, tx: optax.GradientTransformation, freeze: tuple[str, ...] = ()) -> TrainState:
-    """A fresh optimiser state beside the parameters, sharded like them."""
+    """A fresh optimiser state beside the parameters, sharded like them.
+
+    Raises:
+      ValueError: parameters to train that are neither float32 nor bfloat16; see also `split_params`.
+    """
     trainable, frozen = split_params(params, freeze)
-    return TrainState(step=jnp.int32(0), trainable=trainable, frozen=frozen, opt=_init(tx, trainable))
+    if other := {str(x.dtype) for x in jax.tree.leaves(trainable)} - {"float32", "bfloat16"}:
+        raise ValueError(f"parameters that are trained must be float32 or bfloat16, not {', '.join(sorted(other))}")
+    # Not under jit: moments are `zeros_like` a parameter, and get its sharding only from an array that has one.
+    opt = tx.init(jax.tree.map(_zeros_like, trainable))
+    whole = NamedSharding(mesh_of(params), PartitionSpec())
+    place = lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
+    return TrainState(step=place(jnp.int32(0)), trainable=trainable, frozen=frozen, opt=jax.tree.map(place, opt))
+
+
+def _zeros_like(x: jax.Array) -> jax.Array:
+    return jnp.zeros(x.shape, jnp.float32, device=x.sharding)
 
 
 def token_losses(objective: Objective, batch: TrainBatch, logp, entropy) -> tuple[jax.Array, dict, dict]:
@@ -149,13 +162,15 @@ def token_losses(objective: Objective, batch: TrainBatch, logp, entropy) -> tupl
 
 
 def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBatch):
-    params = vlm.cast(model, {**trainable, **frozen})
-    prompt = vlm.prefill(model, params, batch.prompt)
+    """The loss of a micro-batch, and its metrics. `trainable` is float32."""
+    params = lambda: vlm.cast(model, {**trainable, **frozen})
+    prompt = vlm.prefill(model, params(), batch.prompt)
 
     def chunk(part: TrainBatch):
         strips = part.strips
+        # Cast inside: gradients of the chunks then add up in float32.
         logp, entropy = vlm.response_logp(
-            model, params, prompt, strips, temperature=objective.temperature, forbidden=objective.forbidden
+            model, params(), prompt, strips, temperature=objective.temperature, forbidden=objective.forbidden
         )
         loss, means, largest = token_losses(objective, part, logp, entropy)
         real = (strips.weight_bst > 0).astype(jnp.float32)
@@ -193,47 +208,88 @@ def accumulate(
     """Adds the gradient and the metrics of one micro-batch to `sums` (donated)."""
     with jax.named_scope("update"):
         grad = jax.value_and_grad(_loss, has_aux=True)
-        (loss, (means, largest)), grads = grad(trainable, frozen, model, objective, batch)
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
+        (loss, (means, largest)), grads = grad(wide, frozen, model, objective, batch)
+        axes = model.axes()
+        # Sharded like the parameters: every device then adds up its own part only.
+        own = nest({path: constrain(g, model.rules, *axes[path]) for path, g in flatten(grads).items()})
         return Sums(
-            grads=jax.tree.map(jnp.add, sums.grads, grads),
+            grads=jax.tree.map(jnp.add, sums.grads, own),
             loss=sums.loss + loss,
             means={k: sums.means[k] + v for k, v in means.items()},
             largest={k: jnp.maximum(sums.largest[k], v) for k, v in largest.items()},
         )
 
 
-@functools.partial(jax.jit, static_argnames="objective")
 def zero_sums(objective: Objective, trainable: dict) -> Sums:
-    """Empty sums, sharded like the parameters."""
-    zero = lambda: jnp.zeros((), jnp.float32)
-    largest = {} if objective.kind == "sft" else {"rollout/max_abs_dlogp": zero()}
-    return Sums(
-        grads=jax.tree.map(jnp.zeros_like, trainable),
-        loss=zero(),
-        means={k: Ratio(zero(), zero()) for k in objective.means()},
-        largest=largest,
-    )
+    """Empty sums, float32, sharded like the parameters."""
+    leaves, tree = jax.tree.flatten(trainable)
+    return _zeros(objective, tree, tuple((x.shape, x.sharding) for x in leaves), mesh_of(trainable))()
+
+
+@functools.lru_cache(maxsize=64)
+def _zeros(objective: Objective, tree, leaves: tuple, mesh):
+    """The jitted function that makes `zero_sums`: one launch, whatever the number of parameters."""
+
+    def make(leaf, scalar) -> Sums:
+        return Sums(
+            grads=jax.tree.unflatten(tree, [leaf(*x) for x in leaves]),
+            loss=scalar(),
+            means={k: Ratio(scalar(), scalar()) for k in objective.means()},
+            largest={} if objective.kind == "sft" else {"rollout/max_abs_dlogp": scalar()},
+        )
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    zeros = lambda: make(lambda shape, _: jnp.zeros(shape, jnp.float32), lambda: jnp.zeros((), jnp.float32))
+    return jax.jit(zeros, out_shardings=make(lambda _, sharding: sharding, lambda: whole))
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to bfloat16, up or down with probabilities that keep the mean (arXiv:1502.02551, section 3.2).
+
+    An update of AdamW is mostly smaller than half of a bfloat16's last digit, and would be lost to rounding.
+    """
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # as large as the digits that are cut off
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
+    return jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32).astype(jnp.bfloat16)
 
 
 @functools.partial(jax.jit, static_argnames=("tx", "rate"), donate_argnames="state")
 def _apply(tx, rate, state: TrainState, grads):
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(norm)
-    updates, opt = tx.update(grads, state.opt, state.trainable)
+    old, tree = jax.tree.flatten(state.trainable)
+    wide = jax.tree.unflatten(tree, [x.astype(jnp.float32) for x in old])
+    updates, opt = tx.update(grads, state.opt, wide)
+    new = jax.tree.leaves(optax.apply_updates(wide, updates))
+    key = jax.random.fold_in(jax.random.key(0), state.step)
+    stored = [
+        n if o.dtype == n.dtype else round_stochastically(n, jax.random.fold_in(key, i))
+        for i, (n, o) in enumerate(zip(new, old, strict=True))
+    ]
     # A step whose gradient is not finite is skipped whole, and counted: the run goes on from sound parameters.
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-    trainable = keep(optax.apply_updates(state.trainable, updates), state.trainable)
     metrics = {
         "policy/grad_norm": norm,
         "policy/skipped": 1.0 - finite.astype(jnp.float32),
         "policy/learning_rate": jnp.asarray(rate(state.step), jnp.float32),
     }
-    return dataclasses.replace(state, step=state.step + 1, trainable=trainable, opt=keep(opt, state.opt)), metrics
+    return dataclasses.replace(
+        state,
+        step=state.step + finite,  # as the optimiser's own count, which the rate follows
+        trainable=keep(jax.tree.unflatten(tree, stored), state.trainable),
+        opt=keep(opt, state.opt),
+    ), metrics
 
 
 def apply(tx, rate, state: TrainState, sums: Sums) -> tuple[TrainState, dict]:
-    """One optimiser update from accumulated sums (the state is donated); metrics stay on the device."""
+    """One optimiser update from accumulated sums (the state is donated).
+
+    Returns:
+      The new state, and metrics on the device: NaN for means and maxima of an update that had no tokens to compute.
+    """
     state, metrics = _apply(tx, rate, state, sums.grads)
     metrics["policy/loss"] = sums.loss
-    metrics.update({k: r.total / jnp.maximum(r.weight, 1.0) for k, r in sums.means.items()})
-    return state, {**metrics, **sums.largest}
+    metrics.update({k: r.total / r.weight for k, r in sums.means.items()})
+    weight = sums.means[next(iter(sums.means))].weight
+    return state, {**metrics, **{k: jnp.where(weight > 0, v, jnp.nan) for k, v in sums.largest.items()}}

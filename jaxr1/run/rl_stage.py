@@ -353,11 +353,13 @@ def program_bound(stage: Rl, buckets: Buckets | BucketOptions, *, prompt_rows: i
 def read_metrics(updates: list[dict]) -> dict[str, float]:
     """Metrics of the updates of one step, fetched at once: means, but of `rollout/max_abs_dlogp` the first update's.
 
-    Only then are the parameters still those that sampled: the metric compares two computations, not two policies.
+    Only then are the parameters still those that sampled: the metric compares two computations, not two policies. An
+    update that had nothing to compute (all its advantages are 0) takes no part in means; NaN where none had.
     """
     fetched = jax.device_get(updates)
     first = ("rollout/max_abs_dlogp",)
-    return {k: float(fetched[0][k] if k in first else np.mean([u[k] for u in fetched])) for k in fetched[0]}
+    known = {k: [u[k] for u in (fetched[:1] if k in first else fetched) if not np.isnan(u[k])] for k in fetched[0]}
+    return {k: float(np.mean(values)) if values else float("nan") for k, values in known.items()}
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:

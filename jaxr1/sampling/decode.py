@@ -17,7 +17,8 @@ from flax import struct
 
 from jaxr1.models import text, vlm
 from jaxr1.models.vlm import Model, Prefilled
-from jaxr1.nn.logprob import tempered_logits
+from jaxr1.nn.logprob import logp_and_entropy, tempered_logits
+from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import constrain
 from jaxr1.sampling.draw import Filters, draw
 
@@ -44,7 +45,7 @@ class DecodeState:
     hidden_bsd: Any  # [B, S, D]
     token_bsc: Any  # int32[B, S, C]
     logp_bsc: Any  # float32[B, S, C]
-    entropy_bs: Any  # float32[B, S], summed over tokens
+    entropy_bsc: Any  # float32[B, S, C]
     length_bs: Any  # int32[B, S]
     done_bs: Any  # bool[B, S]
     key_bs2: Any  # uint32[B, S, 2]
@@ -73,23 +74,40 @@ def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots
     kv = [tuple(jnp.swapaxes(x[i], 1, 2) for x in prompt.kv) for i in range(model.text.layers)]
     rows, width = prompt.last_bd.shape
     shape = (rows, samples, model.text.kv_heads, slots, model.text.head_size)
-    zero = lambda: _cache_sharded(model, jnp.zeros(shape, prompt.kv[0].dtype))
+    zero = lambda: jnp.zeros(shape, prompt.kv[0].dtype)
     state = DecodeState(
         step=jnp.int32(0),
         hidden_bsd=jnp.broadcast_to(prompt.last_bd[:, None], (rows, samples, width)),
         token_bsc=jnp.zeros((rows, samples, slots), jnp.int32),
         logp_bsc=jnp.zeros((rows, samples, slots), jnp.float32),
-        entropy_bs=jnp.zeros((rows, samples), jnp.float32),
+        entropy_bsc=jnp.zeros((rows, samples, slots), jnp.float32),
         length_bs=jnp.zeros((rows, samples), jnp.int32),
         done_bs=done_bs,
         key_bs2=key_bs2,
         own_kv=[(zero(), zero()) for _ in range(model.text.layers)],
     )
-    return state, PromptCache(kv, prompt.length_b, prompt.next_position_b)
+    return _on_rows(model, state), _on_rows(model, PromptCache(kv, prompt.length_b, prompt.next_position_b))
 
 
-def _cache_sharded(model: Model, x):
-    return constrain(x, model.rules, "batch", None, "kv_heads", None, None)
+def _on_rows(model: Model, tree):
+    """Rows split over the devices that share a batch, the heads of caches over those that share a layer."""
+
+    def one(x):
+        heads = {4: ("kv_heads", None, None), 5: (None, "kv_heads", None, None)}  # [B, K, P, H] and [B, S, K, C, H]
+        return constrain(x, model.rules, "batch", *heads.get(x.ndim, (None,) * (x.ndim - 1))) if x.ndim else x
+
+    return jax.tree.map(one, tree)
+
+
+def _gathered(model: Model, params: dict) -> dict:
+    """The decoder whole along what `fsdp` splits: split, each layer would be gathered anew for every token."""
+    axes, mesh_axes = model.axes(), dict(model.rules)
+
+    def one(path: str, x: jax.Array) -> jax.Array:
+        own = axes.get(f"decoder/{path}", (None,) * x.ndim)  # adapters, which are small, have other paths here
+        return constrain(x, model.rules, *(None if "fsdp" in mesh_axes.get(a or "", ()) else a for a in own))
+
+    return nest({path: one(path, x) for path, x in flatten(params).items()})
 
 
 @functools.partial(jax.jit, static_argnames=("model", "static"), donate_argnames="state")
@@ -103,18 +121,16 @@ def decode_until(
       temperature: float32 scalar; 1 for greedy.
     """
     params = vlm.cast(model, params)
-    decoder, head = params["decoder"], vlm.head(params)
-    layers = text.unstack(decoder)
+    decoder = _gathered(model, {**params["decoder"], "head": vlm.head(params).astype(model.dtype)})
+    layers, head = text.unstack(decoder), decoder["head"]
     rows, samples, width = state.hidden_bsd.shape
 
     def body(s: DecodeState) -> DecodeState:
         logit = tempered_logits(s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden)
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
-        logp_nv = jax.nn.log_softmax(logit, -1)
-        logp = jnp.take_along_axis(logp_nv, token[:, None], 1).reshape(rows, samples)
-        entropy = -(jnp.exp(logp_nv) * logp_nv).sum(-1).reshape(rows, samples)
-        token, live = token.reshape(rows, samples), ~s.done_bs
-        at = (0, 0, s.step)
+        token, logp, entropy = (x.reshape(rows, samples) for x in (token, *logp_and_entropy(logit, token)))
+        live = ~s.done_bs
+        note = lambda x_bsc, x: jax.lax.dynamic_update_slice(x_bsc, jnp.where(live, x, 0)[..., None], (0, 0, s.step))
         position = prompt.next_position_b[:, None] + s.step
         hidden, own_kv = text.decode(
             model.text,
@@ -132,9 +148,9 @@ def decode_until(
             s,
             step=s.step + 1,
             hidden_bsd=hidden,
-            token_bsc=jax.lax.dynamic_update_slice(s.token_bsc, jnp.where(live, token, 0)[..., None], at),
-            logp_bsc=jax.lax.dynamic_update_slice(s.logp_bsc, jnp.where(live, logp, 0.0)[..., None], at),
-            entropy_bs=s.entropy_bs + jnp.where(live, entropy, 0.0),
+            token_bsc=note(s.token_bsc, token),
+            logp_bsc=note(s.logp_bsc, logp),
+            entropy_bsc=note(s.entropy_bsc, entropy),
             length_bs=s.length_bs + live,
             done_bs=s.done_bs | stopped,
             own_kv=own_kv,
@@ -144,8 +160,8 @@ def decode_until(
         return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done_bs.all(), body, state)
 
 
-@functools.partial(jax.jit, static_argnames="slots")
-def grow(state: DecodeState, slots: int) -> DecodeState:
+@functools.partial(jax.jit, static_argnames=("model", "slots"))
+def grow(model: Model, state: DecodeState, slots: int) -> DecodeState:
     """The same state with more cache slots, the new ones zero."""
 
     def wider(x, axis):
@@ -153,16 +169,18 @@ def grow(state: DecodeState, slots: int) -> DecodeState:
         pad[axis] = (0, slots - x.shape[axis])
         return jnp.pad(x, pad)
 
-    return dataclasses.replace(
+    wide = dataclasses.replace(
         state,
         token_bsc=wider(state.token_bsc, 2),
         logp_bsc=wider(state.logp_bsc, 2),
+        entropy_bsc=wider(state.entropy_bsc, 2),
         own_kv=[(wider(k, 3), wider(v, 3)) for k, v in state.own_kv],
     )
+    return _on_rows(model, wide)
 
 
-@jax.jit
-def select(state: DecodeState, prompt: PromptCache, row_r, slot_rs, done_rs):
+@functools.partial(jax.jit, static_argnames="model")
+def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs, done_rs):
     """The chosen responses only: rows `row_r` of the batch, and of each the samples `slot_rs`.
 
     `done_rs` marks places that are only there to fill the shape.
@@ -173,13 +191,13 @@ def select(state: DecodeState, prompt: PromptCache, row_r, slot_rs, done_rs):
         hidden_bsd=pick(state.hidden_bsd),
         token_bsc=pick(state.token_bsc),
         logp_bsc=pick(state.logp_bsc),
-        entropy_bs=pick(state.entropy_bs),
+        entropy_bsc=pick(state.entropy_bsc),
         length_bs=pick(state.length_bs),
         done_bs=pick(state.done_bs) | done_rs,
         key_bs2=pick(state.key_bs2),
         own_kv=[(pick(k), pick(v)) for k, v in state.own_kv],
     )
-    return state, jax.tree.map(lambda x: x[row_r], prompt)
+    return _on_rows(model, state), _on_rows(model, jax.tree.map(lambda x: x[row_r], prompt))
 
 
 def compaction(done_bs: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

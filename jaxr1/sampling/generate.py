@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -20,6 +21,8 @@ from jaxr1.sampling.draw import Filters, prompt_key, sample_keys
 
 # Cache slots added before the host looks at the responses again (stop strings, compaction).
 FIRST_SLOTS = 32
+# Tokens between two looks for a stop string.
+LOOK_EVERY = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,10 +189,10 @@ class Sampler:
         texts_stop = self.options.stop
         for slots in self.slots:
             if slots > state.token_bsc.shape[2]:
-                state = loop.grow(state, slots)
+                state = loop.grow(self.model, state, slots)
             end = min(slots, limit_all)
             while step < end:
-                limit = end if not (every or texts_stop) else min(end, step + (every or 16))
+                limit = end if not (every or texts_stop) else min(end, step + (every or LOOK_EVERY))
                 state = loop.decode_until(
                     self.model, params, cache, state, np.int32(limit), self.temperature, self.static
                 )
@@ -197,7 +200,7 @@ class Sampler:
                 if on_tokens or texts_stop:
                     token, length = np.asarray(state.token_bsc), np.asarray(state.length_bs)
                     if texts_stop:
-                        done = self._stop_strings(token, length, done)
+                        done = self._stop_strings(token, length, done, every or LOOK_EVERY)
                         state = state.replace(done_bs=jax.device_put(done, state.done_bs.sharding))
                     if on_tokens:
                         on_tokens(self._so_far(finished, origin, token, length, count, n))
@@ -209,7 +212,7 @@ class Sampler:
             if chosen is not None:
                 self._collect(finished, state, origin, only_done=True)
                 row, slot, filler = chosen
-                state, cache = loop.select(state, cache, row, slot, filler)
+                state, cache = loop.select(self.model, state, cache, row, slot, filler)
                 origin = np.take_along_axis(origin[row], slot[..., None], 1)
                 origin[filler] = -1
         self._collect(finished, state, origin, only_done=False)
@@ -218,7 +221,7 @@ class Sampler:
     @staticmethod
     def _collect(finished, state, origin, only_done: bool) -> None:
         """Copies responses out of the state; places that fill a shape, or were copied before, are passed over."""
-        arrays = jax.device_get((state.token_bsc, state.logp_bsc, state.entropy_bs, state.length_bs, state.done_bs))
+        arrays = jax.device_get((state.token_bsc, state.logp_bsc, state.entropy_bsc, state.length_bs, state.done_bs))
         token, logp, entropy, length, done = arrays
         for place in np.ndindex(done.shape):
             b, s = origin[place]
@@ -228,15 +231,20 @@ class Sampler:
             finished[int(b), int(s)] = (
                 token[place][:size].copy(),
                 logp[place][:size].copy(),
-                float(entropy[place]),
+                entropy[place][:size].copy(),
                 bool(done[place]),
             )
 
-    def _stop_strings(self, token, length, done) -> np.ndarray:
+    def _stop_strings(self, token, length, done, drawn: int) -> np.ndarray:
+        """`done`, and what holds a stop string that ends in its last `drawn` tokens: only as much text is made anew."""
+        window = drawn + 8 + max(len(s.encode()) for s in self.options.stop)  # a token is at least a byte
         for place in zip(*np.nonzero(~done), strict=True):
-            text = self.processor.decode(token[place][: length[place]])
-            done[place] = any(s in text for s in self.options.stop)
+            done[place] = self._stops_in(token[place][: length[place]][-window:])
         return done
+
+    def _stops_in(self, ids: np.ndarray) -> bool:
+        text = self.processor.decode(ids)
+        return any(s in text for s in self.options.stop)
 
     @staticmethod
     def _so_far(finished, origin, token, length, count, n) -> list[list[np.ndarray]]:
@@ -250,16 +258,15 @@ class Sampler:
                 out[b][s] = token[place][: length[place]]
         return out
 
-    def _completion(self, ids: np.ndarray, logp: np.ndarray, entropy: float, done: bool) -> Completion:
+    def _completion(self, ids: np.ndarray, logp: np.ndarray, entropy: np.ndarray, done: bool) -> Completion:
         text = self.processor.decode(ids)
         cut = min((text.find(s) for s in self.options.stop if s in text), default=None)
         if cut is not None:
             # Tokens after the one that completed the stop string were drawn only because the host looks in chunks.
-            size = next(
-                k for k in range(1, len(ids) + 1) if any(s in self.processor.decode(ids[:k]) for s in self.options.stop)
-            )
-            ids, logp, text = ids[:size], logp[:size], text[:cut]
-        return Completion(text, ids, logp, "stop" if done or cut is not None else "length", entropy / max(1, len(ids)))
+            size = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda k: self._stops_in(ids[:k]))
+            ids, logp, entropy, text = ids[:size], logp[:size], entropy[:size], text[:cut]
+        mean = float(entropy.mean()) if len(ids) else 0.0
+        return Completion(text, ids, logp, "stop" if done or cut is not None else "length", mean)
 
 
 def compaction_of(done: np.ndarray, multiple: int):

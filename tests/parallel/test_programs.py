@@ -1,0 +1,148 @@
+"""What devices send each other in the compiled programs: parameters and activations, never logits, and no parameter once
+per token. What is stored is split as the parameters are."""
+
+import math
+import re
+
+import jax
+import numpy as np
+import optax
+import pytest
+from reference import make_checkpoint, mixed_prompts
+
+import jaxr1
+from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.parallel import batch_multiple, make_mesh
+from jaxr1.rl import step as rl
+from jaxr1.sampling import decode as loop
+from jaxr1.sampling.draw import Filters
+from jaxr1.sampling.generate import place_batch
+from jaxr1.sampling.scoring import score_batch
+
+ROWS, GROUP, TOKENS, VOCAB = 8, 4, 24, 512
+WIDTH = 48
+
+
+def collectives(compiled) -> list[tuple[str, tuple[int, ...], str]]:
+    """(kind, shape, name of the operation) of everything that devices exchange."""
+    found = []
+    for line in compiled.as_text().splitlines():
+        match = re.search(
+            r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(", line
+        )
+        if match:
+            name = re.search(r'op_name="([^"]*)"', line)
+            for dims in re.findall(r"\w+\[([0-9,]*)\]", match.group(1)):
+                shape = tuple(int(d) for d in dims.split(",") if d)
+                found.append((match.group(2), shape, name.group(1) if name else ""))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, module_seed):
+    out = tmp_path_factory.mktemp("m") / "m"
+    make_checkpoint(out, module_seed, hidden=WIDTH, heads=6, kv_heads=2, layers=2, tied=False)
+    return out
+
+
+@pytest.fixture(scope="module", params=[(4, 1, 1), (1, 4, 1), (1, 2, 2)], ids=str)
+def programs(request, folder):
+    """Compiled scoring, update and decoding on four devices, and the states that they are given."""
+    mesh = make_mesh(request.param, jax.devices()[:4])
+    model, params = jaxr1.load_model(folder, mesh=mesh)
+    processor, rng = jaxr1.load_processor(folder), np.random.default_rng(0)
+    prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
+    buckets = Buckets((192,), (TOKENS,), (64,))
+    tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
+    multiple = batch_multiple(mesh, model.rules)
+    [plan] = plan_strips(
+        [len(p) for p in prompts], [[TOKENS] * GROUP] * ROWS, buckets, token_budget=10**9, multiple=multiple
+    )
+    zero = fill(plan, [[0.0] * GROUP] * ROWS)
+    batch = rl.TrainBatch(
+        plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple),
+        make_strips(plan, prompts, tokens, [[1.0] * GROUP] * ROWS),
+        zero, zero, zero, zero,
+    )  # fmt: skip
+    objective = rl.Objective(forbidden=processor.media_token_ids)
+    state = rl.init_state(params, optax.adamw(1e-3))
+    sums = rl.zero_sums(objective, state.trainable)
+    with jax.set_mesh(mesh):
+        placed = place_batch(batch, mesh, model)
+        score = score_batch.lower(
+            model, params, placed.prompt, placed.strips, np.float32(1), processor.media_token_ids
+        ).compile()
+        update = rl.accumulate.lower(model, objective, state.trainable, state.frozen, sums, placed).compile()
+        rows = place_batch(make_batch(prompts, buckets, model.layout, rows=ROWS, multiple=multiple), mesh, model)
+        on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
+        keys = jax.device_put(np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding)
+        prefilled = loop.run_prefill(model, params, rows)
+        decoding, cache = loop.start(model, prefilled, keys, on_rows(np.zeros((ROWS, GROUP), bool)), GROUP, 32)
+        static = loop.Static(Filters(), processor.media_token_ids, (2,))
+        args = (model, params, cache, decoding, np.int32(9), np.float32(1), static)
+        decode = loop.decode_until.lower(*args).compile()
+    compiled = {"score": score, "update": update, "decode": decode}
+    return mesh, model, state, (objective, placed), (cache, decoding), compiled
+
+
+@pytest.mark.parametrize("name", ["score", "update", "decode"])
+def test_logits_stay_on_their_device(programs, name):
+    """Over the vocabulary only single numbers per token are added up, and the output matrix is brought together."""
+    mesh, *_, compiled = programs
+    share = VOCAB // mesh.shape["tensor"]
+    matrices = {(a, b) for a in (VOCAB, share) for b in (WIDTH, WIDTH // 2, WIDTH // 4)}
+    matrices |= {(b, a) for a, b in matrices}
+    for kind, shape, where in collectives(compiled[name]):
+        if VOCAB in shape or (share in shape and share != WIDTH):
+            assert shape[-2:] in matrices and math.prod(shape[:-2]) == 1, (kind, shape, where)
+
+
+def test_no_parameter_is_gathered_for_every_token(programs):
+    mesh, model, *_, compiled = programs
+    inside = [c for c in collectives(compiled["decode"]) if "while/body" in c[2]]
+    activations = ROWS * GROUP * max(WIDTH, model.text.mlp)
+    smallest = min(math.prod(p.layer_shape) for p in model.table().values() if p.transpose)
+    for kind, shape, where in inside:
+        assert kind != "all-gather" or math.prod(shape) <= ROWS * GROUP, (kind, shape, where)
+        assert math.prod(shape) <= activations, (kind, shape, where)
+    assert smallest > ROWS * GROUP, "sizes at which a gathered parameter would be seen"
+
+
+def test_states_are_split_as_the_parameters_are(programs):
+    """Moments, gradient sums, and all of them again after a step."""
+    mesh, model, state, (objective, placed), _, _ = programs
+    tx, rate = optax.adamw(1e-3), optax.constant_schedule(1e-3)
+    state = rl.init_state(jax.tree.map(lambda x: x.copy(), state.params), tx)
+    wanted = [x.sharding for x in jax.tree.leaves(state.trainable)]
+    assert any(not s.is_fully_replicated for s in wanted) == (mesh.shape["data"] == 1)
+
+    def check(state, sums):
+        trees = [state.trainable, sums.grads, state.opt[0].mu, state.opt[0].nu]
+        for tree in trees:
+            for x, sharding in zip(jax.tree.leaves(tree), wanted, strict=True):
+                assert x.sharding.is_equivalent_to(sharding, x.ndim), (x.shape, x.sharding, sharding)
+        for x in jax.tree.leaves((state, sums)):
+            assert x.sharding.device_set == set(mesh.devices.flat)
+
+    sums = rl.zero_sums(objective, state.trainable)
+    check(state, sums)
+    with jax.set_mesh(mesh):
+        for _ in range(2):
+            sums = rl.accumulate(model, objective, state.trainable, state.frozen, sums, placed)
+        grads = jax.tree.map(lambda x: x.copy(), sums)
+        state, _ = rl.apply(tx, rate, state, sums)
+    check(state, grads)
+
+
+def test_compaction_and_growth_keep_rows_apart(programs):
+    mesh, model, *_, (cache, decoding), _ = programs
+    multiple = batch_multiple(mesh, model.rules)
+    with jax.set_mesh(mesh):
+        wide = loop.grow(model, decoding, 64)
+        row, slot = np.arange(multiple, dtype=np.int32), np.tile(np.arange(2, dtype=np.int32), (multiple, 1))
+        small, kept = loop.select(model, wide, cache, row, slot, np.zeros((multiple, 2), bool))
+    for tree in (cache, decoding, wide, small, kept):
+        for x in jax.tree.leaves(tree):
+            if x.ndim:
+                assert x.addressable_shards[0].data.shape[0] == x.shape[0] // multiple, (x.shape, x.sharding)
