@@ -43,12 +43,20 @@ class Example:
     @property
     def images(self) -> list[Any]:
         """The image references, in the order of the conversation."""
+        return self._media("image")
+
+    @property
+    def videos(self) -> list[Any]:
+        """The video references, in the order of the conversation."""
+        return self._media("video")
+
+    def _media(self, kind: str) -> list[Any]:
         return [
-            part["image"]
+            part[kind]
             for message in self.messages
             if not isinstance(message["content"], str)
             for part in message["content"]
-            if part["type"] == "image"
+            if part["type"] == kind
         ]
 
 
@@ -58,14 +66,22 @@ class Dataset(Sequence[Example]):
     Attributes:
       name: what metrics and messages call it.
       dropped: rows left out, each {"source": ..., "reason": ...}.
+      videos: whether rows may hold videos; it decides which sizes of patches a run prepares for.
     """
 
     def __init__(
-        self, name: str, length: int, get: Callable[[int], Example], dropped: Iterable[dict[str, str]] = ()
+        self,
+        name: str,
+        length: int,
+        get: Callable[[int], Example],
+        dropped: Iterable[dict[str, str]] = (),
+        *,
+        videos: bool = False,
     ) -> None:
         """Args: `get(i)` returns example i and must be a pure function of i, for 0 <= i < length."""
         self.name = name
         self.dropped = list(dropped)
+        self.videos = videos
         self._length = length
         self._get = get
 
@@ -79,7 +95,7 @@ class Dataset(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Dataset":
         if isinstance(index, slice):
             rows = range(self._length)[index]
-            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]))
+            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]), videos=self.videos)
         return self._get(range(self._length)[index])
 
     def __repr__(self) -> str:

@@ -215,7 +215,7 @@ def _load(
     if not kept:
         why = f"; the first: {dropped[0]['source']}: {dropped[0]['reason']}" if dropped else ""
         raise DataError(f"{path}: no usable row among {seen}{why}")
-    return Dataset(Path(path).stem, len(kept), kept.__getitem__, dropped)
+    return Dataset(Path(path).stem, len(kept), kept.__getitem__, dropped, videos=any(e.videos for e in kept))
 
 
 def _files(path: str) -> list[str]:

@@ -23,6 +23,7 @@ from jaxr1.inputs.template import (
     Prompt,
     PromptError,
     content_parts,
+    end_of_turn,
     render,
 )
 from jaxr1.inputs.tiles import TileOptions, preprocess_tiles
@@ -39,6 +40,7 @@ from jaxr1.inputs.videos import (
 QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
 CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
 
 
@@ -105,7 +107,8 @@ class Processor:
       tokenizer: the transformers tokenizer.
       images: how images are resized and normalised; None for a model of text only.
       media_token_ids: ids that stand for media (pads, vision start and end): never sampled, outside the normaliser.
-      stop_token_ids: ids that end a response: the generation config's and the tokenizer's.
+      stop_token_ids: ids that end a response: the generation config's, the tokenizer's and the template's.
+      turn_end_id: the one that the template ends an answer with; supervised stages train on it.
       image_token_id: the placeholder that an image's embeddings replace; -1 for a model of text only.
       template: None or a name of `TEMPLATES`.
       videos: how videos are sampled and resized; None for a model that takes none.
@@ -119,6 +122,7 @@ class Processor:
     images: ImageOptions | TileOptions | None
     media_token_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
+    turn_end_id: int
     image_token_id: int
     template: str | None = None
     videos: VideoOptions | None = None
@@ -144,7 +148,8 @@ class Processor:
             tokenizer.chat_template = _processor_template(directory) or tokenizer.chat_template
         known = tokenizer.get_vocab()
         said = _read(directory / "generation_config.json").get("eos_token_id")
-        stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id]
+        turn_end = end_of_turn(tokenizer, template)
+        stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id, turn_end]
         images, media, image_token = None, set(), None
         videos, video_token = None, raw.get("video_token_id")
         if vision is not None:
@@ -167,6 +172,7 @@ class Processor:
             images=images,
             media_token_ids=tuple(sorted(int(i) for i in media if i is not None)),
             stop_token_ids=tuple(sorted({int(i) for i in stops if i is not None})),
+            turn_end_id=tokenizer.eos_token_id if turn_end is None else turn_end,
             image_token_id=-1 if image_token is None else int(image_token),
             template=template,
             videos=videos,
@@ -180,6 +186,12 @@ class Processor:
     def max_patches(self) -> int:
         """Most patches of one image (or tile), the bound of a patch row; 0 for a model of text only."""
         return 0 if self.images is None else self.images.max_patches
+
+    @property
+    def max_frame_patches(self) -> int:
+        """As `max_patches`, with the frames of videos counted among the images."""
+        frame = 0 if self.videos is None else self.videos.max_pixels // self.videos.patch_size**2
+        return max(self.max_patches, frame)
 
     @property
     def tiles(self) -> bool:
@@ -207,7 +219,23 @@ class Processor:
                     changes["size"] = dict(zip(("shortest_edge", "longest_edge"), bounds, strict=True))
         if changes and "image_processor" in raw:
             changes = {"image_processor": settings | changes}
-        return {file: keys for file, keys in (("config.json", config), (name, changes)) if keys}
+        found: dict[str, dict] = {}
+        for file, keys in (("config.json", config), (name, changes), self._changed_videos()):
+            found[file] = found.get(file, {}) | keys
+        return {file: keys for file, keys in found.items() if keys}
+
+    def _changed_videos(self) -> tuple[str, dict]:
+        """As `changed_files`, of the settings of videos."""
+        if self.videos is None:
+            return "", {}
+        file, settings = video_settings(self.directory)
+        said = VideoOptions.from_config(settings, variant=self.videos.variant)
+        bounds = ("fps", "max_frames", "min_pixels", "max_pixels")
+        if all(getattr(said, name) == getattr(self.videos, name) for name in bounds):
+            return file, {}
+        inner = dict(settings.get("video_processor", settings)) | {name: getattr(self.videos, name) for name in bounds}
+        inner["size"] = {"shortest_edge": self.videos.min_pixels, "longest_edge": self.videos.max_pixels}
+        return file, {"video_processor": inner} if "video_processor" in settings else inner
 
     @property
     def prefix(self) -> str:
@@ -277,8 +305,9 @@ class Processor:
             raise PromptError(f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only")
         units = [self._unit(part) for part in parts]
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
-        rendered, texts = render(prompt, self.tokenizer, self.template, pads, flat=self.tiles)
+        rendered, hidden = render(prompt, self.tokenizer, self.template, pads, self._special, flat=self.tiles)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
+        opened = _THOUGHT_OPENED.search(rendered)  # a template may begin the answer itself
         ids = [] if self._bos and rendered.startswith(self.tokenizer.bos_token) else list(self._bos)
         spans: list[Span] = []
         rendered, waiting = self._with_times(rendered, units)
@@ -287,7 +316,7 @@ class Processor:
             if not piece:
                 continue
             if not self._special.fullmatch(piece):
-                ids += self.text_ids(SENTINEL_PATTERN.sub(lambda m: texts[int(m.group(1))], piece))
+                ids += self.text_ids(SENTINEL_PATTERN.sub(lambda m: hidden[int(m.group(1))], piece))
                 continue
             token = self.tokenizer.convert_tokens_to_ids(piece)
             if token not in (self.image_token_id, self.video_token_id):
@@ -323,7 +352,7 @@ class Processor:
             grids=tuple(g for unit in units for g in unit.grids),
             spans=tuple((s.start, s.end) for s in spans),
             hashes=tuple(unit.hash for unit in units),
-            prefix=prefix,
+            prefix=(opened.group() if opened else "") + prefix,
         )
 
     def _unit(self, part: dict) -> Unit:
@@ -424,16 +453,24 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int
     return position, int(position.max(initial=-1)) + 1
 
 
-def video_options(directory: Path, raw: dict, vision: Any) -> VideoOptions:
-    """Video settings of a directory; sizes of patches are the tower's."""
-    variant = "qwen3_vl" if raw["model_type"] == "qwen3_vl" else "qwen2_vl"
+def video_settings(directory: Path) -> tuple[str, dict]:
+    """The file of a directory that holds the settings of videos (or would), and these."""
     whole = _read(directory / "processor_config.json")
-    settings = whole if "video_processor" in whole else _read(directory / "video_preprocessor_config.json")
+    if "video_processor" in whole:
+        return "processor_config.json", whole
+    name = "video_preprocessor_config.json"
+    settings = _read(directory / name)
     if not settings:  # bounds of images are not those of videos: only the statistics carry over
         images = _read(directory / "preprocessor_config.json")
         settings = {k: images[k] for k in ("image_mean", "image_std", "rescale_factor") if k in images}
+    return name, settings
+
+
+def video_options(directory: Path, raw: dict, vision: Any) -> VideoOptions:
+    """Video settings of a directory; sizes of patches are the tower's."""
+    variant = "qwen3_vl" if raw["model_type"] == "qwen3_vl" else "qwen2_vl"
     return dataclasses.replace(
-        VideoOptions.from_config(settings, variant=variant),
+        VideoOptions.from_config(video_settings(directory)[1], variant=variant),
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.merge_size,

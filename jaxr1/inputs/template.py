@@ -1,21 +1,24 @@
 """From chat messages to token ids: the template renders, user text stays text, media get their spans.
 
-The rendered template holds a sentinel in place of every text the user wrote. It is split at its own special tokens,
-and the user's text is put back afterwards, so that a literal "<|image_pad|>" or "<|im_end|>" in a question is spelled
-out in ordinary tokens instead of becoming the token of that name.
+The rendered template holds a sentinel in place of every special string in what the user wrote. It is split at its own
+special tokens, and the user's strings are put back afterwards, so that a literal "<|image_pad|>" or "<|im_end|>" in a
+question is spelled out in ordinary tokens instead of becoming the token of that name.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
 # Private-use characters: a template may lower-case or trim around them, and never contains them itself.
 SENTINEL = "\ue000{}\ue001"
 SENTINEL_PATTERN = re.compile("\ue000([0-9]+)\ue001")
+_ASKS_THE_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+TODAY = datetime.datetime(2024, 7, 26)
 
 # VisualThinker-R1-Zero (arXiv:2503.05132): the template for a base model, which knows no chat turns.
 R1_ZERO_PREFIX = "<think>"
@@ -85,55 +88,110 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
 
 
 def render(
-    prompt: Prompt, tokenizer, template: str | None, pads: Sequence[str], *, flat: bool = False
+    prompt: Prompt, tokenizer, template: str | None, pads: Sequence[str], special: re.Pattern, *, flat: bool = False
 ) -> tuple[str, list[str]]:
-    """The rendered template with sentinels, and the texts they stand for.
+    """The rendered template, with sentinels for the special strings in what the user wrote; and those strings.
+
+    It is rendered twice: with every text wholly behind a sentinel, to see that the template places each of them once and
+    in order, and with the texts themselves, because templates look at them (trim them, cut thoughts out of earlier turns).
 
     Args:
       template: None is the tokenizer's chat template, or a name of `TEMPLATES`.
       pads: what the processor expects in place of each medium ("<|vision_start|><|image_pad|><|vision_end|>").
+      special: matches every string that is a special token.
       flat: the chat template takes strings only, so that the pads are written into them.
 
     Raises:
       PromptError: the template fails, drops, repeats or reorders texts, or there is none.
     """
-    texts: list[str] = []
+    turns = content_parts(prompt)
+    if template == "r1_zero" and (len(turns) != 1 or turns[0][0] != "user"):
+        raise PromptError("template 'r1_zero' takes exactly one user message")
+    if template is None and not tokenizer.chat_template:
+        raise PromptError(f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template")
+    hidden: list[str] = []
 
     def hide(text: str) -> str:
-        texts.append(text)
-        return SENTINEL.format(len(texts) - 1)
+        hidden.append(text)
+        return SENTINEL.format(len(hidden) - 1)
 
-    turns, waiting = content_parts(prompt), list(reversed(pads))
+    found = [int(n) for n in SENTINEL_PATTERN.findall(_rendered(turns, tokenizer, template, pads, flat, hide))]
+    if found != list(range(len(hidden))):
+        raise PromptError("the chat template drops, repeats or reorders message texts")
+    hidden.clear()
+    # The sentinel's own first character is hidden too, so that no text can hold a sentinel.
+    told = re.compile(f"{special.pattern}|{SENTINEL[0]}")
+    spelled = lambda text: told.sub(lambda m: hide(m.group()), text)
+    return _rendered(turns, tokenizer, template, pads, flat, spelled), hidden
+
+
+def _rendered(
+    turns: list[tuple[str, list[dict]]],
+    tokenizer,
+    template: str | None,
+    pads: Sequence[str],
+    flat: bool,
+    write: Callable[[str], str],
+) -> str:
+    """The conversation in a template, every text as `write` gives it."""
+    waiting = list(reversed(pads))
     if template == "r1_zero":
-        if len(turns) != 1 or turns[0][0] != "user":
-            raise PromptError("template 'r1_zero' takes exactly one user message")
         media = "".join(waiting.pop() for part in turns[0][1] if part["type"] != "text")
-        question = "\n".join(hide(part["text"]) for part in turns[0][1] if part["type"] == "text")
-        return media + R1_ZERO.replace("{question}", question), texts
+        question = "\n".join(write(part["text"]) for part in turns[0][1] if part["type"] == "text")
+        return media + R1_ZERO.replace("{question}", question)
     messages: list[dict] = []
     flat = flat or template in CHATML
     for role, parts in turns:
         content: str | list[dict]
         if flat or all(p["type"] == "text" for p in parts):
-            content = "".join(hide(p["text"]) if p["type"] == "text" else waiting.pop() for p in parts)
+            content = "".join(write(p["text"]) if p["type"] == "text" else waiting.pop() for p in parts)
         else:
             content = [
-                {"type": "text", "text": hide(p["text"])} if p["type"] == "text" else {"type": p["type"]} for p in parts
+                {"type": "text", "text": write(p["text"])} if p["type"] == "text" else {"type": p["type"]}
+                for p in parts
             ]
         messages.append({"role": role, "content": content})
-    if template in CHATML:
-        rendered = chatml(messages, CHATML[template])
-    elif not tokenizer.chat_template:
-        raise PromptError(f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template")
-    else:
-        try:
-            rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as e:  # a template raises whatever jinja and its own checks do
-            raise PromptError(f"the chat template cannot render these messages: {e}") from e
-    found = [int(n) for n in SENTINEL_PATTERN.findall(rendered)]
-    if found != list(range(len(texts))):
-        raise PromptError("the chat template drops, repeats or reorders message texts")
-    return rendered, texts
+    if template is not None:
+        return chatml(messages, CHATML[template])
+    try:
+        return apply_chat_template(tokenizer, messages, add_generation_prompt=True)
+    except Exception as e:  # a template raises whatever jinja and its own checks do
+        raise PromptError(f"the chat template cannot render these messages: {e}") from e
+
+
+def apply_chat_template(tokenizer, messages: Sequence[dict], *, add_generation_prompt: bool) -> str:
+    """The tokenizer's own template, on a day that never changes.
+
+    Llama 3's says today's date: a run that is resumed tomorrow would have other prompts. The day is the one that this
+    template falls back to where it cannot ask.
+    """
+    template = tokenizer.chat_template
+    if isinstance(template, str):  # transformers takes no other clock, so the answer is written into the template
+        template = _ASKS_THE_DAY.sub(lambda m: repr(TODAY.strftime(m.group(2))), template)
+    return tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+def end_of_turn(tokenizer, template: str | None) -> int | None:
+    """The special token that the template puts after an assistant's answer; None where there is none.
+
+    It is not always the tokenizer's end of text: that of InternLM2 is </s>, and answers end with <|im_end|>.
+    """
+    mark = SENTINEL.format(0)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+    try:
+        if template in CHATML:
+            rendered = chatml(turns, CHATML[template])
+        elif template is None and tokenizer.chat_template:
+            rendered = apply_chat_template(tokenizer, turns, add_generation_prompt=False)
+        else:
+            return None
+    except Exception:  # a template that takes no such turns: then nothing is known
+        return None
+    after = rendered.partition(mark)[2].lstrip()
+    ends = [i for i, t in tokenizer.added_tokens_decoder.items() if t.special and after.startswith(t.content)]
+    return max(ends, key=lambda i: len(tokenizer.added_tokens_decoder[i].content), default=None)
 
 
 def chatml(messages: Sequence[dict], system: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,6 +21,7 @@ from jaxr1.evaluation import heldout
 from jaxr1.inputs.batch import Buckets
 from jaxr1.inputs.images import load_image, media_hash
 from jaxr1.models import registry
+from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import Lora, init_adapters, merged
 from jaxr1.parallel import mesh_of
 from jaxr1.rewards.pool import RewardPool
@@ -27,9 +30,9 @@ from jaxr1.rl import step as rl
 from jaxr1.run.console import Console
 from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl
 from jaxr1.run.monitor import CompileCounter, Interrupted, Signals, environment, memory_metrics
-from jaxr1.run.options import BucketOptions, Config, Evaluation, Rl, Sft, Stage
+from jaxr1.run.options import BucketOptions, Config, Evaluation, ProcessorOptions, Rl, Sft, Stage
 from jaxr1.run.report import write_report
-from jaxr1.run.resume import check_config, resolved
+from jaxr1.run.resume import ResumeError, check_config, resolved, write_config
 from jaxr1.run.rl_stage import Hooks, RlStage, write_rows
 from jaxr1.run.sft_stage import SftStage
 from jaxr1.run.state import Checkpoints, RunState, load_tree, save_tree
@@ -46,7 +49,7 @@ class Result:
 
     Attributes:
       run_dir: the run directory.
-      params: the parameters after the last stage.
+      params: the parameters after the last stage; {} where a finished run has lost both its checkpoints and its export.
       metrics: every line of metrics.jsonl.
       signal: the signal that stopped the run before its end, or None.
     """
@@ -103,23 +106,27 @@ class Run:
         self.to_load = self.saved_at  # the checkpoint that the first stage to run starts from
         if self.saved_at is not None:
             self.run = self.checkpoints.run_state(self.saved_at)
-            self.metrics.truncate(self.run.offsets["metrics.jsonl"], global_step=self.run.total_step)
+            self.metrics.truncate(self.run.offsets["metrics.jsonl"], global_step=self.run.total_step + 1)
             self.dropped.truncate(self.run.offsets["dropped.jsonl"])
         else:
             self.metrics.truncate(0)
             self.dropped.truncate(0)
-        if overridden:  # grades of another configuration must not be replayed
-            for file in self.rollouts.glob("*.jsonl"):
-                if self._later(file):
-                    file.unlink()
+        if overridden:
+            self._forget_later()
+        write_config(self.dir, self.resolved)  # last: until here, the directory is the old configuration's
         self.already_dropped = {(r["stage"], r["source"], r["reason"]) for r in read_jsonl(self.dir / "dropped.jsonl")}
         self.compiles = CompileCounter()
 
-    def _later(self, file: Path) -> bool:
-        """Whether a file of rollouts is of a step after the last checkpoint."""
-        stage, _, step = file.stem.rpartition("_")
-        names = [s.name for s in self.config.stages]
-        return stage in names and (names.index(stage), int(step)) > (self.run.stage, self.run.step)
+    def _forget_later(self) -> None:
+        """Removes what a configuration that is replaced left for the steps to come: grades, and references."""
+        for number, stage in enumerate(self.config.stages):
+            begun = self.run.step if number == self.run.stage else 0 if number > self.run.stage else math.inf
+            for file in self.rollouts.glob(f"{stage.name}_*.jsonl"):
+                step = file.stem.removeprefix(f"{stage.name}_")
+                if step.isdecimal() and int(step) > begun:
+                    file.unlink()
+            if begun == 0:
+                shutil.rmtree(self.dir / "reference" / stage.name, ignore_errors=True)
 
     # ---------------------------------------------------------------- the run
 
@@ -129,7 +136,7 @@ class Run:
         try:
             if end.is_file():
                 self.console.print(f"{self.dir} is finished: nothing to do. Use another --run-dir for a new run.")
-                self.params = registry.load_model(self.dir / "export")[1] if self.config.export else self.params
+                self.params = self._final_params()
                 return self._result()
             for number in range(self.run.stage, len(self.config.stages)):
                 if number > self.run.stage:
@@ -161,11 +168,13 @@ class Run:
             reference = self._reference(stage, state)
             self.console.stage(stage.name, worker.steps, self.run.step)
             if self.saved_at is None:
-                self._evaluate(stage.name, 0, state.params)
+                self.run.evaluate = True
                 self._save(state)
             try:
+                self._evaluate(stage.name, state.params)
                 while self.run.step < worker.steps:
                     state = self._step(stage, worker, stream, state, reference)
+                    self._evaluate(stage.name, state.params)
                     self.signals.check()
             except Interrupted:
                 self._save(state)
@@ -175,17 +184,21 @@ class Run:
             self.params = merged(self.params, base.table(), stage.lora)
 
     def _step(self, stage: Stage, worker: SftStage | RlStage, stream: Stream, state: rl.TrainState, reference):
-        """One step of a stage; the run state moves only when it is complete."""
+        """One step of a stage; the run state moves only when it is complete, and is saved before it is evaluated."""
         compiled, step = self.compiles.count, self.run.step + 1
         position, drawn = stream.take(self.run.position, worker.draws)
         state, metrics = worker.step(state, reference, drawn, step)
-        self.run = dataclasses.replace(self.run, step=step, total_step=self.run.total_step + 1, position=position)
+        last = step == worker.steps
+        self.run = dataclasses.replace(
+            self.run,
+            step=step,
+            total_step=self.run.total_step + 1,
+            position=position,
+            evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
+        )
         metrics |= memory_metrics() | {"perf/compiles": self.compiles.count - compiled}
         self.metrics.write(stage.name, step, metrics, global_step=self.run.total_step)
         self.console.step(step, metrics)
-        last = step == worker.steps
-        if last or (stage.eval_every and step % stage.eval_every == 0):
-            self._evaluate(stage.name, step, state.params)
         if last or (stage.save_every and step % stage.save_every == 0):
             self._save(state)
         return state
@@ -200,7 +213,7 @@ class Run:
         longest, context = stage.max_prompt_tokens + stage.max_response_tokens, self.model.text.context
         if 0 < context < longest:
             self.console.print(f"warning: up to {longest} tokens, but the model was made for {context}")
-        buckets = self._buckets(stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens)
+        buckets = self._buckets(stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens, dataset)
         unusable: frozenset[int] = frozenset()
         worker: SftStage | RlStage
         if isinstance(stage, Rl):
@@ -238,8 +251,9 @@ class Run:
             self.already_dropped.add((stage, source, reason))
             self.dropped.write(row)
 
-    def _buckets(self, options: BucketOptions, prompt: int, response: int) -> Buckets:
-        whole = Buckets.up_to(prompt, response, max(16, self.processor.max_patches))
+    def _buckets(self, options: BucketOptions, prompt: int, response: int, dataset: Dataset) -> Buckets:
+        largest = self.processor.max_frame_patches if dataset.videos else self.processor.max_patches
+        whole = Buckets.up_to(prompt, response, max(16, largest))
         patches = (self.processor.max_patches,) if self.processor.tiles else options.patches or whole.patches
         return Buckets(options.prompt or whole.prompt, options.response or whole.response, patches)
 
@@ -252,13 +266,18 @@ class Run:
         folder = self.dir / "reference" / stage.name
         if self.run.step == 0:
             save_tree(folder, state.trainable)
+        elif not folder.is_dir():
+            raise ResumeError(f"stage {stage.name!r} was begun without a KL term: there is no reference in {folder}")
         return load_tree(folder, state.trainable)
 
     # ---------------------------------------------------------------- evaluation, checkpoints, end
 
-    def _evaluate(self, stage: str, step: int, params: dict) -> None:
-        """All held-out sets; one metrics line."""
+    def _evaluate(self, stage: str, params: dict) -> None:
+        """All held-out sets where an evaluation is due; one metrics line."""
+        if not self.run.evaluate:
+            return
         found: dict[str, float] = {}
+        step = self.run.step
         for options, dataset in self.evaluations:
             self.console.phase(f"evaluating {options.name}")
             began = time.perf_counter()
@@ -267,13 +286,14 @@ class Run:
         if found:
             self.metrics.write(stage, step, found, global_step=self.run.total_step)
             self.console.step(step, found)
+        self.run.evaluate = False
 
     def _evaluate_set(self, options: Evaluation, dataset: Dataset, stage: str, step: int, params: dict) -> dict:
         rewards = (
             Reward("accuracy", options=(("tail", options.tail),)),
             Reward("format", options=(("variant", options.format),)),
         )
-        buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens)
+        buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens, dataset)
         sampling = SamplingOptions(max_new_tokens=options.max_response_tokens, temperature=options.temperature)
         sampler = Sampler(self.model, self.processor, sampling, buckets)
         with RewardPool(rewards, directory=self.dir) as pool:
@@ -287,7 +307,10 @@ class Run:
                 batch_rows=options.batch_rows,
                 max_prompt_tokens=options.max_prompt_tokens,
             )
-            rows = list(answers)
+            rows = []
+            for row in answers:
+                self.signals.check()
+                rows.append(row)
         kept = [self._sample_row(row, i < options.samples) for i, row in enumerate(rows)]
         write_rows(self.rollouts / f"eval_{options.name}_{stage}_{step}.jsonl", kept)
         return heldout.summarise(options.name, rows)
@@ -333,8 +356,25 @@ class Run:
             self.console.print(report.table)
             self.console.print(f"curves: {report.png}\nreport: {report.html}")
 
+    def _final_params(self) -> dict:
+        """What a finished run ended with: its checkpoint's, else its export's parameters; {} where both are gone."""
+        if self.saved_at is not None:
+            return checkpoint_params(
+                self.checkpoints, self.saved_at, self.config.stages[-1].lora, self.model, self.params
+            )
+        export = self.dir / "export"
+        return registry.load_model(export, mesh=self.mesh)[1] if export.is_dir() else {}
+
     def _result(self) -> Result:
         return Result(self.dir, self.params, read_jsonl(self.dir / "metrics.jsonl"), self.signals.received)
+
+
+def checkpoint_params(checkpoints: Checkpoints, step: int, lora: Lora | None, model: Model, params: dict) -> dict:
+    """The parameters of a checkpoint, placed like `params` (those that the run started from), adapters merged."""
+    if lora is None:
+        return checkpoints.params(step, params)
+    adapters = init_adapters(model.table(), lora, 0, mesh_of(params), model.rules)
+    return merged(checkpoints.params(step, {**params, "lora": adapters}), model.table(), lora)
 
 
 def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None) -> Path:
@@ -361,16 +401,12 @@ def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = 
             raise CheckpointError(f"{folder / 'checkpoints'} holds no complete checkpoint")
         config = json.loads((folder / "config.json").read_text())
         model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
-        options = config["stages"][checkpoints.run_state(step).stage].get("lora")
+        options, lora = config["stages"][checkpoints.run_state(step).stage].get("lora"), None
         if options:
             layers = options["layers"]
             lora = Lora(options["rank"], options["alpha"], options["targets"], layers and tuple(layers))
-            params["lora"] = init_adapters(model.table(), lora, 0, mesh_of(params), model.rules)
-        state = checkpoints.params(step, params)
-        if options:
-            state = merged(state, model.table(), lora)
-        pixels = config["processor"]
-        processor = registry.load_processor(config["model"], pixels["min_pixels"], pixels["max_pixels"])
-        return registry.save_model(model, state, processor, out, dtype)
+        params = checkpoint_params(checkpoints, step, lora, model, params)
+        bounds = {f.name: config["processor"].get(f.name) for f in dataclasses.fields(ProcessorOptions)}
+        return registry.save_model(model, params, registry.load_processor(config["model"], **bounds), out, dtype)
     finally:
         checkpoints.close()

@@ -48,7 +48,7 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def check_config(run_dir: Path, config: dict, override: bool) -> bool:
-    """Writes config.json, or compares with the one that is there.
+    """Compares with the config.json that is there, if there is one.
 
     Returns:
       Whether a different configuration was accepted.
@@ -66,7 +66,11 @@ def check_config(run_dir: Path, config: dict, override: bool) -> bool:
                 + "\n  ".join(changed)
                 + "\nUse another --run-dir, or --override-resume to go on with the new values."
             )
-    scratch = file.with_suffix(".json.tmp")
-    scratch.write_text(json.dumps(config, indent=2))
-    scratch.replace(file)
     return bool(changed)
+
+
+def write_config(run_dir: Path, config: dict) -> None:
+    """Writes config.json by atomic rename."""
+    scratch = run_dir / "config.json.tmp"
+    scratch.write_text(json.dumps(config, indent=2))
+    scratch.replace(run_dir / "config.json")

@@ -22,6 +22,7 @@ class RunState:
       total_step: steps done in the run; names the checkpoint.
       position: of the stage's stream.
       offsets: lengths of the append-only files, to cut them back to.
+      evaluate: the evaluation at this step is still to come.
     """
 
     stage: int = 0
@@ -29,6 +30,7 @@ class RunState:
     total_step: int = 0
     position: int = 0
     offsets: dict[str, int] = dataclasses.field(default_factory=dict)
+    evaluate: bool = False
 
 
 def abstract(tree) -> Any:

@@ -87,13 +87,17 @@ class Stream:
         largest = max((len(p) for p in prompt.patches), default=0)
         # A very long, thin image keeps a side of one token and so may exceed max_pixels.
         if self.max_patches is not None and largest > self.max_patches:
-            raise TooLong(f"an image has {largest} patches, over the limit of {self.max_patches}")
+            what = "a frame of a video" if example.videos and not example.images else "an image"
+            raise TooLong(f"{what} has {largest} patches, over the limit of {self.max_patches} (buckets.patches)")
         if not self.with_response:
             return prompt, np.zeros(0, np.int32)
         if example.response is None:
             raise PromptError("a supervised stage needs a response (an assistant turn) in every row")
-        text = example.response.removeprefix(prompt.prefix)
-        ids = [*self.processor.text_ids(text), self.processor.tokenizer.eos_token_id]
+        text = example.response
+        if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already
+            text = text.removeprefix(prompt.prefix.strip())
+            text = text.lstrip() if prompt.prefix[-1:].isspace() else text
+        ids = [*self.processor.text_ids(text), self.processor.turn_end_id]
         if len(ids) > self.limits[1]:
             raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
         return prompt, np.asarray(ids, np.int32)

@@ -1,5 +1,6 @@
 """Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that stays text."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -12,7 +13,7 @@ from reference import make_checkpoint, mixed_prompts, random_image, torch_inputs
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.inputs.processor import Span, TooLong, mrope_positions
-from jaxr1.inputs.template import PromptError
+from jaxr1.inputs.template import PromptError, end_of_turn
 from jaxr1.models.presets import make_tokenizer
 
 SPECIALS = ("<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>", "<|im_start|>", "<|video_pad|>")
@@ -212,6 +213,67 @@ def test_the_processors_template_goes_before_the_tokenizers(checkpoint, rng, tmp
     np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
 
 
+def with_template(processor, template):
+    """The processor with another chat template, and its tokenizer."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.chat_template = template
+    return dataclasses.replace(processor, tokenizer=tokenizer), tokenizer
+
+
+LOOKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% set text = m.content | trim %}"
+    "{% if m.role == 'assistant' and '</think>' in text %}{% set text = text.split('</think>')[-1] | trim %}{% endif %}"
+    "{{ text }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_templates_that_look_at_texts(checkpoint, rng):
+    """Trimming, as Llama's does, and cutting old thoughts, as Qwen3's does: as transformers has it, specials apart."""
+    processor, tokenizer = with_template(checkpoint[2], LOOKING)
+    messages = [
+        {"role": "user", "content": "  What is it?\n\n"},
+        {"role": "assistant", "content": "<think>hm</think>\n\nA cat. "},
+        {"role": "user", "content": " Why? "},
+    ]
+    ids = processor.encode(jaxr1.Prompt(messages)).token_ids
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    np.testing.assert_array_equal(ids, tokenizer.encode(rendered, add_special_tokens=False))
+    assert "hm" not in processor.decode(ids)
+    text = f" {hostile(rng)}<|im_end|>\n"
+    said = processor.encode(jaxr1.Prompt([{"role": "user", "content": text}])).token_ids
+    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    assert [i for i in said if i in special] == [i for i in ids if i in special][-3:]
+    assert processor.decode(said) == f"user\n{text.strip()}\nassistant\n"
+
+
+def test_prompts_do_not_depend_on_the_day(checkpoint):
+    asks = "{% if strftime_now is defined %}{{ strftime_now( '%d %b %Y' ) }}{% endif %}"  # as Llama 3.2's does
+    processor, _ = with_template(checkpoint[2], asks + LOOKING)
+    ids = processor.encode(jaxr1.Prompt([{"role": "user", "content": "x"}])).token_ids
+    assert processor.decode(ids).startswith("26 Jul 2024")
+
+
+def test_a_template_may_open_the_answer(checkpoint):
+    """What it opens is part of what rewards read, as a base model's prefix is."""
+    processor, _ = with_template(checkpoint[2], LOOKING + "<think>\n\n")
+    messages = [{"role": "user", "content": "x"}]
+    assert processor.encode(jaxr1.Prompt(messages)).prefix == "<think>\n"
+    assert processor.encode(jaxr1.Prompt(messages, prefix="I")).prefix == "<think>\nI"
+    assert checkpoint[2].encode(jaxr1.Prompt(messages)).prefix == ""
+
+
+def test_the_templates_end_of_a_turn_stops(checkpoint):
+    """InternLM2's end of text is </s>, but its answers end with <|im_end|>: both stop, and the latter is trained on."""
+    tokenizer = copy.deepcopy(checkpoint[2].tokenizer)
+    tokenizer.eos_token = "<|endoftext|>"
+    ident = tokenizer.convert_tokens_to_ids
+    assert end_of_turn(tokenizer, None) == end_of_turn(tokenizer, "chatml") == ident("<|im_end|>")
+    assert end_of_turn(tokenizer, "r1_zero") is None
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert end_of_turn(tokenizer, None) is None
+
+
 def test_chatml_has_places_for_images(checkpoint, rng):
     """Qwen's own template is ChatML with a system turn of its own: with one given, both say the same."""
     image = random_image(rng)
@@ -304,6 +366,23 @@ def test_bounds_of_the_image(checkpoint, rng):
     small = jaxr1.load_processor(folder, max_pixels=56 * 56).encode(user(image))
     large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300).encode(user(image))
     assert len(small.patches[0]) <= 16 < len(processor.encode(user(image)).patches[0]) < len(large.patches[0])
+
+
+def test_an_export_keeps_the_bounds_it_was_loaded_with(checkpoint, tmp_path):
+    """Of images and of videos, in one file or in two."""
+    bounds = dict(max_pixels=80 * 80, video_fps=1.5, video_max_frames=6, video_max_pixels=70 * 70)
+    for number, folder in enumerate((checkpoint[0], tmp_path / "one file")):
+        if number:
+            shutil.copytree(checkpoint[0], folder)
+            images = json.loads((folder / "preprocessor_config.json").read_text())
+            (folder / "preprocessor_config.json").unlink()
+            videos = {k: v for k, v in images.items() if k.startswith("image_m")}
+            whole = {"image_processor": images, "video_processor": videos}
+            (folder / "processor_config.json").write_text(json.dumps(whole))
+        processor = jaxr1.load_processor(folder, **bounds)
+        again = jaxr1.load_processor(jaxr1.save_model(*jaxr1.load_model(folder), processor, tmp_path / f"out{number}"))
+        assert (again.images, again.videos) == (processor.images, processor.videos)
+        assert again.videos.fps == 1.5 != jaxr1.load_processor(folder).videos.fps
 
 
 def test_damaged_processor_files(checkpoint, tmp_path):

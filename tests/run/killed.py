@@ -1,7 +1,8 @@
 """Runs small_run and kills itself with SIGKILL in a given phase: `python killed.py PHASE RUN_DIR`.
 
 PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 sampled), "grading" (step 3 sampled and
-handed to the graders), "update" (in the second update of step 4), "checkpoint" (while step 2's files are written).
+handed to the graders), "update" (in the second update of step 4), "evaluation" (after step 2, half of it asked),
+"checkpoint" (while step 2's files are written).
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 import jaxr1
 from jaxr1.config import load_config
+from jaxr1.evaluation import heldout
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl import step as rl
 from jaxr1.run import rl_stage
@@ -63,6 +65,16 @@ def arm(phase: str, folder: Path) -> None:
             return apply(*args)
 
         rl.apply = dying
+    elif phase == "evaluation":
+        encoded, calls = heldout._encoded, []
+
+        def dying(*args):
+            calls.append(1)
+            if len(calls) == 2 * 8 + 5:  # 8 questions each before training, after the supervised stage, after step 2
+                die()
+            return encoded(*args)
+
+        heldout._encoded = dying
     elif phase == "checkpoint":
         save = Checkpoints.save
 

@@ -17,15 +17,15 @@ from jaxr1.run.metrics import read_jsonl
 SCRIPT = Path(__file__).with_name("killed.py")
 
 
-def start(phase, folder, *more):
+def start(phase, folder, *more, devices=1):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), phase, str(folder), *more],
+        [sys.executable, str(SCRIPT), phase, str(folder), *more], env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
-def run(phase, folder, *more):
-    process = start(phase, folder, *more)
+def run(phase, folder, *more, devices=1):
+    process = start(phase, folder, *more, devices=devices)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
 
@@ -60,6 +60,14 @@ def uninterrupted(tmp_path_factory):
     return picture(folder)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted_on_four(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "four"
+    code, output = run("none", folder, devices=4)
+    assert code == 0, output
+    return picture(folder)
+
+
 def test_the_run_is_worth_comparing(uninterrupted):
     """Every step moved the parameters, both stages and all evaluations are there."""
     metrics = uninterrupted[2]
@@ -72,7 +80,7 @@ def test_the_run_is_worth_comparing(uninterrupted):
     assert any(r.get("policy/kl", 0) > 0 for r in metrics)
 
 
-@pytest.mark.parametrize("phase", ["sampling", "grading", "update", "checkpoint"])
+@pytest.mark.parametrize("phase", ["sampling", "grading", "evaluation", "checkpoint"])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase):
     code, output = run(phase, tmp_path / "run")
     assert code == -signal.SIGKILL, output
@@ -80,6 +88,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase)
     code, output = run("none", tmp_path / "run")
     assert code == 0, output
     same(picture(tmp_path / "run"), uninterrupted)
+
+
+def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
+    """In the update; parameters and optimiser state are split over a mesh (1, 4, 1)."""
+    code, output = run("update", tmp_path / "run", devices=4)
+    assert code == -signal.SIGKILL, output
+    code, output = run("none", tmp_path / "run", devices=4)
+    assert code == 0, output
+    same(picture(tmp_path / "run"), uninterrupted_on_four)
 
 
 def test_grades_are_replayed(tmp_path):

@@ -151,7 +151,7 @@ def test_a_response_ends_with_the_stop_token(processor):
     special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
     for row, draw in responses(processor, examples).items():
         assert draw.response.dtype == np.int32
-        assert draw.response[-1] == processor.tokenizer.eos_token_id and draw.response[-1] in processor.stop_token_ids
+        assert draw.response[-1] == processor.turn_end_id and draw.response[-1] in processor.stop_token_ids
         assert not special & set(draw.response[:-1].tolist()), "special names in a response are text"
         assert processor.decode(draw.response) == texts[row]
 

@@ -1,0 +1,142 @@
+"""bfloat16 computation: gradients that are sums over many tokens, large attention scores, sampler against trainer, and
+parameters that are stored in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import make_checkpoint, mixed_prompts
+
+import jaxr1
+from jaxr1.inputs.batch import Buckets
+from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.nn.attention import causal_attention, decode_attention, segment_attention, strip_attention
+from jaxr1.nn.params import flatten
+from jaxr1.rl import step as rl
+
+EPSILON = 2.0**-8  # half of the last digit of a bfloat16, relative
+
+
+@pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "internvl"])
+def world(request, tmp_path_factory, module_seed):
+    folder = tmp_path_factory.mktemp("m") / "m"
+    make_checkpoint(folder, module_seed, request.param, layers=2, tied=False)
+    model, params = jaxr1.load_model(folder)
+    return folder, model, params, jaxr1.load_processor(folder)
+
+
+@pytest.mark.parametrize("strips_at_once", [0, 1])
+def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
+    """Norms, biases, embeddings and matrices alike: every tensor of the bfloat16 gradient is that of float32.
+
+    Summed in bfloat16, a norm's gradient over these 8192 tokens is wrong by half of it.
+    """
+    folder, _, _, processor = world
+    rows, group, length = 16, 8, 64
+    prompts = [processor.encode(p) for p in mixed_prompts(rng, rows)]
+    common = rng.integers(20, 24, (rows, group, length))  # four tokens make up half of the text
+    mixed = np.where(rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)).astype(np.int32)
+    tokens = [list(row) for row in mixed]
+    buckets = Buckets.fitting(prompts, length)
+    [plan] = plan_strips([len(p) for p in prompts], [[length] * group] * rows, buckets, token_budget=10**9)
+    zero, weight = fill(plan, [[0.0] * group] * rows), 1 / mixed.size
+
+    def gradient(dtype):
+        model, params = jaxr1.load_model(folder, dtype=dtype)
+        objective = rl.Objective(kind="sft", forbidden=processor.media_token_ids, strips_at_once=strips_at_once)
+        strips = make_strips(plan, prompts, tokens, [[weight] * group] * rows)
+        batch = rl.TrainBatch(plan_prompts(plan, prompts, buckets, model.layout), strips, zero, zero, zero, zero)
+        sums = rl.accumulate(model, objective, params, {}, rl.zero_sums(objective, params), batch)
+        return {path: np.asarray(g, np.float64) for path, g in flatten(sums.grads).items()}
+
+    exact, found = gradient("float32"), gradient("bfloat16")
+    whole = np.sqrt(sum((g**2).sum() for g in exact.values()))
+    compared = 0
+    for path, g in exact.items():
+        if np.linalg.norm(g) > 1e-3 * whole:  # smaller ones are rounding of the activations, not of the sums
+            compared += 1
+            error = np.linalg.norm(found[path] - g) / np.linalg.norm(g)
+            assert error < 16 * EPSILON, (path, error)
+    assert compared > 0.6 * len(exact)
+
+
+@pytest.mark.parametrize("size", [1.0, 6.0])
+def test_large_scores_keep_their_digits(rng, size):
+    """Scores up to 70, as the key biases of Qwen2 make them: the error is that of the rounded inputs' values alone."""
+    rows, length, heads, width = 2, 48, 4, 128
+    narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
+    q, k, v = rng.standard_normal((3, rows, length, heads, width))
+    q, k = (x + size * rng.standard_normal((1, 1, heads, width)) for x in (q, k))
+    q, k, v = map(narrow, (q, k, v))
+    wide = [np.asarray(x.astype(jnp.float32), np.float64) for x in (q, k, v)]
+
+    def exact(seen):
+        score = np.where(seen, np.einsum("rmnh,runh->rnmu", *wide[:2]) * width**-0.5, -np.inf)
+        weight = np.exp(score - score.max(-1, keepdims=True))
+        return np.einsum("rnmu,runh->rmnh", weight / weight.sum(-1, keepdims=True), wide[2])
+
+    def close(found, expected):
+        error = np.asarray(found.astype(jnp.float32), np.float64) - expected
+        assert np.sqrt((error**2).mean() / (expected**2).mean()) < EPSILON, "no more than the weights' own rounding"
+
+    full, causal = np.ones((length, length), bool), np.tril(np.ones((length, length), bool))
+    close(segment_attention(q, k, v, jnp.ones((rows, length), int)), exact(full))
+    close(causal_attention(q, k, v, jnp.full(rows, length)), exact(causal))
+    half = length // 2
+    own = tuple(x[:, None, half:] for x in (k, v))
+    prompt = tuple(x[:, :half] for x in (k, v))
+    ones = jnp.ones((rows, 1, half), int)
+    close(strip_attention(q[:, None, half:], prompt, jnp.full(rows, half), own, ones)[:, 0], exact(causal)[:, half:])
+    caches = (tuple(jnp.swapaxes(x, 1, 2) for x in prompt), tuple(jnp.swapaxes(x, 2, 3) for x in own))
+    last = decode_attention(q[:, -1:], caches[0], jnp.full(rows, half), caches[1], jnp.int32(half - 1))
+    close(last[:, 0], exact(causal)[:, -1])
+
+
+def test_sampler_and_trainer_agree(world, rng):
+    """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit, a few roundings of the last hidden state."""
+    folder, *_ = world
+    model, params = jaxr1.load_model(folder, dtype="bfloat16")
+    processor = jaxr1.load_processor(folder)
+    prompts = mixed_prompts(rng, 4)
+    groups = jaxr1.generate(model, params, processor, prompts, n=4, max_new_tokens=24, seed=int(rng.integers(1000)))
+    scored = jaxr1.score(model, params, processor, prompts, [[c.token_ids for c in g] for g in groups])
+    worst = max(
+        float(np.abs(c.logprobs - s).max())
+        for g, row in zip(groups, scored, strict=True)
+        for c, s in zip(g, row, strict=True)
+    )
+    largest = max(1.0, max(float(-c.logprobs.min()) for g in groups for c in g))  # of logits that differ by this much
+    assert 0 < worst <= 8 * EPSILON * largest, worst / EPSILON / largest
+
+
+def test_parameters_in_bfloat16_move(world):
+    """Updates far smaller than the last digit arrive on average; moments and sums are float32."""
+    folder, *_ = world
+    _, params = jaxr1.load_model(folder, param_dtype="bfloat16")
+    before = jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), params)
+    rate, steps = 1e-5, 50
+    tx, schedule, objective = optax.adamw(rate), optax.constant_schedule(rate), rl.Objective()
+    state = rl.init_state(params, tx)
+    assert {x.dtype for x in jax.tree.leaves(state.opt) if x.ndim} == {jnp.dtype("float32")}
+    for _ in range(steps):
+        sums = rl.zero_sums(objective, state.trainable)
+        ones = sums.replace(grads=jax.tree.map(jnp.ones_like, sums.grads))
+        state, _ = rl.apply(tx, schedule, state, ones)
+    assert {x.dtype for x in jax.tree.leaves(state.trainable)} == {jnp.dtype("bfloat16")}
+    for path, x in flatten(state.trainable).items():
+        moved = np.asarray(x.astype(jnp.float32)) - flatten(before)[path]
+        if x.size > 2000:  # enough draws for a mean
+            assert np.mean(moved) == pytest.approx(-steps * rate, rel=0.2), path
+
+
+def test_stochastic_rounding(rng):
+    """Only to one of the two neighbours, exact where there is nothing to round, right on average."""
+    x = rng.standard_normal(400).astype(np.float32)
+    draws = jnp.stack([rl.round_stochastically(jnp.asarray(x), jax.random.key(i)) for i in range(500)])
+    found = np.asarray(draws.astype(jnp.float32), np.float64)
+    gap = np.abs(x) * 2 * EPSILON
+    assert (np.abs(found - x) <= gap).all() and (found.max(0) - found.min(0) <= gap).all()
+    assert np.abs((found.mean(0) - x) / gap).max() < 0.12  # 5 standard errors of a coin of width 1
+    exact = jnp.asarray(x, jnp.bfloat16)
+    assert (rl.round_stochastically(exact.astype(jnp.float32), jax.random.key(1)) == exact).all()
