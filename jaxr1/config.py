@@ -69,7 +69,7 @@ def _run(file: Path, function: Callable[[], Any]) -> Any:
         raise ConfigError(f"{e.filename}:{e.lineno}: {e.msg}") from e
     except (TypeError, ValueError) as e:
         frames = traceback.extract_tb(e.__traceback__)
-        inside = [f for f in frames if Path(f.filename) == file]
+        inside = [f for f in frames if Path(f.filename).resolve() == file.resolve()]
         wrong_call = isinstance(e, TypeError) and re.match(r"(\w+)\.__init__\(\) (got|missing|takes)", str(e))
         # A ValueError raised by the options themselves; one raised by the file's own code is a bug to be seen whole.
         wrong_value = isinstance(e, ValueError) and bool(inside) and frames[-1] is not inside[-1]

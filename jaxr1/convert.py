@@ -25,12 +25,10 @@ class Convert:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import complain, prepare
+    from jaxr1.entry import arguments, complain, prepare
 
     prepare()
-    import tyro
-
-    args = tyro.cli(Convert, prog="python -m jaxr1.convert", args=argv)
+    args = arguments(Convert, "convert", argv)
     from jaxr1.checkpoints.gguf import convert_gguf
 
     with complain() as failed:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def prepare() -> None:
@@ -23,6 +26,17 @@ def prepare() -> None:
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def arguments(kind: type[T], command: str, argv: Sequence[str] | None, config: Sequence[Any] = ()) -> T:
+    """The options of `python -m jaxr1.<command>` from the command line, as an instance of the dataclass `kind`.
+
+    Exits with status 2 and a message where they do not fit (its `__post_init__` may raise ValueError).
+    """
+    import tyro
+
+    prog = f"python -m jaxr1.{command}"
+    return tyro.cli(kind, prog=prog, args=None if argv is None else list(argv), config=tuple(config))
 
 
 @dataclass
@@ -42,11 +56,16 @@ def complain() -> Iterator[Failed]:
     from jaxr1.inputs.images import MediaError
     from jaxr1.inputs.template import PromptError
     from jaxr1.rewards.pool import RewardError
+    from jaxr1.run.check import OptionError
     from jaxr1.run.resume import ResumeError
 
     failed = Failed()
-    expected = (CheckpointError, ConfigError, DataError, TooLong, MediaError, PromptError, RewardError, ResumeError)
+    expected = (
+        CheckpointError, ConfigError, DataError, TooLong, MediaError, OptionError, PromptError, RewardError, ResumeError,
+    )  # fmt: skip
     try:
         yield failed
     except expected as e:
         print(f"error: {e}", file=sys.stderr)
+    except BrokenPipeError:  # whoever reads has seen enough (`... | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,24 +13,22 @@ class Export:
 
     Attributes:
       run_dir: the run.
-      out: the directory to write.
+      out: the directory to write: new, empty, or an earlier model, which is replaced.
       dtype: of the weights; None is the dtype of the model that the run started from.
     """
 
     run_dir: str
     out: str
-    dtype: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import complain, prepare
+    from jaxr1.entry import arguments, complain, prepare
 
     prepare()
-    import tyro
-
-    args = tyro.cli(Export, prog="python -m jaxr1.export", args=argv)
-    from jaxr1.run.loop import export_checkpoint
+    args = arguments(Export, "export", argv)
+    from jaxr1.run.final import export_checkpoint
 
     with complain() as failed:
         print(export_checkpoint(args.run_dir, args.out, args.dtype))

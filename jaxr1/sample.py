@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,6 +15,7 @@ class Sample:
       question: the text of the question.
       model: Hugging Face directory, preset name or hub id.
       image: an image file, placed before the question; give the flag once for each, in order.
+      video: a video file, placed after the images; needs the extra "video".
       n: answers.
       max_new_tokens: limit of an answer.
       temperature: 0 is greedy.
@@ -32,6 +33,7 @@ class Sample:
     question: str
     model: str = "tiny"
     image: tuple[str, ...] = ()
+    video: tuple[str, ...] = ()
     n: int = 1
     max_new_tokens: int = 256
     temperature: float = 0.0
@@ -39,33 +41,42 @@ class Sample:
     top_k: int = 0
     stop: tuple[str, ...] = ()
     seed: int = 0
-    template: str | None = None
+    template: Literal["r1_zero", "chatml", "internvl2_5"] | None = None
     prefix: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        from jaxr1.sampling.generate import SamplingOptions
+
+        if self.n < 1:
+            raise ValueError(f"n must be at least 1, got {self.n}")
+        SamplingOptions(self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.stop)
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import complain, prepare
+    from jaxr1.entry import arguments, complain, prepare
 
     prepare()
     import tyro
 
     marked = Annotated[Sample, tyro.conf.arg(name="")]
-    how = (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction)
-    args = tyro.cli(marked, prog="python -m jaxr1.sample", args=argv, config=how)
+    args = arguments(marked, "sample", argv, (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction))  # type: ignore[arg-type]
     import jaxr1
+    from jaxr1.run.check import option
 
     with complain() as failed:
         model, params = jaxr1.load_model(args.model, args.dtype, param_dtype=args.dtype)
-        processor = jaxr1.load_processor(args.model, args.min_pixels, args.max_pixels, args.template)
-        images = [{"type": "image", "image": path} for path in args.image]
+        with option("min_pixels, max_pixels"):
+            processor = jaxr1.load_processor(args.model, args.min_pixels, args.max_pixels, args.template)
+        media = [{"type": kind, kind: path} for kind in ("image", "video") for path in getattr(args, kind)]
         prompt = jaxr1.Prompt(
-            [{"role": "user", "content": [*images, {"type": "text", "text": args.question}]}], prefix=args.prefix
+            [{"role": "user", "content": [*media, {"type": "text", "text": args.question}]}], prefix=args.prefix
         )
-        printer = _Printer(processor, (processor.prefix if args.prefix is None else args.prefix))
+        opened = processor.encode(prompt).prefix
+        printer = _Printer(processor, opened, args.stop)
         streaming = args.n == 1
         groups = jaxr1.generate(
             model, params, processor, [prompt], n=args.n, max_new_tokens=args.max_new_tokens,
@@ -76,7 +87,9 @@ def main(argv: list[str] | None = None) -> int:
             if streaming:
                 printer.finish(completion.text)
             else:
-                print(f"--- answer {i + 1} ({completion.finish_reason})\n{printer.prefix}{completion.text}")
+                print(f"--- answer {i + 1} ({completion.finish_reason})\n{opened}{completion.text}")
+            if streaming and completion.finish_reason == "length":
+                print(f"(cut at {args.max_new_tokens} tokens, see --max-new-tokens)", file=sys.stderr)
         return 0
     return failed.status
 
@@ -84,15 +97,20 @@ def main(argv: list[str] | None = None) -> int:
 class _Printer:
     """Prints the growing answer; what an incomplete character or a stop string may still change is held back."""
 
-    def __init__(self, processor, prefix: str):
-        self.processor, self.prefix, self.shown = processor, prefix, ""
-        print(prefix, end="", flush=True)
+    def __init__(self, processor, opened: str, stop: tuple[str, ...]):
+        self.processor, self.opened, self.stop, self.shown = processor, opened, stop, ""
+        self.begun = False
 
     def __call__(self, tokens) -> None:
         text = self.processor.decode(tokens[0][0]).rstrip("\ufffd")
-        self._show(text[:-16])
+        cut = min((text.find(s) for s in self.stop if s in text), default=None)
+        held = max((len(s) - 1 for s in self.stop), default=0)
+        self._show(text[: len(text) - held] if cut is None else text[:cut])
 
     def _show(self, text: str) -> None:
+        if not self.begun:
+            print(self.opened, end="")
+            self.begun = True
         if text.startswith(self.shown):
             print(text[len(self.shown) :], end="", flush=True)
             self.shown = text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 USAGE = """usage: python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]
@@ -30,7 +31,11 @@ def main(argv: list[str] | None = None) -> int:
         override = "--override-resume" in argv
         flags = [a for a in argv[1:] if a != "--override-resume"]
         config = parse(load_config(argv[0]), flags, f"python -m jaxr1.train {argv[0]}")
-        result = train(config, override_resume=override)
+        try:
+            result = train(config, override_resume=override)
+        except KeyboardInterrupt:
+            print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
+            return 128 + signal.SIGINT
         return 128 + result.signal if result.signal else 0
     return failed.status
 

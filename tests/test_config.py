@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import shutil
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from jaxr1.data import Arithmetic
 from jaxr1.rewards import Reward
 from jaxr1.rl import Optimizer
 from jaxr1.run import Config, Evaluation, Rl, Sft
-from jaxr1.run.resume import FREE, ResumeError, check_config, differences, resolved
+from jaxr1.run.resume import FREE, ResumeError, check_config, differences, only_process, resolved, write_config
 
 ROOT = Path(__file__).parent.parent
 HEADER = "from jaxr1.run import Config, Rl, Sft\nfrom jaxr1.rl import Optimizer\nfrom jaxr1.data import Arithmetic\n"
@@ -83,11 +83,11 @@ def test_near_misses(tmp_path):
         ("Config(stages=(3,))", ["stages.0 must be Sft | Rl, got 3"]),
         (
             "Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
-            ["stages.0.optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"],
+            ["stage 'sft': optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"],
         ),
         (
             "Config(stages=(Sft(Arithmetic(8), freeze='vision'),))",
-            ["stages.0.freeze must be tuple[str, ...], got 'vision'"],
+            ["stage 'sft': freeze must be tuple[str, ...], got 'vision'"],
         ),
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
         ("Config(stages=(Rl(8),))", ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"]),
@@ -252,11 +252,70 @@ def test_a_reward_in_the_resolved_config():
 
 def test_check_config(tmp_path):
     one, two = resolved(small()), resolved(dataclasses.replace(small(), seed=9))
-    assert check_config(tmp_path, one, False) is False
-    assert check_config(tmp_path, one, False) is False
+    assert check_config(tmp_path, one, False) == []
+    write_config(tmp_path, one)
+    assert check_config(tmp_path, one, False) == []
     with pytest.raises(ResumeError, match=r"seed: 0 in the run, now 9[\s\S]*--override-resume"):
         check_config(tmp_path, two, False)
-    assert json.loads((tmp_path / "config.json").read_text()) == one
-    assert check_config(tmp_path, two, True) is True
-    assert json.loads((tmp_path / "config.json").read_text()) == two
-    shutil.rmtree(tmp_path)
+    assert check_config(tmp_path, two, True) == ["seed: 0 in the run, now 9"]
+    assert json.loads((tmp_path / "config.json").read_text()) == one, "only compared"
+    write_config(tmp_path, two)
+    assert check_config(tmp_path, two, False) == []
+
+
+def test_one_process_works_in_a_directory(tmp_path):
+    with only_process(tmp_path):
+        with pytest.raises(ResumeError, match=f"in use by process {os.getpid()}"), only_process(tmp_path):
+            pass
+    with only_process(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("Rl(D, steps=0)", "steps must be at least 1, got 0"),
+        ("Rl(D, prompts_per_step=0)", "prompts_per_step must be at least 1"),
+        ("Rl(D, top_p=1.7)", "top_p must be in (0, 1], got 1.7"),
+        ("Rl(D, reward_workers=0)", "reward_workers must be at least 1"),
+        ("Rl(D, waves=0)", "waves must be at least 1"),
+        ("Rl(D, strips_at_once=3)", "strips_at_once must be a power of two or 0, got 3"),
+        ("Rl(D, kl=Kl(-1.0))", "kl.coef must be at least 0"),
+        ("Rl(D, freeze=('visoin',))", "freeze: 'visoin' is none of vision, merger, decoder"),
+        ("Rl(D, optimizer=Optimizer(learning_rate=-1.0))", "optimizer.learning_rate must be at least 0"),
+        ("Rl(D, name='a/b')", "must not be empty or hold a slash"),
+        ("Rl(D, max_prompt_tokens=64, buckets=B(prompt=(32,)))", "buckets.prompt must reach max_prompt_tokens, 64"),
+        ("Sft(D, batch_size=0)", "batch_size must be at least 1"),
+        ("Sft(D, epochs=-1)", "epochs must be over 0"),
+    ],
+)
+def test_values_out_of_range(tmp_path, body, text):
+    head = "from jaxr1.rl import Kl\nfrom jaxr1.run import BucketOptions as B\nD = Arithmetic(8)\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"{head}def config():\n    return Config(stages=({body},))\n"))
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ("dtype='float3'", "dtype must be '' | 'float32' | 'bfloat16', got 'float3'"),
+        ("run_dir=''", "run_dir must name a folder"),
+        ("evaluations=(E(D), E(D))", "evaluation names must differ, got heldout, heldout"),
+        ("evaluations=(E(D, format='foo'),)", "format must be 'strict' | 'whitespace' | 'lenient'"),
+        ("processor=P(template='foo')", "processor.template must be"),
+    ],
+)
+def test_run_options_out_of_range(tmp_path, body, text):
+    head = "from jaxr1.run import Evaluation as E, ProcessorOptions as P\nD = Arithmetic(8)\n"
+    with pytest.raises(ConfigError) as caught:
+        load_config(write(tmp_path, f"{head}def config():\n    return Config(stages=(Rl(D),), {body})\n"))
+    assert text in str(caught.value)
+
+
+def test_a_relative_path_is_said_as_well(tmp_path, monkeypatch):
+    """Tracebacks have absolute names whatever the path was given as."""
+    write(tmp_path, "def config():\n    return Config(stages=(Rl(Arithmetic(8), group_sise=4),))\n")
+    monkeypatch.chdir(tmp_path.parent)
+    with pytest.raises(ConfigError, match=r"mine\.py:5: .*did you mean 'group_size'"):
+        load_config(f"{tmp_path.name}/mine.py")

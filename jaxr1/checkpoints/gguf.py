@@ -80,7 +80,7 @@ def open_gguf(path: Path) -> GgufFile:
     try:
         import gguf
     except ImportError as e:
-        raise CheckpointError("GGUF files need the gguf package: pip install 'jaxr1[gguf]'") from e
+        raise CheckpointError("GGUF files need the gguf package: pip install gguf") from e
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:

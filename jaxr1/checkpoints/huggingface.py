@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxr1.checkpoints.tensors import (
     BLOCK_BYTES,
     FLOATS,
+    INDEX,
     SHARD_BYTES,
     CheckpointError,
     LazyTensor,
@@ -283,19 +284,28 @@ def _fetch(x: jax.Array, layer: int | None) -> np.ndarray:
     return np.asarray(jnp.copy(x) if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
 
 
+def _of_a_model(path: Path) -> bool:
+    """Whether a model's directory has files of this name."""
+    return path.is_file() and (path.name in (*COMPANIONS, INDEX) or path.suffix in (".safetensors", ".py"))
+
+
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
     """A new directory to fill, which takes the place of `out` when the block ends, and vanishes when it fails.
 
     A complete directory exists at every moment: the old one is moved aside, the new one moved in, and only then the old
-    one deleted. What is killed between the two moves leaves the old one as `.NAME.PID.old`.
+    one deleted. What is killed between the two moves leaves the old one as `.NAME.PID.old`. Only a model is replaced:
+    files that no model directory has are somebody's.
 
     Raises:
-      CheckpointError: `out` is a file.
+      CheckpointError: `out` is a file, or holds other files than a model's.
     """
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file, not a directory")
+    foreign = sorted(p.name for p in out.iterdir() if not _of_a_model(p)) if out.is_dir() else []
+    if foreign:
+        raise CheckpointError(f"{out} holds {listed(foreign, 3)}, which would be lost: give a new or empty directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -339,7 +349,8 @@ def save_directory(
     """
     with replacing(out) as partial:
         if companions:
-            for name in COMPANIONS:
+            # Code that an original InternVL directory names in its config.json goes along as it is: it is not run here.
+            for name in (*COMPANIONS, *(p.name for p in companions.glob("*.py"))):
                 if (companions / name).is_file():
                     shutil.copyfile(companions / name, partial / name)
         changed = dict(changed or {})
@@ -347,7 +358,7 @@ def save_directory(
         for name, keys in changed.items():
             whole = {**read_json(partial / name, missing={}), **keys}
             (partial / name).write_text(json.dumps(whole, indent=2))
-        for place in (config, config.get("text_config"), config.get("vision_config")):
+        for place in (config, *(config.get(key) for key in ("text_config", "llm_config", "vision_config"))):
             if isinstance(place, dict):
                 for key in {"dtype", "torch_dtype"} & set(place):
                     place[key] = dtype

@@ -67,6 +67,8 @@ class Dataset(Sequence[Example]):
       name: what metrics and messages call it.
       dropped: rows left out, each {"source": ..., "reason": ...}.
       videos: whether rows may hold videos; it decides which sizes of patches a run prepares for.
+      drop_bad: a row whose media turn out to be damaged when they are used is left out, instead of ending the run.
+      advice: what an error about such a row adds.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Dataset(Sequence[Example]):
         dropped: Iterable[dict[str, str]] = (),
         *,
         videos: bool = False,
+        drop_bad: bool = False,
+        advice: str = "",
     ) -> None:
         """Args: `get(i)` returns example i and must be a pure function of i, for 0 <= i < length."""
         self.name = name
         self.dropped = list(dropped)
-        self.videos = videos
+        self.videos, self.drop_bad, self.advice = videos, drop_bad, advice
         self._length = length
         self._get = get
 
@@ -95,7 +99,8 @@ class Dataset(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Dataset":
         if isinstance(index, slice):
             rows = range(self._length)[index]
-            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]), videos=self.videos)
+            options: dict[str, Any] = {"videos": self.videos, "drop_bad": self.drop_bad, "advice": self.advice}
+            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]), **options)
         return self._get(range(self._length)[index])
 
     def __repr__(self) -> str:

@@ -56,7 +56,7 @@ class Files:
       path: a file, or a pattern such as "data/part-*.parquet" (read in alphabetical order).
       image_root: folder that relative image paths start from; None is the folder of the file.
       bad_rows: "error" refuses the data set at the first load; "drop" leaves bad rows out and lists them in
-        `Dataset.dropped`.
+        `Dataset.dropped` (in a run, in dropped.jsonl; there also those whose media prove damaged only when they are used).
       limit: keep only the first so many good rows.
       require_answer: whether a row without an answer is a bad row.
       check_images: "header" opens every image and video without decoding it, "decode" decodes it too (finds truncated files,
@@ -215,7 +215,11 @@ def _load(
     if not kept:
         why = f"; the first: {dropped[0]['source']}: {dropped[0]['reason']}" if dropped else ""
         raise DataError(f"{path}: no usable row among {seen}{why}")
-    return Dataset(Path(path).stem, len(kept), kept.__getitem__, dropped, videos=any(e.videos for e in kept))
+    advice = 'check_images="decode" finds such rows when the data is loaded, bad_rows="drop" leaves them out'
+    return Dataset(
+        Path(path).stem, len(kept), kept.__getitem__, dropped,
+        videos=any(e.videos for e in kept), drop_bad=bad_rows == "drop", advice=advice,
+    )  # fmt: skip
 
 
 def _files(path: str) -> list[str]:

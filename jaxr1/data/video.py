@@ -74,7 +74,9 @@ class Video:
           MediaError: it is not.
         """
         if self.fps is None:
-            raise MediaError(f"{self.name}: its frames came without their rate; give source_fps, in frames a second")
+            raise MediaError(
+                f"{self.name}: its frames came without their rate: give fps beside them, in frames a second"
+            )
         return self.fps
 
     @property
@@ -240,7 +242,7 @@ def sample_indices(
     if fps is not None and num_frames is not None:
         raise ValueError(f"fps ({fps:g}) and num_frames ({num_frames}) exclude each other")
     _check_rate("fps", fps)
-    _check_rate("source_fps", source_fps)
+    _check_rate("fps of the source", source_fps)
     for option, value in (("min_frames", min_frames), ("max_frames", max_frames), ("frame_factor", frame_factor)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
@@ -250,7 +252,7 @@ def sample_indices(
         raise MediaError("the video has no frames")
     if fps is not None and source_fps is None:
         raise MediaError(
-            f"taking {fps:g} frames a second needs to know how many the source has: give source_fps, in frames a second"
+            f"taking {fps:g} frames a second needs to know how many the source has: give fps beside the video"
         )
     step = frame_factor if sampling == "stride" else 1
     if num_frames is not None:
@@ -444,7 +446,7 @@ def _upright(picture: Any, name: str) -> np.ndarray:
 
 
 def _probe(source: Any, name: str, source_fps: float | None, limit: int) -> VideoInfo:
-    _check_rate("source_fps", source_fps)
+    _check_rate("fps of the source", source_fps)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3:
             raise MediaError(f"{name}: expected uint8[T, H, W, 3]")
@@ -500,7 +502,7 @@ def _opened(source: Any, name: str, limit: int) -> Iterator[Any]:
         try:
             import av
         except ImportError as error:
-            raise ImportError(f"{name}: reading video files needs PyAV: pip install jaxr1[video]") from error
+            raise ImportError(f"{name}: reading video files needs PyAV: pip install av") from error
         _check_whole(file, name)
         try:
             # The decoder's own limit holds for what a stream says of itself, which may be more than its container says.

@@ -22,9 +22,10 @@ EVALUATION_STREAM = 1  # its draws are apart from those of every training stage 
 
 @dataclasses.dataclass(frozen=True)
 class Answered:
-    """One held-out example, what the model said, and its grade."""
+    """One held-out example, the text that opened the answer, what the model said, and its grade."""
 
     example: Example
+    prefix: str
     completion: Completion
     grade: Grade
 
@@ -55,12 +56,12 @@ def answers(
     Raises:
       DataError: an example that cannot be asked; a held-out set has no rows to spare, so none is passed over.
     """
-    waiting: list[tuple[Sequence[Example], list[Completion], Pending]] = []
+    waiting: list[tuple[Sequence[Example], list[str], list[Completion], Pending]] = []
 
     def finish() -> Iterator[Answered]:
-        examples, completions, pending = waiting.pop()
-        for example, completion, grade in zip(examples, completions, pending.result(), strict=True):
-            yield Answered(example, completion, grade)
+        *columns, pending = waiting.pop()
+        for row in zip(*columns, pending.result(), strict=True):
+            yield Answered(*row)
 
     for first in range(0, len(dataset), batch_rows):
         examples = [dataset[i] for i in range(first, min(first + batch_rows, len(dataset)))]
@@ -71,7 +72,7 @@ def answers(
         pending = pool.submit(items)
         if waiting:
             yield from finish()
-        waiting.append((examples, completions, pending))
+        waiting.append((examples, [p.prefix for p in prompts], completions, pending))
     while waiting:
         yield from finish()
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
+from jaxr1.data.media import MediaError, describe
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
 from jaxr1.inputs.template import (
@@ -39,6 +40,7 @@ from jaxr1.inputs.videos import (
 
 QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
 CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
@@ -49,6 +51,9 @@ def load_tokenizer(directory: Path):
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if _read(directory / "tokenizer_config.json").get("tokenizer_class") == "InternLM2Tokenizer":
         return internlm2_tokenizer(directory)  # its own code is remote, and never run
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make one without a vocabulary
+        raise CheckpointError(f"{directory}: no tokenizer (expected one of {', '.join(TOKENIZER_FILES)})")
     from transformers import AutoTokenizer
 
     try:
@@ -153,7 +158,10 @@ class Processor:
         images, media, image_token = None, set(), None
         videos, video_token = None, raw.get("video_token_id")
         if vision is not None:
-            images = image_options(directory, raw, vision)
+            try:
+                images = image_options(directory, raw, vision)
+            except ValueError as e:
+                raise CheckpointError(f"{directory}: image settings: {e}") from e
             if min_pixels is not None or max_pixels is not None:
                 images = images.with_pixels(min_pixels, max_pixels)
             names = INTERN_MEDIA if isinstance(images, TileOptions) else QWEN_MEDIA
@@ -360,11 +368,14 @@ class Processor:
         if part["type"] == "video":
             return self._video(part)
         image = load_image(part["image"])
-        if isinstance(self.images, TileOptions):
-            patches, grids = preprocess_tiles(image, self.images)
-            return Unit(tuple(patches), tuple(grids), media_hash(image))
-        assert self.images is not None
-        found, grid = preprocess_image(image, self.images)
+        try:
+            if isinstance(self.images, TileOptions):
+                patches, grids = preprocess_tiles(image, self.images)
+                return Unit(tuple(patches), tuple(grids), media_hash(image))
+            assert self.images is not None
+            found, grid = preprocess_image(image, self.images)
+        except MediaError as e:
+            raise MediaError(f"{describe(part['image'])}: {e}") from e
         return Unit((found,), (grid,), media_hash(image))
 
     def _video(self, part: dict) -> Unit:

@@ -81,6 +81,10 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
                     f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}}, "
                     f"{{'type': 'image', 'image': ...}} or {{'type': 'video', 'video': ...}}, got {part!r:.80}"
                 )
+            known = ("type", kind, "fps") if kind == "video" else ("type", kind)
+            # tables give every part all columns, most of them empty
+            if other := [key for key in part if key not in known and part[key] is not None]:
+                raise PromptError(f"message {i}, part {j}: {other[0]!r} is none of {', '.join(map(repr, known))}")
         turns.append((message["role"], parts))
     if not turns:
         raise PromptError("a prompt needs at least one message")

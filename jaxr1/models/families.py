@@ -17,7 +17,7 @@ from typing import Any
 
 from jaxr1.models.text import TextConfig, TextNames, text_table
 from jaxr1.models.vit import Names, VisionConfig, vision_table
-from jaxr1.nn.layers import RopeScaling
+from jaxr1.nn.layers import ACTIVATIONS, RopeScaling
 from jaxr1.nn.params import Table
 
 LAYOUTS: dict[str, tuple[str, ...]] = {
@@ -34,6 +34,10 @@ FAMILIES = tuple(LAYOUTS)
 QWEN_VL = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 INTERNVL = ("internvl_chat", "internvl")
 DECODERS = ("qwen2", "qwen3", "llama", "internlm2")
+# Norm epsilon and rotary base where a config.json says nothing, as the classes of transformers have them.
+DEFAULTS = {"qwen2_vl": (1e-5, 1e6), "qwen2_5_vl": (1e-5, 1e6), "qwen3_vl": (1e-6, 5e5)} | dict.fromkeys(
+    DECODERS, (1e-6, 1e4)
+)
 
 
 def configs(raw: dict) -> tuple[TextConfig, VisionConfig | None]:
@@ -93,11 +97,15 @@ def _text(text: dict, raw: dict, kind: str, *, mrope: bool = False) -> TextConfi
     """`text` holds the decoder's settings, `raw` the whole file; kind is one of `DECODERS`."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     rope_kind = rope.get("rope_type", rope.get("type", "default"))
-    if text.get("use_sliding_window"):
-        raise ValueError("config.json: use_sliding_window is not supported")
-    for key in ("attention_bias", "mlp_bias", "bias"):
+    scaling = _rope_scaling(rope, rope_kind)
+    for key in ("use_sliding_window", "attention_bias", "mlp_bias", "bias", "dual_chunk_attention_config"):
         if text.get(key):
             raise ValueError(f"config.json: {key} is not supported for {kind}")
+    if "sliding_attention" in (text.get("layer_types") or ()):
+        raise ValueError("config.json: layer_types with sliding_attention is not supported")
+    if (rope.get("partial_rotary_factor") or text.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ValueError("config.json: a partial_rotary_factor other than 1 is not supported")
+    eps, theta = DEFAULTS.get(raw["model_type"], DEFAULTS[kind])
     heads, width = text["num_attention_heads"], text["hidden_size"]
     size = text.get("head_dim") or width // heads
     sections: tuple[int, ...] = ()
@@ -119,21 +127,28 @@ def _text(text: dict, raw: dict, kind: str, *, mrope: bool = False) -> TextConfi
         heads=heads,
         kv_heads=text.get("num_key_value_heads") or heads,
         head_size=size,
-        norm_eps=text.get("rms_norm_eps", 1e-6 if kind in ("qwen2", "qwen3") else 1e-5),
-        rope_theta=float(rope.get("rope_theta", text.get("rope_theta", 1e6 if kind != "llama" else 1e4))),
-        rope_scaling=_rope_scaling(rope, rope_kind, text),
+        norm_eps=text.get("rms_norm_eps", eps),
+        rope_theta=float(rope.get("rope_theta", text.get("rope_theta", theta))),
+        rope_scaling=scaling,
         mrope_sections=sections,
         mrope_interleaved=mrope and kind == "qwen3",
         qkv_bias=kind == "qwen2",
         qk_norm=kind == "qwen3",
         tied=bool(tied),
-        activation=text.get("hidden_act", "silu"),
+        activation=_activation(text, "silu"),
         init_scale=text.get("initializer_range", 0.02),
         context=text.get("max_position_embeddings") or 0,
     )
 
 
-def _rope_scaling(rope: dict, kind: str, text: dict) -> RopeScaling | None:
+def _activation(raw: dict, default: str) -> str:
+    name = raw.get("hidden_act", default)
+    if name not in ACTIVATIONS:
+        raise ValueError(f"config.json: hidden_act {name!r} is not supported ({', '.join(ACTIVATIONS)})")
+    return name
+
+
+def _rope_scaling(rope: dict, kind: str) -> RopeScaling | None:
     """Raises ValueError for a kind of scaling that is not supported."""
     if kind in ("default", "mrope"):
         return None
@@ -187,7 +202,7 @@ def _qwen2_vision(raw: dict) -> VisionConfig:
         **_qwen_common(raw, width, raw.get("hidden_size", 3584), raw.get("spatial_merge_size", 2)),
         mlp=int(width * raw.get("mlp_ratio", 4)),
         patch_size=raw.get("patch_size", 14),
-        activation=raw.get("hidden_act", "quick_gelu"),
+        activation=_activation(raw, "quick_gelu"),
     )
 
 
@@ -198,7 +213,7 @@ def _qwen2_5_vision(raw: dict) -> VisionConfig:
         **_qwen_common(raw, raw.get("hidden_size", 1280), raw.get("out_hidden_size", 3584), merge),
         mlp=raw.get("intermediate_size", 3420),
         patch_size=patch,
-        activation=raw.get("hidden_act", "silu"),
+        activation=_activation(raw, "silu"),
         norm="rms",
         merger_norm="rms",
         gated=True,
@@ -218,7 +233,7 @@ def _qwen3_vision(raw: dict) -> VisionConfig:
         ),
         mlp=raw.get("intermediate_size", 4304),
         patch_size=raw.get("patch_size", 16),
-        activation=raw.get("hidden_act", "gelu_pytorch_tanh"),
+        activation=_activation(raw, "gelu_pytorch_tanh"),
         patch_bias=True,
         position_side=side,
         deep=tuple(raw.get("deepstack_visual_indexes", (8, 16, 24))),
@@ -248,7 +263,7 @@ def _intern_vision(raw: dict, whole: dict, text_width: int) -> VisionConfig:
         temporal_patch_size=1,
         merge_size=merge,
         channels=raw.get("num_channels", 3),
-        activation=raw.get("hidden_act", "gelu"),
+        activation=_activation(raw, "gelu"),
         out_width=text_width,
         merge_width=text_width,
         norm={"layer_norm": "layer", "rms_norm": "rms"}[raw.get("norm_type", "layer_norm")],

@@ -19,6 +19,8 @@ from jaxr1.models.vlm import Model
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
 
+DTYPES = ("float32", "bfloat16", "float16")
+
 
 def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
     """The model that a parsed config.json describes.
@@ -26,7 +28,10 @@ def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES,
     Raises:
       CheckpointError: a model_type that is not supported (says which are), a setting that the family's decoder does
         not have, or a missing one.
+      ValueError: an unknown dtype.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if raw["model_type"] not in FAMILIES:
         raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
     try:
@@ -77,7 +82,10 @@ def load_model(
 
     Raises:
       CheckpointError: the directory does not hold a supported model; the message lists what is wrong.
+      ValueError: an unknown dtype.
     """
+    if param_dtype not in DTYPES:
+        raise ValueError(f"param_dtype must be one of {', '.join(DTYPES)}, got {param_dtype!r}")
     directory = resolve(path)
     model = describe(huggingface.read_config(directory), dtype=dtype, rules=rules, remat=remat)
     tables = {layout: model.table(layout) for layout in families.LAYOUTS[model.family]}

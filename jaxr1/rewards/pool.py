@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -72,8 +72,15 @@ class _Failure:
 class Pending:
     """Grades on their way; made by `RewardPool.submit`."""
 
-    def __init__(self, rewards: Sequence[ResolvedReward], count: int):
-        self._rewards = rewards
+    def __init__(
+        self,
+        rewards: Sequence[ResolvedReward],
+        count: int,
+        examples: int = 2,
+        worked: Callable[[], bool] = lambda: False,
+    ):
+        """Args: how many different `examples` the items have; whether the pool has ever graded an item (`worked`)."""
+        self._rewards, self._examples, self._worked = rewards, examples, worked
         self._grades: list[Grade | None] = [None] * count
         self._failures: dict[int, _Failure] = {}
         self._error: RewardError | None = None
@@ -91,8 +98,10 @@ class Pending:
         """Waits for all grades; they are in the order of the submitted items.
 
         Raises:
-          RewardError: a function does not load, or the same one failed for every item (two or more): that is a bug in
-            it, not bad luck. The message names function and file and holds the first traceback.
+          RewardError: a function does not load, or the same one failed for every item (two or more) and that is a bug in
+            it, not bad luck: nothing was ever graded, or it raised an exception for different examples. (One example
+            that always hangs costs only its own samples.) The message names function and file and holds the first
+            traceback.
           TimeoutError: `timeout_s` seconds have passed.
         """
         if not self._done.wait(timeout_s):
@@ -101,7 +110,13 @@ class Pending:
             raise self._error
         grades = [grade for grade in self._grades if grade is not None]
         culprits = {failure.reward for failure in self._failures.values()}
-        if len(grades) >= 2 and len(self._failures) == len(grades) and len(culprits) == 1:
+        raised = self._examples >= 2 and all(grade.status == "error" for grade in grades)
+        if (
+            len(grades) >= 2
+            and len(self._failures) == len(grades)
+            and len(culprits) == 1
+            and (raised or not self._worked())
+        ):
             first = self._failures[min(self._failures)]
             raise RewardError(
                 f"the reward function {_where(self._rewards, first.reward)} failed for all {len(grades)} items; "
@@ -344,7 +359,8 @@ class RewardPool:
                     f"item {i}: the example's columns must be JSON values to reach a reward function: {error}"
                 ) from None
             rows.append((i, row))
-        pending = Pending(self.rewards, len(rows))
+        examples = len({json.dumps(row["example"]) for _, row in rows})
+        pending = Pending(self.rewards, len(rows), examples, lambda: self._graded_any)
         with self._lock:
             self._open = {p for p in self._open if not p.done()} | {pending}
         # several chunks for each worker, so that a slow item does not hold up much
@@ -464,7 +480,7 @@ class RewardPool:
                         continue
                     if "loaded" not in answer:
                         worker.graded += 1
-                        self._graded_any |= answer["status"] != "error"
+                        self._graded_any |= answer["status"] == "ok"
                         self._kills_in_a_row = 0
                         self._finish(pending, rows.pop(0)[0], answer)
                         at = -1

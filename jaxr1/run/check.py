@@ -1,8 +1,9 @@
-"""Types of options: a config file is Python, which would let a wrong type through to the middle of a run."""
+"""Types and ranges of options: a config file is Python, which would let a wrong value through to the middle of a run."""
 
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import numbers
 import types
@@ -23,6 +24,43 @@ def check_types(options: Any, path: str = "") -> None:
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
         _check(getattr(options, field.name), hints[field.name], f"{path}{field.name}")
+
+
+class OptionError(ValueError):
+    """An option that does not fit the model, the data or the machine; names its path."""
+
+
+@contextlib.contextmanager
+def option(path: str) -> collections.abc.Iterator[None]:
+    """What a ValueError says inside the block is said of the option at `path`; errors with a class of their own pass.
+
+    Raises:
+      OptionError: instead of a plain ValueError, or an ImportError (of an extra that is not installed).
+    """
+    try:
+        yield
+    except (ValueError, ImportError) as e:
+        if type(e) not in (ValueError, ImportError):
+            raise
+        raise OptionError(f"{path}: {e}") from e
+
+
+def check_least(options: Any, path: str, **least: float) -> None:
+    """Checks fields against their least values.
+
+    Raises:
+      ValueError: one is less (or NaN); names its path, the least value and what is there.
+    """
+    for name, bound in least.items():
+        if not getattr(options, name) >= bound:
+            raise ValueError(f"{path}{name} must be at least {bound}, got {getattr(options, name)!r}")
+
+
+def check_positive(options: Any, path: str, *names: str) -> None:
+    """Raises ValueError where one of these fields is not over 0; names its path."""
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise ValueError(f"{path}{name} must be over 0, got {getattr(options, name)!r}")
 
 
 def _check(value: Any, hint: Any, path: str) -> None:

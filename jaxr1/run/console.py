@@ -1,6 +1,6 @@
 """What a run shows while it runs: a live table with a progress bar on a terminal, plain lines anywhere else.
 
-stage rl   ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━  120/200   0:02:31 left   sampling
+stage rl (2 of 2)   ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━  120/200   0:02:31 left in stage   sampling
 reward/mean        0.713     eval/digits/accuracy   0.684
 reward/accuracy    0.621     eval/digits/format     0.992
 ...
@@ -73,18 +73,13 @@ class Console:
         self.is_live = live
         self._live: Live | None = None
         self._spinner = Spinner("dots")
-        self._stage, self._total, self._step = "", 0, 0
+        self._stage, self._of, self._total, self._step = "", "", 0, 0
         self._phase = ""
         self._metrics: dict[str, float] = {}
         self._last_step_at: float | None = None
         self._seconds_per_step: float | None = None
 
     def __enter__(self) -> Console:
-        if self.is_live:
-            self._live = Live(
-                get_renderable=self._render, console=self.rich, refresh_per_second=4, vertical_overflow="crop"
-            )
-            self._live.start()
         return self
 
     def __exit__(
@@ -96,16 +91,21 @@ class Console:
             self._live.stop()  # shows the cursor again and gives stdout and stderr back
             self._live = None
 
-    def stage(self, name: str, total: int, done: int = 0) -> None:
-        """A stage begins, or goes on after `done` of its `total` steps."""
-        self._stage, self._total, self._step = name, total, done
+    def stage(self, name: str, total: int, done: int = 0, of: str = "") -> None:
+        """A stage begins, or goes on after `done` of its `total` steps; `of` is its place, such as " (1 of 2)"."""
+        if self.is_live and self._live is None:  # not before: a run that is finished has nothing to show
+            self._live = Live(
+                get_renderable=self._render, console=self.rich, refresh_per_second=4, vertical_overflow="crop"
+            )
+            self._live.start()
+        self._stage, self._of, self._total, self._step = name, of, total, done
         self._last_step_at, self._seconds_per_step = time.monotonic(), None
         self._phase = ""
         # evaluations stay: they are what this stage starts from
         self._metrics = {key: value for key, value in self._metrics.items() if key.startswith("eval/")}
         if not self.is_live:
             start = f", going on after step {done}" if done else ""
-            self.print(f"stage {name}: {total} steps{start}")
+            self.print(f"stage {name}{of}: {total} steps{start}")
 
     def phase(self, text: str) -> None:
         """What the run is doing now: sampling, grading, update, eval, ... Only the live table shows it."""
@@ -119,23 +119,24 @@ class Console:
           metrics: name -> value; the main ones are shown.
         """
         now = time.monotonic()
-        if step > self._step and self._last_step_at is not None:
+        compiled = metrics.get("perf/compiles", 0) > 0  # such a step says nothing about the next ones
+        if step > self._step and self._last_step_at is not None and not compiled:
             seconds = (now - self._last_step_at) / (step - self._step)
             old = self._seconds_per_step
-            # the first step compiles: the second one replaces its time
-            fresh = old is None or self._step <= 1
-            self._seconds_per_step = seconds if fresh or old is None else old + _SMOOTHING * (seconds - old)
+            self._seconds_per_step = seconds if old is None else old + _SMOOTHING * (seconds - old)
         if step > self._step or self._last_step_at is None:
             self._last_step_at = now
         self._step = step
         self._metrics |= {key: float(value) for key, value in metrics.items()}
         if not self.is_live:
             shown = "  ".join(f"{key} {format_number(float(metrics[key]))}" for key in self._shown(metrics))
-            left = f"  {format_seconds(self.seconds_left())} left" if self._seconds_per_step is not None else ""
+            left = (
+                f"  {format_seconds(self.seconds_left())} left in stage" if self._seconds_per_step is not None else ""
+            )
             self.print(f"{self._stage} {step}/{self._total}  {shown}{left}")
 
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the stage ends; None before its first step."""
+        """Estimated seconds until the stage ends; None before its first step without a compilation."""
         if self._seconds_per_step is None:
             return None
         return max(0, self._total - self._step) * self._seconds_per_step
@@ -149,15 +150,16 @@ class Console:
     @staticmethod
     def _shown(metrics: Mapping[str, float]) -> list[str]:
         evaluations = [k for k in metrics if k.startswith("eval/") and k.rpartition("/")[2] in _EVAL_PARTS]
-        return [key for key in MAIN if key in metrics] + sorted(evaluations)
+        lost = ["reward/unscored"] if metrics.get("reward/unscored", 0) > 0 else []
+        return [key for key in MAIN if key in metrics] + lost + sorted(evaluations)
 
     def _render(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))
         line.add_row(
-            Text(f"stage {self._stage}" if self._stage else "starting", style="bold"),
+            Text(f"stage {self._stage}{self._of}", style="bold"),
             ProgressBar(total=max(self._total, 1), completed=self._step, width=32),
             Text(f"{self._step}/{self._total}"),
-            Text(f"{format_seconds(self.seconds_left())} left", style="cyan"),
+            Text(f"{format_seconds(self.seconds_left())} left in stage", style="cyan"),
             self._spinner if self._phase else Text(""),
             Text(self._phase, style="dim"),
         )

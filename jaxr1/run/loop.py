@@ -8,39 +8,34 @@ import json
 import math
 import shutil
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.data.example import Dataset
-from jaxr1.evaluation import heldout
-from jaxr1.inputs.batch import Buckets
-from jaxr1.inputs.images import load_image, media_hash
 from jaxr1.models import registry
-from jaxr1.models.vlm import Model
-from jaxr1.nn.lora import Lora, init_adapters, merged
-from jaxr1.parallel import mesh_of
+from jaxr1.nn.lora import adapter_table, init_adapters, merged
 from jaxr1.rewards.pool import RewardPool
-from jaxr1.rewards.spec import Reward
 from jaxr1.rl import step as rl
+from jaxr1.run.check import OptionError, option
 from jaxr1.run.console import Console
-from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl
+from jaxr1.run.final import checkpoint_params
+from jaxr1.run.heldout import HeldOut, buckets_for
+from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl, write_rows
 from jaxr1.run.monitor import CompileCounter, Interrupted, Signals, environment, memory_metrics
-from jaxr1.run.options import BucketOptions, Config, Evaluation, ProcessorOptions, Rl, Sft, Stage
+from jaxr1.run.options import Config, Rl, Sft, Stage
 from jaxr1.run.report import write_report
-from jaxr1.run.resume import ResumeError, check_config, resolved, write_config
-from jaxr1.run.rl_stage import Hooks, RlStage, write_rows
+from jaxr1.run.resume import ResumeError, check_config, only_process, resolved, write_config
+from jaxr1.run.rl_stage import Hooks, RlStage
 from jaxr1.run.sft_stage import SftStage
 from jaxr1.run.state import Checkpoints, RunState, load_tree, save_tree
 from jaxr1.run.stream import Stream, unparsable_rows
-from jaxr1.sampling.generate import Sampler, SamplingOptions
 
 FINISHED = "finished.jsonl"
 FIRST_TRAINING_STREAM = 2  # 0 is `generate`, 1 evaluation
+DROPS_SHOWN = 3  # of a stage; the rest is only in dropped.jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +62,27 @@ def train(config: Config, *, override_resume: bool = False, console: Console | N
 
     Args:
       config: the run.
-      override_resume: accept a configuration that differs from the one in the run directory.
+      override_resume: accept a configuration that differs from the one in the run directory. A finished run with more
+        steps than before goes on.
       console: where to show progress; default is the terminal.
 
     Returns:
       The run directory, parameters and metrics.
 
     Raises:
-      ResumeError: the run directory holds another configuration; lists the fields.
+      ResumeError: the run directory holds another configuration (lists the fields), or another process works in it.
+      OptionError: an option that does not fit the model or the machine.
       CheckpointError, DataError, RewardError: model, data or rewards cannot be used.
     """
-    with Console() if console is None else contextlib.nullcontext(console) as shown, Signals() as signals:
-        return Run(config, shown, signals, override_resume).execute()
+    folder = Path(config.run_dir)
+    try:
+        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OptionError(f"run_dir: {folder} cannot be written to ({e})") from e
+    with Console() if console is None else contextlib.nullcontext(console) as shown, only_process(folder):
+        notice = lambda name: shown.print(f"{name}: stopping where nothing is lost; once more stops at once")
+        with Signals(notice) as signals:
+            return Run(config, shown, signals, override_resume).execute()
 
 
 class Run:
@@ -88,37 +92,79 @@ class Run:
         self.config, self.console, self.signals = config, console, signals
         self.dir = Path(config.run_dir)
         self.rollouts = self.dir / "rollouts"
-        self.rollouts.mkdir(parents=True, exist_ok=True)
         self.resolved = resolved(config)
-        overridden = check_config(self.dir, self.resolved, override)
-        (self.dir / "environment.json").write_text(json.dumps(environment(), indent=2))
-        self.mesh = config.mesh.build()
+        self.run = RunState()
+        self.stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:  # what fails on the way leaves nothing open
+            self._open(override, opened)
+            self.stack = opened.pop_all()
+
+    def _open(self, override: bool, opened: contextlib.ExitStack) -> None:
+        """Loads and checks all that the run needs, and only then touches what the directory holds."""
+        config = self.config
+        self.checkpoints = Checkpoints(self.dir / "checkpoints", config.keep_checkpoints)
+        opened.callback(self.checkpoints.close)
+        self.saved_at = self.checkpoints.latest()
+        self.to_load = self.saved_at  # the checkpoint that the first stage to run starts from
+        begun = self.saved_at is not None or (self.dir / FINISHED).is_file()
+        changed = check_config(self.dir, self.resolved, override) if begun else []
+        with option("mesh"):
+            self.mesh = config.mesh.build()
         dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         self.model, self.params = registry.load_model(
             config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
         )
-        self.processor = registry.load_processor(config.model, **dataclasses.asdict(config.processor))
-        self.evaluations = [(e, e.data.load()) for e in config.evaluations]
-        self.checkpoints = Checkpoints(self.dir / "checkpoints", config.keep_checkpoints)
-        self.metrics = MetricsLog(self.dir, tensorboard=config.tensorboard, wandb=config.wandb)
-        self.dropped = AppendLog(self.dir / "dropped.jsonl")
-        self.run, self.saved_at = RunState(), self.checkpoints.latest()
-        self.to_load = self.saved_at  # the checkpoint that the first stage to run starts from
+        with option("processor"):
+            self.processor = registry.load_processor(config.model, **dataclasses.asdict(config.processor))
+        self.held_out = HeldOut(self.dir, config.evaluations, self.processor, config.seed)
+        self.data = [stage.data.load() for stage in config.stages]
+        for number, stage in enumerate(config.stages):
+            self._check_stage(f"stages.{number}", stage)
+
         if self.saved_at is not None:
             self.run = self.checkpoints.run_state(self.saved_at)
-            self.metrics.truncate(self.run.offsets["metrics.jsonl"], global_step=self.run.total_step + 1)
-            self.dropped.truncate(self.run.offsets["dropped.jsonl"])
-        else:
-            self.metrics.truncate(0)
-            self.dropped.truncate(0)
-        if overridden:
+        with option("wandb"):
+            self.metrics = MetricsLog(self.dir, tensorboard=config.tensorboard, wandb=config.wandb)
+        opened.callback(self.metrics.close)
+        self.dropped = AppendLog(self.dir / "dropped.jsonl")
+        opened.callback(self.dropped.close)
+        if changed or not (self.dir / FINISHED).is_file():
+            self.metrics.truncate(self.run.offsets.get("metrics.jsonl", 0), global_step=self.run.total_step + 1)
+            self.dropped.truncate(self.run.offsets.get("dropped.jsonl", 0))
+        if changed or not begun:
             self._forget_later()
+        if changed:
+            (self.dir / FINISHED).unlink(missing_ok=True)  # there may be steps to do now
+            with AppendLog(self.dir / "overrides.jsonl") as log:
+                log.write({"total_step": self.run.total_step, "changed": changed})
+        (self.dir / "environment.json").write_text(json.dumps(environment(), indent=2))
         write_config(self.dir, self.resolved)  # last: until here, the directory is the old configuration's
         self.already_dropped = {(r["stage"], r["source"], r["reason"]) for r in read_jsonl(self.dir / "dropped.jsonl")}
+        self.drops_shown = 0
         self.compiles = CompileCounter()
+        opened.callback(self.compiles.close)
+
+    def _check_stage(self, path: str, stage: Stage) -> None:
+        """What a later stage cannot work with is said before the first one runs."""
+        if stage.lora is None:
+            with option(f"{path}.freeze"):
+                rl.split_params(self.params, stage.freeze)
+        else:
+            with option(f"{path}.lora"):
+                adapter_table(self.model.table(), stage.lora)
+        for i, reward in enumerate(stage.rewards if isinstance(stage, Rl) else ()):
+            with option(f"{path}.rewards.{i}"):
+                reward.resolve(self.dir)
+        longest, context = stage.max_prompt_tokens + stage.max_response_tokens, self.model.text.context
+        if 0 < context < longest:
+            self.console.print(f"warning: {path}: up to {longest} tokens, but the model was made for {context}")
+        if isinstance(stage, Rl) and (stage.top_p < 1 or stage.top_k):
+            self.console.print(
+                f"warning: {path}: top_p and top_k filter the draw, but not the log-probs that are trained on"
+            )
 
     def _forget_later(self) -> None:
-        """Removes what a configuration that is replaced left for the steps to come: grades, and references."""
+        """Removes what another configuration left for the steps to come: grades, and references."""
         for number, stage in enumerate(self.config.stages):
             begun = self.run.step if number == self.run.stage else 0 if number > self.run.stage else math.inf
             for file in self.rollouts.glob(f"{stage.name}_*.jsonl"):
@@ -133,25 +179,23 @@ class Run:
     def execute(self) -> Result:
         """All stages in order, from where the last checkpoint stands."""
         end = self.dir / FINISHED
-        try:
-            if end.is_file():
-                self.console.print(f"{self.dir} is finished: nothing to do. Use another --run-dir for a new run.")
-                self.params = self._final_params()
-                return self._result()
-            for number in range(self.run.stage, len(self.config.stages)):
-                if number > self.run.stage:
-                    self.run = dataclasses.replace(self.run, stage=number, step=0, position=0)
-                self._stage(number)
-            self._finish()
-            write_rows(end, [{"steps": self.run.total_step}])
-        except Interrupted:
-            name = signal.Signals(self.signals.received or signal.SIGINT).name
-            self.console.print(f"{name}: saved at step {self.run.total_step} of {self.dir}; the same command resumes")
-        finally:
-            self.checkpoints.close()
-            self.metrics.close()
-            self.dropped.close()
-            self.compiles.close()
+        with self.stack:
+            try:
+                if end.is_file():
+                    self.console.print(f"{self.dir} is finished: nothing to do. Use another --run-dir for a new run.")
+                    self.params = self._final_params()
+                    return self._result()
+                for number in range(self.run.stage, len(self.config.stages)):
+                    if number > self.run.stage:
+                        self.run = dataclasses.replace(self.run, stage=number, step=0, position=0)
+                    self._stage(number)
+                self._finish()
+                write_rows(end, [{"steps": self.run.total_step}])
+            except Interrupted:
+                name = signal.Signals(self.signals.received or signal.SIGINT).name
+                self.console.print(
+                    f"{name}: saved at step {self.run.total_step} of {self.dir}; the same command resumes"
+                )
         return self._result()
 
     def _stage(self, number: int) -> None:
@@ -166,7 +210,8 @@ class Run:
             if self.to_load is not None:
                 state, self.to_load = self.checkpoints.load(self.to_load, state), None
             reference = self._reference(stage, state)
-            self.console.stage(stage.name, worker.steps, self.run.step)
+            of = f" ({number + 1} of {len(self.config.stages)})" if len(self.config.stages) > 1 else ""
+            self.console.stage(stage.name, worker.steps, self.run.step, of)
             if self.saved_at is None:
                 self.run.evaluate = True
                 self._save(state)
@@ -205,27 +250,19 @@ class Run:
 
     def _worker(self, stage: Stage, number: int, stack: contextlib.ExitStack) -> tuple[SftStage | RlStage, Stream]:
         """The stage's step and its stream of examples."""
-        dataset = stage.data.load()
+        dataset, self.drops_shown = self.data[number], 0
         drop = lambda source, reason: self._drop(stage.name, source, reason)
-        for row in dataset.dropped:
-            drop(row["source"], row["reason"])
         hooks = Hooks(self.rollouts, self.console.phase, self.signals.check, drop)
-        longest, context = stage.max_prompt_tokens + stage.max_response_tokens, self.model.text.context
-        if 0 < context < longest:
-            self.console.print(f"warning: up to {longest} tokens, but the model was made for {context}")
-        buckets = self._buckets(stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens, dataset)
-        unusable: frozenset[int] = frozenset()
+        buckets = buckets_for(
+            self.processor, stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens, dataset
+        )
+        unusable = self._unusable(stage, dataset)
         worker: SftStage | RlStage
         if isinstance(stage, Rl):
             pool = RewardPool(
                 stage.rewards, workers=stage.reward_workers, timeout_s=stage.reward_timeout_s, directory=self.dir
             )
             stack.enter_context(pool)
-            graded_by_rule = any(r.function == "accuracy" for r in stage.rewards)
-            if stage.drop_unparsable and graded_by_rule:
-                unusable = unparsable_rows(dataset, drop)
-            if stage.top_p < 1 or stage.top_k:
-                self.console.print("warning: top_p/top_k filter the draw, but not the log-probs that are trained on")
             worker = RlStage(
                 stage, self.model, self.processor, buckets, pool, hooks,
                 seed=self.config.seed, stream=FIRST_TRAINING_STREAM + number,
@@ -245,17 +282,38 @@ class Run:
         )
         return worker, stream
 
-    def _drop(self, stage: str, source: str, reason: str) -> None:
-        row = {"stage": stage, "source": source, "reason": reason}
-        if tuple(row.values()) not in self.already_dropped:
-            self.already_dropped.add((stage, source, reason))
-            self.dropped.write(row)
+    def _unusable(self, stage: Stage, dataset: Dataset) -> frozenset[int]:
+        """Rows that cannot be graded; these and those that the reader left out are written down, and counted aloud."""
+        left_out = list(dataset.dropped)
+        unusable: frozenset[int] = frozenset()
+        if isinstance(stage, Rl) and stage.drop_unparsable and any(r.function == "accuracy" for r in stage.rewards):
+            note = lambda source, reason: left_out.append({"source": source, "reason": reason})
+            unusable = unparsable_rows(dataset, note)
+        for row in left_out:
+            self._note(stage.name, row["source"], row["reason"])
+        if left_out:
+            self.console.print(
+                f"{stage.name}: {len(left_out)} of {len(dataset) + len(dataset.dropped)} rows are left out, the first: "
+                f"{left_out[0]['source']}: {left_out[0]['reason']} (all in {self.dir / 'dropped.jsonl'})"
+            )
+        return unusable
 
-    def _buckets(self, options: BucketOptions, prompt: int, response: int, dataset: Dataset) -> Buckets:
-        largest = self.processor.max_frame_patches if dataset.videos else self.processor.max_patches
-        whole = Buckets.up_to(prompt, response, max(16, largest))
-        patches = (self.processor.max_patches,) if self.processor.tiles else options.patches or whole.patches
-        return Buckets(options.prompt or whole.prompt, options.response or whole.response, patches)
+    def _note(self, stage: str, source: str, reason: str) -> bool:
+        """Writes down something left out; whether it is new."""
+        row = {"stage": stage, "source": source, "reason": reason}
+        if tuple(row.values()) in self.already_dropped:
+            return False
+        self.already_dropped.add((stage, source, reason))
+        self.dropped.write(row)
+        return True
+
+    def _drop(self, stage: str, source: str, reason: str) -> None:
+        """As `_note`, and shows the first few of a stage."""
+        if self._note(stage, source, reason) and self.drops_shown < DROPS_SHOWN:
+            self.drops_shown += 1
+            last = self.drops_shown == DROPS_SHOWN
+            more = f" (further ones are only in {self.dir / 'dropped.jsonl'})" if last else ""
+            self.console.print(f"{stage}: left out: {source}: {reason}{more}")
 
     def _reference(self, stage: Stage, state: rl.TrainState) -> dict | None:
         """The trainable parts of the stage's reference model (frozen parts are shared), written once."""
@@ -276,64 +334,13 @@ class Run:
         """All held-out sets where an evaluation is due; one metrics line."""
         if not self.run.evaluate:
             return
-        found: dict[str, float] = {}
-        step = self.run.step
-        for options, dataset in self.evaluations:
-            self.console.phase(f"evaluating {options.name}")
-            began = time.perf_counter()
-            found |= self._evaluate_set(options, dataset, stage, step, params)
-            found[f"time/eval_{options.name}_s"] = time.perf_counter() - began
-        if found:
-            self.metrics.write(stage, step, found, global_step=self.run.total_step)
-            self.console.step(step, found)
-        self.run.evaluate = False
-
-    def _evaluate_set(self, options: Evaluation, dataset: Dataset, stage: str, step: int, params: dict) -> dict:
-        rewards = (
-            Reward("accuracy", options=(("tail", options.tail),)),
-            Reward("format", options=(("variant", options.format),)),
+        found = self.held_out.evaluate(
+            self.model, params, stage, self.run.step, phase=self.console.phase, check=self.signals.check
         )
-        buckets = self._buckets(BucketOptions(), options.max_prompt_tokens, options.max_response_tokens, dataset)
-        sampling = SamplingOptions(max_new_tokens=options.max_response_tokens, temperature=options.temperature)
-        sampler = Sampler(self.model, self.processor, sampling, buckets)
-        with RewardPool(rewards, directory=self.dir) as pool:
-            answers = heldout.answers(
-                dataset,
-                self.processor,
-                sampler,
-                params,
-                pool,
-                seed=self.config.seed,
-                batch_rows=options.batch_rows,
-                max_prompt_tokens=options.max_prompt_tokens,
-            )
-            rows = []
-            for row in answers:
-                self.signals.check()
-                rows.append(row)
-        kept = [self._sample_row(row, i < options.samples) for i, row in enumerate(rows)]
-        write_rows(self.rollouts / f"eval_{options.name}_{stage}_{step}.jsonl", kept)
-        return heldout.summarise(options.name, rows)
-
-    def _sample_row(self, row: heldout.Answered, with_pictures: bool) -> dict[str, Any]:
-        media = []
-        for source in row.example.images if with_pictures else ():
-            image = load_image(source)
-            media.append(media_hash(image))
-            file = self.dir / "media" / f"{media[-1]}.png"
-            if not file.exists():
-                file.parent.mkdir(exist_ok=True)
-                image.save(file)
-        return {
-            "prompt": row.example.question,
-            "answer": row.example.answer,
-            "response": self.processor.prefix + row.completion.text,
-            "rewards": row.grade.by_name,
-            "finish_reason": row.completion.finish_reason,
-            "length": len(row.completion.token_ids),
-            "source": row.example.source,
-            "media": media,
-        }
+        if found:
+            self.metrics.write(stage, self.run.step, found, global_step=self.run.total_step)
+            self.console.step(self.run.step, found)
+        self.run.evaluate = False
 
     def _save(self, state: rl.TrainState) -> None:
         """A checkpoint of the last complete step; append-only files are remembered at their present length."""
@@ -350,7 +357,7 @@ class Run:
             self.console.phase("export")
             out = registry.save_model(self.model, self.params, self.processor, self.dir / "export")
             self.console.print(f"model: {out}")
-        if self.config.report and self.evaluations:
+        if self.config.report and self.config.evaluations:
             self.console.phase("report")
             report = write_report(self.dir)
             self.console.print(report.table)
@@ -359,54 +366,10 @@ class Run:
     def _final_params(self) -> dict:
         """What a finished run ended with: its checkpoint's, else its export's parameters; {} where both are gone."""
         if self.saved_at is not None:
-            return checkpoint_params(
-                self.checkpoints, self.saved_at, self.config.stages[-1].lora, self.model, self.params
-            )
+            lora = self.config.stages[self.run.stage].lora
+            return checkpoint_params(self.checkpoints, self.saved_at, lora, self.model, self.params)
         export = self.dir / "export"
         return registry.load_model(export, mesh=self.mesh)[1] if export.is_dir() else {}
 
     def _result(self) -> Result:
         return Result(self.dir, self.params, read_jsonl(self.dir / "metrics.jsonl"), self.signals.received)
-
-
-def checkpoint_params(checkpoints: Checkpoints, step: int, lora: Lora | None, model: Model, params: dict) -> dict:
-    """The parameters of a checkpoint, placed like `params` (those that the run started from), adapters merged."""
-    if lora is None:
-        return checkpoints.params(step, params)
-    adapters = init_adapters(model.table(), lora, 0, mesh_of(params), model.rules)
-    return merged(checkpoints.params(step, {**params, "lora": adapters}), model.table(), lora)
-
-
-def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None) -> Path:
-    """Writes the Hugging Face directory of a run's latest checkpoint.
-
-    Args:
-      run_dir: a run directory that holds checkpoints/.
-      out: the directory to write.
-      dtype: of the weights; None is the dtype of the model that the run started from.
-
-    Returns:
-      The directory.
-
-    Raises:
-      CheckpointError: no checkpoint there.
-    """
-    folder = Path(run_dir)
-    if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
-        raise CheckpointError(f"{folder} is no run directory (no config.json or no checkpoints)")
-    checkpoints = Checkpoints(folder / "checkpoints", keep=None)
-    try:
-        step = checkpoints.latest()
-        if step is None:
-            raise CheckpointError(f"{folder / 'checkpoints'} holds no complete checkpoint")
-        config = json.loads((folder / "config.json").read_text())
-        model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
-        options, lora = config["stages"][checkpoints.run_state(step).stage].get("lora"), None
-        if options:
-            layers = options["layers"]
-            lora = Lora(options["rank"], options["alpha"], options["targets"], layers and tuple(layers))
-        params = checkpoint_params(checkpoints, step, lora, model, params)
-        bounds = {f.name: config["processor"].get(f.name) for f in dataclasses.fields(ProcessorOptions)}
-        return registry.save_model(model, params, registry.load_processor(config["model"], **bounds), out, dtype)
-    finally:
-        checkpoints.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -126,9 +126,7 @@ class MetricsLog:
             try:
                 import wandb as module
             except ImportError:
-                raise ImportError(
-                    "logging to Weights & Biases needs the package wandb: pip install 'jaxr1[wandb]'"
-                ) from None
+                raise ImportError("logging to Weights & Biases needs the package wandb: pip install wandb") from None
             # the directory's name as id: a resumed run goes on in the same record
             self._wandb = module.init(
                 project=wandb, name=self.run_dir.name, id=self.run_dir.name, dir=str(self.run_dir), resume="allow"
@@ -219,3 +217,13 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             raise ValueError(f"{path}, line {number} is not a JSON object")
         rows.append(row)
     return rows
+
+
+def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """JSON lines by atomic rename, on disk before this returns: the update may only read what is written."""
+    scratch = file.with_suffix(".tmp")
+    with open(scratch, "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in rows)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(scratch, file)

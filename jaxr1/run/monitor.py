@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,9 +41,14 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second one is immediate."""
+    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second one is immediate.
 
-    def __init__(self):
+    Args:
+      notice: called with the name of the first signal.
+    """
+
+    def __init__(self, notice: Callable[[str], None] = lambda name: None):
+        self.notice = notice
         self.received: int | None = None
         self.previous: dict[int, Any] = {}
 
@@ -48,6 +56,8 @@ class Signals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
+        with contextlib.suppress(RuntimeError):  # it may come in the middle of a line that is being printed
+            self.notice(signal.Signals(number).name)
 
     def check(self) -> None:
         """Raises Interrupted if a signal came."""
@@ -81,7 +91,7 @@ def memory_metrics() -> dict[str, float]:
 
 
 def environment() -> dict:
-    """Versions, devices and commit, for environment.json."""
+    """Versions, devices and the commit of this package, for environment.json."""
     packages = (
         "jaxr1",
         "jax",
@@ -101,9 +111,12 @@ def environment() -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[name] = None
     commit: str | None = None
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10, check=True
+    )
     try:
-        git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        commit = git.stdout.strip()
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in somebody else's checkout
+        commit = git("rev-parse", "HEAD").stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or no checkout
         pass
     return {

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from jaxr1.data.arithmetic import Arithmetic
 from jaxr1.data.example import DataSource
 from jaxr1.data.readers import Files, Sat
 from jaxr1.data.spatial import Spatial
+from jaxr1.models.vlm import PARTS
 from jaxr1.nn.lora import Lora
 from jaxr1.parallel import MeshOptions
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl.advantages import Advantage
 from jaxr1.rl.objectives import Kl, Surrogate
 from jaxr1.rl.optimizer import Optimizer
-from jaxr1.run.check import check_types
+from jaxr1.run.check import check_least, check_positive, check_types
 
 Data = Arithmetic | Spatial | Files | Sat | DataSource
 
@@ -67,6 +69,13 @@ class Sft:
     eval_every: int = 0
     save_every: int = 0
     buckets: BucketOptions = BucketOptions()
+
+    def __post_init__(self):
+        path = f"stage {self.name!r}: "
+        check_types(self, path)
+        _check_stage(self, path)
+        check_least(self, path, batch_size=1)
+        check_positive(self, path, "epochs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,23 +141,52 @@ class Rl:
     buckets: BucketOptions = BucketOptions()
 
     def __post_init__(self):
-        check_types(self, f"stage {self.name!r}: ")
+        path = f"stage {self.name!r}: "
+        check_types(self, path)
+        _check_stage(self, path)
+        check_least(
+            self, path, steps=1, prompts_per_step=1, group_size=2, top_k=0, waves=1, updates_per_rollout=1,
+            reward_workers=1, strips_at_once=0,
+        )  # fmt: skip
+        check_positive(self, path, "reward_timeout_s")
+        check_least(self.kl, f"{path}kl.", coef=0)
+        check_least(self.advantage, f"{path}advantage.", eps=0)
+        check_least(self.surrogate, f"{path}surrogate.", clip_low=0, clip_high=0, length_norm=0)
         if self.temperature <= 0:
-            raise ValueError(
-                f"stage {self.name!r}: temperature must be over 0, greedy samples of a group are all equal"
-            )
-        if self.group_size < 2:
-            raise ValueError(f"stage {self.name!r}: group_size must be at least 2, got {self.group_size}")
+            raise ValueError(f"{path}temperature must be over 0, greedy samples of a group are all equal")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"{path}top_p must be in (0, 1], got {self.top_p}")
+        if self.strips_at_once & (self.strips_at_once - 1):
+            raise ValueError(f"{path}strips_at_once must be a power of two or 0, got {self.strips_at_once}")
         if self.prompts_per_step % self.updates_per_rollout:
             raise ValueError(
-                f"stage {self.name!r}: updates_per_rollout ({self.updates_per_rollout}) must divide "
+                f"{path}updates_per_rollout ({self.updates_per_rollout}) must divide "
                 f"prompts_per_step ({self.prompts_per_step})"
             )
         if not self.rewards:
-            raise ValueError(f"stage {self.name!r}: no rewards")
+            raise ValueError(f"{path}no rewards")
 
 
 Stage = Sft | Rl
+
+
+def _check_stage(stage: Stage, path: str) -> None:
+    """Raises ValueError where an option that all stages have is out of range."""
+    check_least(
+        stage, path, max_prompt_tokens=1, max_response_tokens=1, micro_batch_tokens=1, eval_every=0, save_every=0
+    )
+    optimizer = f"{path}optimizer."
+    check_least(stage.optimizer, optimizer, learning_rate=0, warmup=0, final=0, weight_decay=0, clip_norm=0)
+    check_positive(stage.optimizer, optimizer, "eps")
+    if not stage.name or "/" in stage.name:
+        raise ValueError(f"{path}the name is part of file names: it must not be empty or hold a slash")
+    for part in stage.freeze:
+        if part not in PARTS:
+            raise ValueError(f"{path}freeze: {part!r} is none of {', '.join(PARTS)}")
+    for name, limit in (("prompt", stage.max_prompt_tokens), ("response", stage.max_response_tokens)):
+        sizes = getattr(stage.buckets, name)
+        if sizes and max(sizes) < limit:
+            raise ValueError(f"{path}buckets.{name} must reach max_{name}_tokens, {limit}; the largest is {max(sizes)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +211,16 @@ class Evaluation:
     max_prompt_tokens: int = 4096
     max_response_tokens: int = 512
     batch_rows: int = 64
-    format: str = "whitespace"
+    format: Literal["strict", "whitespace", "lenient"] = "whitespace"
     tail: bool = False
     samples: int = 64
+
+    def __post_init__(self):
+        path = f"evaluation {self.name!r}: "
+        check_types(self, path)
+        check_least(self, path, temperature=0, max_prompt_tokens=1, max_response_tokens=1, batch_rows=1, samples=0)
+        if not self.name or "/" in self.name:
+            raise ValueError(f"{path}the name is part of file names: it must not be empty or hold a slash")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +230,7 @@ class ProcessorOptions:
     Attributes:
       min_pixels: lower bound of the area of a resized image.
       max_pixels: upper bound of the area of a resized image.
-      template: "r1_zero" for base models.
+      template: "r1_zero" for base models; "chatml" or "internvl2_5" for directories without a chat template of their own.
       video_fps: frames taken for a second of video.
       video_max_frames: most frames taken of a video.
       video_max_pixels: upper bound of the area of a resized frame (of all frames together for Qwen3-VL).
@@ -193,7 +238,7 @@ class ProcessorOptions:
 
     min_pixels: int | None = None
     max_pixels: int | None = None
-    template: str | None = None
+    template: Literal["r1_zero", "chatml", "internvl2_5"] | None = None
     video_fps: float | None = None
     video_max_frames: int | None = None
     video_max_pixels: int | None = None
@@ -212,7 +257,7 @@ class Config:
       processor: image bounds and template.
       mesh: sizes of the mesh axes.
       dtype: of the computation; "" is float32 on CPU and bfloat16 elsewhere.
-      param_dtype: of parameters and optimiser state.
+      param_dtype: of parameters; bfloat16 is rounded stochastically after each update (the optimiser's state is float32).
       remat: rematerialise layers in the backward pass.
       keep_checkpoints: how many are kept.
       export: write export/ at the end.
@@ -228,8 +273,8 @@ class Config:
     evaluations: tuple[Evaluation, ...] = ()
     processor: ProcessorOptions = ProcessorOptions()
     mesh: MeshOptions = MeshOptions()
-    dtype: str = ""
-    param_dtype: str = "float32"
+    dtype: Literal["", "float32", "bfloat16"] = ""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     keep_checkpoints: int = 2
     export: bool = True
@@ -242,5 +287,9 @@ class Config:
         names = [s.name for s in self.stages]
         if not names:
             raise ValueError("a run needs at least one stage")
-        if len(set(names)) != len(names):
-            raise ValueError(f"stage names must differ, got {', '.join(names)}")
+        for what, given in (("stage", names), ("evaluation", [e.name for e in self.evaluations])):
+            if len(set(given)) != len(given):
+                raise ValueError(f"{what} names must differ, got {', '.join(given)}")
+        if not self.run_dir:
+            raise ValueError("run_dir must name a folder")
+        check_least(self, "", seed=0, keep_checkpoints=1)

@@ -148,15 +148,16 @@ def _cells(result: StageResult) -> list[str]:
 def results_table(results: Sequence[StageResult]) -> Table:
     """The results as a table for the terminal; lengths are in tokens."""
     table = Table(title="Before and after each stage (length in tokens)", title_justify="left")
-    table.add_column("set")
-    table.add_column("stage")
+    table.add_column("set", no_wrap=True)
+    table.add_column("stage", no_wrap=True)
     for title, _, _ in _COLUMNS:
-        table.add_column(title, justify="right", no_wrap=True)  # "before → after", to fit 80 columns
-    table.add_column("n", justify="right")
+        table.add_column(title, justify="right")  # on a narrow terminal numbers are broken, not names
+    table.add_column("n", justify="right", no_wrap=True)
     previous = ""
     for result in results:
         name, stage, *values, count = _cells(result)
-        pairs = [f"{before} → {after}" for before, after in zip(values[::2], values[1::2], strict=True)]
+        # one unit is enough: "31.4 → 82.2 %"
+        pairs = [f"{a.removesuffix(' %')} → {b}" for a, b in zip(values[::2], values[1::2], strict=True)]
         shown = "" if result.set == previous else name
         previous = result.set
         table.add_row(*(_no_markup(cell) for cell in (shown, stage, *pairs, count)))

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None  # type: ignore[assignment]
 
 from jaxr1.rewards.spec import Reward
 
@@ -14,7 +22,7 @@ FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints
 
 
 class ResumeError(ValueError):
-    """The run directory was made by another configuration."""
+    """A run directory that cannot be gone on with: made by another configuration, or in use."""
 
 
 def resolved(config: Any) -> Any:
@@ -47,26 +55,44 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
 
 
-def check_config(run_dir: Path, config: dict, override: bool) -> bool:
+def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
     """Compares with the config.json that is there, if there is one.
 
     Returns:
-      Whether a different configuration was accepted.
+      The differences that were accepted, one line each.
 
     Raises:
-      ResumeError: it differs and `override` is not set; lists the fields.
+      ResumeError: there are some and `override` is not set; lists the fields.
     """
     file = run_dir / "config.json"
-    changed: list[str] = []
-    if file.is_file():
-        changed = differences(json.loads(file.read_text()), config)
-        if changed and not override:
-            raise ResumeError(
-                f"{run_dir} holds a run with another configuration:\n  "
-                + "\n  ".join(changed)
-                + "\nUse another --run-dir, or --override-resume to go on with the new values."
-            )
-    return bool(changed)
+    changed = differences(json.loads(file.read_text()), config) if file.is_file() else []
+    if changed and not override:
+        raise ResumeError(
+            f"{run_dir} holds a run with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nUse another --run-dir, or --override-resume to go on with the new values."
+        )
+    return changed
+
+
+@contextlib.contextmanager
+def only_process(run_dir: Path) -> Iterator[None]:
+    """Keeps other processes out of a run directory; the lock ends with the process, however it ends.
+
+    Raises:
+      ResumeError: another one is in it.
+    """
+    with open(run_dir / ".lock", "a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ResumeError(f"{run_dir} is in use by process {file.read().strip() or '?'}") from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
 
 
 def write_config(run_dir: Path, config: dict) -> None:

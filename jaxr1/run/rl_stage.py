@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +20,7 @@ from jaxr1.rewards.pool import Grade, Pending, RewardPool
 from jaxr1.rl import step as rl
 from jaxr1.rl.advantages import group_advantage, zero_std
 from jaxr1.rl.objectives import token_weights
-from jaxr1.run.metrics import read_jsonl
+from jaxr1.run.metrics import read_jsonl, write_rows
 from jaxr1.run.options import BucketOptions, Rl
 from jaxr1.run.stream import Drawn
 from jaxr1.sampling.draw import prompt_key
@@ -326,8 +324,9 @@ class RlStage:
         for name in grades[0].by_name:
             values = [v for g in grades if (v := g.by_name.get(name)) is not None]
             out[f"reward/{name}"] = float(np.mean(values)) if values else float("nan")
-        for status in ("timeout", "crash", "error", "nan"):
-            out[f"reward/{status}s"] = float(sum(g.status == status for g in grades))
+        lost = {"timeout": "timeouts", "crash": "crashes", "error": "errors", "nan": "nans"}
+        for status, name in lost.items():
+            out[f"reward/{name}"] = float(sum(g.status == status for g in grades))
         return out
 
 
@@ -360,16 +359,6 @@ def read_metrics(updates: list[dict]) -> dict[str, float]:
     first = ("rollout/max_abs_dlogp",)
     known = {k: [u[k] for u in (fetched[:1] if k in first else fetched) if not np.isnan(u[k])] for k in fetched[0]}
     return {k: float(np.mean(values)) if values else float("nan") for k, values in known.items()}
-
-
-def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """JSON lines by atomic rename, on disk before this returns: the update may only read what is written."""
-    scratch = file.with_suffix(".tmp")
-    with open(scratch, "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(scratch, file)
 
 
 def _rewards(rollouts: Rollouts) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,7 @@ class Stream:
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable = set(unusable)
-        self.max_patches = max_patches
+        self.max_patches, self.last_drop = max_patches, ""
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
 
     def take(self, position: int, count: int) -> tuple[int, list[Drawn]]:
@@ -66,17 +66,22 @@ class Stream:
         out: list[Drawn] = []
         while len(out) < count:
             if len(self.unusable) >= len(self.dataset):
-                raise DataError(f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used")
+                why = f"; the last one: {self.last_drop}" if self.last_drop else ""
+                raise DataError(f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}")
             row = int(self.order[position])
             if row not in self.unusable:
                 example = self.dataset[row]
                 try:
                     prompt, response = self.encode(example)
                     out.append(Drawn(position, row, example, prompt, response))
-                except TooLong as e:
+                except (TooLong, MediaError) as e:
+                    if isinstance(e, MediaError) and not self.dataset.drop_bad:
+                        advice = f" ({self.dataset.advice})" if self.dataset.advice else ""
+                        raise DataError(f"{example.source}: {_media_fields(example)}: {e}{advice}") from e
                     self.unusable.add(row)
+                    self.last_drop = f"{example.source}: {e}"
                     self.on_drop(example.source, str(e))
-                except (MediaError, PromptError) as e:
+                except PromptError as e:
                     raise DataError(f"{example.source}: {e}") from e
             position += 1
         return position, out
@@ -101,6 +106,11 @@ class Stream:
         if len(ids) > self.limits[1]:
             raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
         return prompt, np.asarray(ids, np.int32)
+
+
+def _media_fields(example: Example) -> str:
+    kinds = [kind for kind, found in (("images", example.images), ("videos", example.videos)) if found]
+    return f"field {' or '.join(map(repr, kinds))}"
 
 
 def unparsable_rows(dataset: Dataset, on_drop: Callable[[str, str], None]) -> frozenset[int]:

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 from jaxr1.inputs.batch import Buckets, EncodedPrompt, make_batch
+from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.patches import geometric, rows_for
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.template import Prompt
+from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, sharding
 from jaxr1.sampling import decode as loop
@@ -74,6 +75,28 @@ class SamplingOptions:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
+        if not all(self.stop):
+            raise ValueError("stop: an empty string would end every response at once")
+
+
+def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+    """The prompts in numbers.
+
+    Raises:
+      TypeError: no list of prompts.
+      PromptError, MediaError: as `Processor.encode`, with the prompt's place in the list.
+    """
+    if isinstance(prompts, Prompt):
+        raise TypeError("expected a list of prompts, got one Prompt: write [prompt]")
+    encoded = []
+    for i, prompt in enumerate(prompts):
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"prompt {i} must be a jaxr1.Prompt, got {type(prompt).__name__}")
+        try:
+            encoded.append(processor.encode(prompt))
+        except (PromptError, MediaError) as e:
+            raise type(e)(f"prompt {i}: {e}") from e
+    return encoded
 
 
 def generate(
@@ -86,7 +109,7 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     stop_token_ids: Sequence[int] = (),
     seed: int = 0,
     *,
@@ -101,7 +124,7 @@ def generate(
 
     Args:
       n: responses per prompt.
-      stop: strings that end a response (left out of its text).
+      stop: a string that ends a response (and is left out of its text), or several.
       stop_token_ids: ids that end a response, besides those of the generation config and the tokenizer.
       on_tokens: called with the token ids so far of every prompt and sample, every `stream_every` tokens.
       batch_rows: prompts that are in flight together.
@@ -111,14 +134,15 @@ def generate(
 
     Raises:
       ValueError: options out of range.
-      PromptError, MediaError: a prompt that cannot be encoded.
+      TypeError, PromptError, MediaError: prompts that cannot be encoded; names the first one's place.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, tuple(stop), tuple(stop_token_ids))
-    if not prompts:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stops, tuple(stop_token_ids))
+    encoded = encode_all(processor, prompts)
+    if not encoded:
         return []
-    encoded = [processor.encode(p) for p in prompts]
     keys = [prompt_key(seed, 0, i if p.id is None else p.id) for i, p in enumerate(prompts)]
     buckets = Buckets.fitting(encoded, max_new_tokens)
     sampler = Sampler(model, processor, options, buckets)

@@ -15,7 +15,7 @@ from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_multiple, mesh_of
-from jaxr1.sampling.generate import place_batch
+from jaxr1.sampling.generate import encode_all, place_batch
 
 
 @functools.partial(jax.jit, static_argnames=("model", "forbidden"))
@@ -99,7 +99,7 @@ def score(
                     at = int(np.flatnonzero(bad)[0])
                     raise ValueError(f"response {j} of prompt {i}: id {ids[at]} at position {at} is {what}")
             tokens[-1].append(ids.astype(np.int32))
-    encoded = [processor.encode(p) for p in prompts]
+    encoded = encode_all(processor, prompts)
     longest = max((len(t) for group in tokens for t in group), default=1)
     buckets = Buckets.fitting(encoded, longest)
     lengths = [[len(t) for t in group] for group in tokens]

@@ -245,10 +245,10 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
     out = tmp_path / "m"
 
     def complete():
-        return [p.read_text() for p in sorted(tmp_path.glob("*/file")) + sorted(tmp_path.glob(".*/file"))]
+        return [p.read_text() for p in sorted(tmp_path.glob("*/config.json")) + sorted(tmp_path.glob(".*/config.json"))]
 
     with replacing(out) as partial:
-        (partial / "file").write_text("old")
+        (partial / "config.json").write_text("old")
     assert os.listdir(tmp_path) == ["m"]
 
     seen, replace, rmtree = [], os.replace, huggingface.shutil.rmtree
@@ -265,8 +265,8 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", looked_at(replace))
     monkeypatch.setattr(huggingface.shutil, "rmtree", looked_at(rmtree))
     with replacing(out) as partial:
-        (partial / "file").write_text("new")
-    assert (out / "file").read_text() == "new" and os.listdir(tmp_path) == ["m"]
+        (partial / "config.json").write_text("new")
+    assert (out / "config.json").read_text() == "new" and os.listdir(tmp_path) == ["m"]
     assert len(seen) == 8 and all("old" in texts or "new" in texts for texts in seen)
     assert all("old" in texts for texts in seen[:-1]), "the old one goes last"
 
@@ -280,20 +280,20 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", second_fails)
     with pytest.raises(OSError, match="no"), replacing(out) as partial:
-        (partial / "file").write_text("newer")
-    assert (out / "file").read_text() == "new"
+        (partial / "config.json").write_text("newer")
+    assert (out / "config.json").read_text() == "new"
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyError), replacing(out) as partial:
         raise KeyError
-    assert (out / "file").read_text() == "new" and os.listdir(tmp_path) == ["m"]
+    assert (out / "config.json").read_text() == "new" and os.listdir(tmp_path) == ["m"]
     (tmp_path / "f").write_text("")
     with pytest.raises(CheckpointError, match="is a file"), replacing(tmp_path / "f"):
         pass
     link = tmp_path / "link"
     link.symlink_to(out)
     with replacing(link) as partial:
-        (partial / "file").write_text("through")
-    assert link.is_symlink() and (out / "file").read_text() == "through"
+        (partial / "config.json").write_text("through")
+    assert link.is_symlink() and (out / "config.json").read_text() == "through"
 
 
 def test_transformers_loads_shards(tmp_path):
@@ -315,3 +315,20 @@ def test_transformers_loads_shards(tmp_path):
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     for (name, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+
+
+def test_other_peoples_files_are_not_replaced(tmp_path):
+    """A folder that holds anything but a model's files, or a folder in it, is refused and stays as it is."""
+    for number, name in enumerate(("thesis.txt", "checkpoints/1")):
+        out = tmp_path / str(number)
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_text("mine")
+        (out / "config.json").write_text("{}")
+        with pytest.raises(CheckpointError, match=f"holds {name.split('/')[0]}, which would be lost"), replacing(out):
+            pass
+        assert (out / name).read_text() == "mine" and len(os.listdir(out)) == 2
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with replacing(empty) as partial:
+        (partial / "config.json").write_text("{}")
+    assert os.listdir(empty) == ["config.json"] and sorted(os.listdir(tmp_path)) == ["0", "1", "empty"]

@@ -131,6 +131,20 @@ def test_a_function_that_fails_for_every_item_is_a_bug():
     assert single.status == "error" and "I am broken" in single.detail
 
 
+def test_one_example_that_always_fails_costs_only_its_samples():
+    """A hard question hangs the grader, a row lacks a column: others were graded, so the run goes on."""
+    of = lambda question, *texts: [(Completion(text), Example(question)) for text in texts]
+    with RewardPool([user("behave")], timeout_s=0.5) as pool:
+        assert [g.status for g in pool.grade(of("a", "1", "2"))] == ["ok", "ok"]
+        assert [g.status for g in pool.grade(of("b", "hang", "hang"))] == ["timeout", "timeout"]
+        assert [g.status for g in pool.grade(of("c", "raise", "raise"))] == ["error", "error"]
+        assert [g.status for g in pool.grade(of("d", "_exit") + of("e", "_exit"))] == ["crash", "crash"]
+        with pytest.raises(RewardError, match="failed for all 2 items"):
+            pool.grade(of("f", "raise") + of("g", "raise"))  # of different questions: a bug
+    with RewardPool([user("behave")], timeout_s=0.5) as pool, pytest.raises(RewardError, match="took over"):
+        pool.grade(of("b", "hang", "hang"))  # and nothing was ever graded
+
+
 def test_a_function_that_always_exits_ends_early():
     with RewardPool([user("behave")]) as pool, pytest.raises(RewardError, match=r"behave in .*exited with 3"):
         pool.grade(items(*["_exit"] * 500))
@@ -144,16 +158,13 @@ def test_a_file_that_does_not_load(tmp_path):
     assert "no_such_module_anywhere" in str(error.value) and str(file) in str(error.value)
 
 
-def test_built_ins_are_fast_once_warm():
+def test_built_ins_grade_in_order():
     batch = [
         (Completion(f"<think>t</think><answer>{i % 10}</answer>"), Example("q", str(i % 7), "s", {}))
         for i in range(500)
     ]
     with RewardPool([Reward("accuracy"), Reward("format")]) as pool:
-        pool.grade(batch[:1])
-        start = time.perf_counter()
         grades = pool.grade(batch)
-        assert time.perf_counter() - start < 1.0
     assert [g.by_name["accuracy"] for g in grades] == [float(i % 10 == i % 7) for i in range(500)]
 
 

@@ -12,7 +12,7 @@ from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl, Optimizer
-from jaxr1.run.loop import export_checkpoint
+from jaxr1.run.final import export_checkpoint
 
 PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
 CLASSES = {

@@ -14,8 +14,8 @@ from jaxr1.data import Files, Sat
 from jaxr1.rewards import Reward, RewardError
 from jaxr1.rl import Optimizer
 from jaxr1.rl import step as rl
-from jaxr1.run import Rl
-from jaxr1.run.loop import export_checkpoint
+from jaxr1.run import BucketOptions, Rl
+from jaxr1.run.final import export_checkpoint
 from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.monitor import CompileCounter
 from jaxr1.run.resume import ResumeError
@@ -133,9 +133,9 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def test_doubtful_settings_are_warned_of(tmp_path, capsys):
-    jaxr1.train(one_stage(tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000))
+    jaxr1.train(one_stage(tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000, buckets=BucketOptions()))
     said = capsys.readouterr().out
-    assert "warning: up to 40016 tokens, but the model was made for 32768" in said and "warning: top_p/top_k" in said
+    assert "stages.0: up to 40016 tokens, but the model was made for 32768" in said and "top_p and top_k filter" in said
 
 
 def test_failing_rewards(tmp_path):
@@ -155,6 +155,6 @@ def test_failing_rewards(tmp_path):
         tmp_path / "b", steps=1, prompts_per_step=4, rewards=(Reward(f"{bad}:moody"),), reward_timeout_s=0.5
     )
     metrics = jaxr1.train(config).metrics[0]
-    lost = metrics["reward/timeouts"] + metrics["reward/crashs"] + metrics["reward/nans"]
+    lost = metrics["reward/timeouts"] + metrics["reward/crashes"] + metrics["reward/nans"]
     assert lost > 0 and metrics["reward/unscored"] == lost
     assert len(read_jsonl(tmp_path / "b" / "dropped.jsonl")) == lost
