@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -75,6 +76,18 @@ def cast(model: Model, params: dict) -> dict:
     return nest(
         {path: x.astype(model.dtype if is_matrix(path) else jnp.float32) for path, x in flatten(params).items()}
     )
+
+
+def exactly(model: Model, scope: str) -> contextlib.ExitStack:
+    """The context that programs are traced in: a name for profiles, and products as exact as the compute dtype says.
+
+    Accelerators multiply float32 in TensorFloat-32 or in bfloat16 passes unless they are told otherwise.
+    """
+    stack = contextlib.ExitStack()
+    stack.enter_context(jax.named_scope(scope))
+    if model.dtype == "float32":
+        stack.enter_context(jax.default_matmul_precision("float32"))
+    return stack
 
 
 def tower(model: Model, params: dict, rows: PatchRows) -> jax.Array:
@@ -212,5 +225,6 @@ def head(params: dict) -> jax.Array:
 def prompt_logits(model: Model, params: dict, batch: PromptBatch) -> jax.Array:
     """float32[B, P, V]: all logits of prompt rows, for comparisons on small models."""
     params = cast(model, params)
-    hidden, _, _ = prefill_hidden(model, params, batch)
-    return tempered_logits(hidden, head(params).astype(model.dtype), 1.0, ())
+    with exactly(model, "logits"):
+        hidden, _, _ = prefill_hidden(model, params, batch)
+        return tempered_logits(hidden, head(params).astype(model.dtype), 1.0, ())

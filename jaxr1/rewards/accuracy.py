@@ -1,7 +1,7 @@
 """The accuracy reward: extract the answer from a completion and compare it with the reference.
 
     completion -> first answer block, else last balanced \\boxed{}, else (option) the tail
-               -> normalise -> same string? -> choice letters -> numbers -> math-verify
+               -> normalise -> same string? -> choice letters -> units -> numbers -> math-verify
 
 Cheap comparisons come first and are final where they apply, so that most answers never reach sympy. Everything that is
 parsed is bounded before: nested powers and long digit strings hang a computer-algebra system for hours.
@@ -16,309 +16,32 @@ import functools
 import itertools
 import logging
 import re
-import unicodedata
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
+from jaxr1.rewards.answers import MAX_ANSWER_CHARS, extract_answer, statement
+from jaxr1.rewards.letters import choice_letter, choice_letters, choice_texts, is_choice_letter
+from jaxr1.rewards.numbers import (
+    MAX_DIGITS,
+    MAX_EXPONENT,
+    has_operation,
+    lone_number,
+    numbers_equal,
+    parse_number,
+    split_unit,
+)
 from jaxr1.rewards.types import Completion, Example
 
-MAX_ANSWER_CHARS = 2000  # beyond this an answer is an essay: only equal strings are equal
 MAX_MATH_CHARS = 400  # what we hand to sympy
-MAX_NUMBER_CHARS = 100
-MAX_DIGITS = 40
-MAX_EXPONENT = 1000
 MAX_SYMBOL_EXPONENT = 100
 MAX_BRACKET_EXPONENT = 12
 MAX_EXPONENT_PRODUCT = 100_000
 MAX_DEPTH = 12
-RELATIVE_TOLERANCE = Fraction(1, 1_000_000)  # math-verify rounds to six places as well
-
-ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
-
-
-# --- extraction -----------------------------------------------------------------------------------------------------
-
-
-def extract_answer(text: str, *, tail: bool = False) -> str | None:
-    """The answer that a completion states, or None.
-
-    The content of the first answer block (it may span lines; text inside a closed think block does not count, unless
-    there is no other), else the content of the last balanced \\boxed{}. With `tail`, else the last number or lone
-    choice letter of the text: lenient, for models that were never asked for tags. An answer block that is never closed
-    is no answer.
-
-    Args:
-      text: a whole completion.
-      tail: look for a last number or letter where there is neither a block nor a box.
-    """
-    after_thought = text.find("</think>")
-    block = _first_block(text, max(after_thought, 0)) if after_thought >= 0 else None
-    if block is None:
-        block = _first_block(text, 0)
-    if block is not None:
-        boxed = last_boxed(block)
-        return (boxed if boxed is not None else block).strip()
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return boxed.strip()
-    return _tail_answer(text) if tail else None
-
-
-def _first_block(text: str, start: int) -> str | None:
-    opened = text.find(ANSWER_OPEN, start)
-    if opened < 0:
-        return None
-    closed = text.find(ANSWER_CLOSE, opened)
-    return None if closed < 0 else text[opened + len(ANSWER_OPEN) : closed]
-
-
-def last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{} or \\fbox{} whose braces balance (the outer where they nest); linear time."""
-    found: str | None = None
-    open_braces: list[int | None] = []  # where the content of a box begins; None for any other brace
-    for match in re.finditer(r"\\boxed\s{0,8}\{|\\fbox\s{0,8}\{|\\[{}]|[{}]", text):
-        token = match.group()
-        if token in ("\\{", "\\}"):
-            continue
-        if token == "}":
-            if open_braces:
-                start = open_braces.pop()
-                if start is not None:
-                    found = text[start : match.start()]
-        else:
-            open_braces.append(None if token == "{" else match.end())
-    return found
-
-
-_TAIL = re.compile(r"(?<![\w.])-?(?:\d{1,40}(?:,\d{3}){0,12}(?:\.\d{1,40})?%?|\(?[A-H]\)?)(?!\w)")
-
-
-def _tail_answer(text: str) -> str | None:
-    last = None
-    for match in _TAIL.finditer(text[-MAX_ANSWER_CHARS:]):
-        last = match.group()
-    return last
-
-
-# --- normalisation --------------------------------------------------------------------------------------------------
-
-_SUPERSCRIPTS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
-_CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "—": "-", "×": "\\times ", "÷": "/", "⁄": "/", "·": "\\cdot ", "π": "\\pi ", "∞": "\\infty ",
-     "“": '"', "”": '"', "‘": "'", "’": "'", "\u200b": "", "\ufeff": "", "√": "\\sqrt "}
-)  # fmt: skip
-_VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
-_WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|emph)\s?\{([^{}]*)\}")
-_SPACING = re.compile(r"\\(?:[,;:!> ]|quad\b|qquad\b|displaystyle\b)|~")
-_DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|\\[()\[\]]|\$\$?")
-_DEGREES = re.compile(r"\^?\s?\{?\s?\\circ\s?\}?|°")
-
-
-def normalise(answer: str) -> str:
-    """An answer without the differences that mean nothing; letter case is kept. Idempotent on what it returns.
-
-    Unicode forms, minus signs and vulgar fractions; dollar signs and other maths delimiters; \\left, \\right, \\text{},
-    spacing commands, \\dfrac; degree signs; markdown emphasis, quotes, a final full stop; runs of whitespace.
-    """
-    for _ in range(8):  # removing one layer can uncover another ("**$5$.**"); each pass shortens or settles the string
-        simpler = _normalise_once(answer)
-        if simpler == answer:
-            break
-        answer = simpler
-    return answer
-
-
-def _normalise_once(answer: str) -> str:
-    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), answer).translate(_SUPERSCRIPTS)
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    text = text.replace("\\%", "%").replace("\\$", "").replace("{,}", ",").replace("\\!", "")
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    text = _DELIMITERS.sub("", text)
-    text = _SPACING.sub(" ", text)
-    text = _WRAPPED_TEXT.sub(r"\1", text)
-    text = _DEGREES.sub("", text)
-    text = text.replace("**", " ").replace("`", "") if "**" in text[:2] or "`" in text else text
-    text = " ".join(text.split())
-    text = text.strip("\"' ")
-    while text.endswith((".", ",", ";")) and not text.endswith(".."):
-        text = text[:-1].rstrip()
-    return text
-
-
-_ANNOUNCED = re.compile(r"(?i)^(?:so |thus |therefore |hence )?,? ?(?:the )?(?:final |correct )?answer(?: is|:| is:) +")
-
-
-def _statement(answer: str) -> str:
-    """The normalised answer without an announcing phrase before it."""
-    text = normalise(answer)
-    stripped = _ANNOUNCED.sub("", text, count=1).strip()
-    return normalise(stripped) if stripped else text
-
-
-# --- choice letters -------------------------------------------------------------------------------------------------
-
-_LETTER_ALONE = re.compile(r"[\s(\[*]*([A-Ha-h])[\s)\].:*,]*")
-_LETTER_FIRST = re.compile(r"(?:[(\[]([A-Ha-h])[)\]]|([A-Ha-h])[.):])\s*:?\s*(.*)", re.DOTALL)
-_LETTER_MARKED = re.compile(r"[(\[]([A-Ha-h])[)\]]|(?<![\w'-])([A-H])[.):](?!\w)")
-_LETTER_SAID = re.compile(r"(?i:\b(?:answer|option|choice)(?: is|:| is:)? {0,2})[(\[]?([A-H])(?![\w'])[)\]]?")
-_LETTER_SAID_LAST = re.compile(r"(?i:\b(?:answer|option|choice)(?: is|:| is:)? {0,2})[(\[]?([a-h])[)\]]?")
-_LETTER_LONE = re.compile(r"(?<![\w'-])([B-H])(?![\w'-])|(?<![\w'-])(A)(?![\w'-]| (?!and\b|or\b)[a-z])")
-
-
-def is_choice_letter(answer: str) -> bool:
-    """Whether the answer is one of the letters A to H and nothing else but brackets or punctuation."""
-    return _LETTER_ALONE.fullmatch(normalise(answer)) is not None
-
-
-def choice_letter(answer: str) -> str | None:
-    """The one choice letter that an answer names, in upper case; None if it names none, or more than one.
-
-    Letters have word boundaries: "a cat" names no option, and neither does "Bad". Two different letters are a hedge.
-
-    "B"  "(b)"  "B."  "B. the red cube"  "The answer is (B)"  "option b"       -> B
-    "a red cube"  "A cube"  "(A) or (B)"  "cab"                                -> None
-    """
-    text = normalise(answer)
-    if len(text) > MAX_ANSWER_CHARS:
-        return None
-    alone = _LETTER_ALONE.fullmatch(text)
-    if alone:
-        return alone.group(1).upper()
-    marked = {(m.group(1) or m.group(2)).upper() for m in _LETTER_MARKED.finditer(text)}
-    if len(marked) > 1:
-        return None
-    first = _LETTER_FIRST.fullmatch(text)
-    if first and (not marked or marked == {(first.group(1) or first.group(2)).upper()}):
-        return (first.group(1) or first.group(2)).upper()
-    lone = {m.group(1) or m.group(2) for m in _LETTER_LONE.finditer(text)} | marked
-    said = {m.group(1) for m in _LETTER_SAID.finditer(text)}
-    if "A" in said and re.search(r"\bA [a-z]", text) and not marked:
-        said.discard("A")  # "the answer is A dog": an article
-    if len(lone | said) == 1:
-        return (lone | said).pop()
-    last = _LETTER_SAID_LAST.search(text)
-    if last and last.end() == len(text) and not (lone | said):
-        return last.group(1).upper()
-    return None
-
-
-def _choice_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """{letter: normalised text} of the options in a row's `choices` or `options` column; {} where there are none."""
-    choices = metadata.get("choices", metadata.get("options"))
-    if isinstance(choices, Mapping):
-        pairs = [(str(k).strip().upper(), str(v)) for k, v in choices.items()]
-    elif isinstance(choices, list | tuple):
-        pairs = [(chr(ord("A") + i), str(v)) for i, v in enumerate(choices[:8])]
-    else:
-        return {}
-    texts = {}
-    for letter, text in pairs:
-        if len(letter) == 1 and "A" <= letter <= "H" and len(text) <= MAX_ANSWER_CHARS:
-            text = re.sub(rf"^\s*(?:[(\[]{letter}[)\]]|{letter}[.):])\s*", "", text)
-            texts[letter] = normalise(text).casefold()
-    return texts
-
-
-# --- numbers --------------------------------------------------------------------------------------------------------
-
-_UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
-_DECIMAL = re.compile(
-    rf"([+-]?)({_UNSIGNED})(?:[eE]([+-]?\d{{1,3}})|\s*(?:\\times|\*|x)\s*10\^\{{?([+-]?\d{{1,3}})\}}?)?"
-)
-_RATIO = re.compile(rf"([+-]?)(?:(\d+)\s+)?({_UNSIGNED})\s*/\s*([+-]?{_UNSIGNED})")
-_FRAC = re.compile(
-    rf"([+-]?)(\d*)\s*\\frac\s*(?:\{{\s*([+-]?{_UNSIGNED})\s*\}}|(\d))\s*(?:\{{\s*([+-]?{_UNSIGNED})\s*\}}|(\d))"
-)
-
-
-def parse_number(answer: str) -> tuple[Fraction, bool] | None:
-    """The exact value of an answer that is a plain number, and whether it was written as a percentage.
-
-    Integers, decimals, thousands separators, scientific notation, percentages, fractions a/b and \\frac{a}{b}, mixed
-    numbers, a currency sign before. The value of "15%" is 15/100. None for anything else, for a zero denominator, and
-    for numbers beyond the bounds at the top of this file.
-    """
-    text = normalise(answer).replace("\\times ", "\\times")
-    if not text or len(text) > MAX_NUMBER_CHARS or sum(c.isdigit() for c in text) > MAX_DIGITS:
-        return None
-    if not text.isascii():
-        return None
-    text = re.sub(r"^([+-]?)\s*[$]\s*", r"\1", text)
-    text = re.sub(r"^([+-])\s+", r"\1", text)
-    percent = text.endswith("%")
-    if percent:
-        text = text[:-1].rstrip()
-    value = _plain_value(text)
-    if value is None:
-        return None
-    return (value / 100 if percent else value), percent
-
-
-def _plain_value(text: str) -> Fraction | None:
-    def fraction(digits: str) -> Fraction:
-        digits = digits.replace(",", "")
-        return Fraction((digits + "0" if digits.endswith(".") else digits) or "0")
-
-    match = _DECIMAL.fullmatch(text)
-    if match:
-        sign, digits, exponent, power = match.groups()
-        shift = int(exponent or power or 0)
-        if abs(shift) > MAX_EXPONENT:
-            return None
-        return fraction(digits) * Fraction(10) ** shift * (-1 if sign == "-" else 1)
-    match = _RATIO.fullmatch(text)
-    if match:
-        sign, whole, top, bottom = match.groups()
-    else:
-        match = _FRAC.fullmatch(text)
-        if not match:
-            return None
-        sign, whole, top, top_digit, bottom, bottom_digit = match.groups()
-        top, bottom = top or top_digit, bottom or bottom_digit
-    below = fraction(bottom)
-    if below == 0 or (whole and (top.startswith("-") or below < 0)):
-        return None
-    value = Fraction(int(whole)) if whole else Fraction(0)
-    return (value + fraction(top) / below) * (-1 if sign == "-" else 1)
-
-
-_NUMBER_IN_WORDS = re.compile(rf"(?<![\w.,])[+-]?{_UNSIGNED}\s?%?(?!\d|[.,]\d|[eE][+-]?\d)")
-_OPERATION = re.compile(r"[\\^=+*/<>{}|]")
-
-
-def lone_number(text: str) -> tuple[Fraction, bool] | None:
-    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50"); None if there are several.
-
-    Two different numbers are a hedge ("3 or 4"), and with operators in it the text is an expression.
-    """
-    if len(text) > MAX_ANSWER_CHARS or _OPERATION.search(text):
-        return None
-    found = {parse_number(match.group()) for match in _NUMBER_IN_WORDS.finditer(text)}
-    return found.pop() if len(found) == 1 else None
-
-
-def numbers_equal(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> bool:
-    """Whether two results of `parse_number` name the same value.
-
-    Integers must be equal; with a fraction or decimal a relative difference of 1e-6 is rounding. A percentage equals
-    its ratio (15% = 0.15) and also the bare number (15% = 15), because questions ask "what percentage".
-    """
-    (a, a_percent), (b, b_percent) = one, other
-    pairs = [(a, b)]
-    if a_percent != b_percent:
-        pairs.append((a * 100, b) if a_percent else (a, b * 100))
-    for x, y in pairs:
-        if x == y:
-            return True
-        rounded = x.denominator != 1 or y.denominator != 1
-        if rounded and abs(x - y) <= RELATIVE_TOLERANCE * max(abs(x), abs(y)):
-            return True
-    return False
 
 
 # --- math-verify ----------------------------------------------------------------------------------------------------
 
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]{1,12}\*?\}")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{3,}")
 _FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt inf".split())
@@ -387,7 +110,7 @@ def looks_like_math(text: str) -> bool:
     """Whether a normalised text is an expression rather than words ("2x + 1", not "two cats"; "cat" is not c*a*t)."""
     if not _MATH_SIGN.search(text) and not re.fullmatch(r"[\[(].*,.*[\])]|\{.*\}", text):
         return False
-    words = _WORD.findall(_COMMAND.sub(" ", text))
+    words = _WORD.findall(_COMMAND.sub(" ", _ENVIRONMENT.sub(" ", text)))
     return all(word in _FUNCTIONS for word in words)
 
 
@@ -446,11 +169,11 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
         return True
     if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
         return False
-    gold_text, answer_text = _statement(gold), _statement(answer)
+    gold_text, answer_text = statement(gold), statement(answer)
     if gold_text and gold_text.casefold() == answer_text.casefold():
         return True
 
-    choices = _choice_texts(metadata or {})
+    choices = choice_texts(metadata or {})
     if choices:
         gold_letter, answer_letter = _letter_among(gold_text, choices), _letter_among(answer_text, choices)
         if gold_letter is not None and answer_letter is not None:
@@ -462,13 +185,20 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
         if not (math and looks_like_math(gold_text)):
             return False
 
+    several = choice_letters(gold_text), choice_letters(answer_text)
+    if None not in several:
+        return several[0] == several[1]
+
+    (gold_text, gold_unit), (answer_text, answer_unit) = split_unit(gold_text), split_unit(answer_text)
+    if gold_unit and answer_unit and gold_unit != answer_unit:
+        return False
     gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
     if gold_number is not None and answer_number is not None:
         return numbers_equal(gold_number, answer_number)
-    if gold_number is not None and not _OPERATION.search(answer_text):
+    if gold_number is not None and not has_operation(answer_text):
         said = lone_number(answer_text)
         return said is not None and numbers_equal(gold_number, said)
-    if answer_number is not None and not _OPERATION.search(gold_text):
+    if answer_number is not None and not has_operation(gold_text):
         said = lone_number(gold_text)
         return said is not None and numbers_equal(said, answer_number)
     return math and _may_be_math_equal(gold_text, answer_text) and _math_equal(gold_text, answer_text)
@@ -488,11 +218,11 @@ def needs_math_verify(gold: str, answer: str) -> bool:
     """Whether comparing these two can take math-verify, and so its slow import. Cheap; may say yes too often."""
     if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
         return False
-    gold_text, answer_text = _statement(gold), _statement(answer)
+    gold_text, answer_text = (split_unit(statement(text))[0] for text in (gold, answer))
     if gold_text.casefold() == answer_text.casefold():
         return False
     gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
-    if gold_number is not None and (answer_number is not None or not _OPERATION.search(answer_text)):
+    if gold_number is not None and (answer_number is not None or not has_operation(answer_text)):
         return False
     return _may_be_math_equal(gold_text, answer_text)
 
@@ -520,7 +250,7 @@ def parse_answer_problem(answer: str | None) -> str | None:
         return f"it is a {type(answer).__name__}, not a string"
     if len(answer) > MAX_ANSWER_CHARS:
         return f"{len(answer)} characters are too many for an answer (at most {MAX_ANSWER_CHARS})"
-    text = _statement(answer)
+    text = statement(answer)
     if not any(c.isalnum() for c in text):
         return "it is empty" if not answer.strip() else "it holds neither a letter nor a digit"
     if parse_number(text) is not None or is_choice_letter(text):

@@ -100,7 +100,8 @@ class Objective:
     def means(self) -> tuple[str, ...]:
         if self.kind == "sft":
             return ("sft/nll",)
-        return ("policy/clip_frac", "policy/ratio", "policy/kl", "policy/entropy", "policy/approx_kl")
+        names = ("policy/clip_frac", "policy/ratio", "policy/entropy", "policy/approx_kl")
+        return (*names, "policy/kl") if self.kl.coef else names
 
 
 def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
@@ -151,7 +152,6 @@ def token_losses(objective: Objective, batch: TrainBatch, logp, entropy) -> tupl
         "policy/ratio": ratio,
         "policy/entropy": entropy,
         "policy/approx_kl": old - logp,
-        "policy/kl": jnp.zeros_like(logp),
     }
     if objective.kl.coef:
         kl = kl_estimate(logp, batch.ref_logp_bst, objective.kl.estimator)
@@ -206,7 +206,7 @@ def accumulate(
     model: Model, objective: Objective, trainable: dict, frozen: dict, sums: Sums, batch: TrainBatch
 ) -> Sums:
     """Adds the gradient and the metrics of one micro-batch to `sums` (donated)."""
-    with jax.named_scope("update"):
+    with vlm.exactly(model, "update"):
         grad = jax.value_and_grad(_loss, has_aux=True)
         wide = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
         (loss, (means, largest)), grads = grad(wide, frozen, model, objective, batch)

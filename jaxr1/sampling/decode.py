@@ -64,7 +64,7 @@ class PromptCache:
 @functools.partial(jax.jit, static_argnames=("model",))
 def run_prefill(model: Model, params: dict, batch) -> Prefilled:
     """Prompt rows through tower and decoder."""
-    with jax.named_scope("prefill"):
+    with vlm.exactly(model, "prefill"):
         return vlm.prefill(model, vlm.cast(model, params), batch)
 
 
@@ -156,7 +156,7 @@ def decode_until(
             own_kv=own_kv,
         )
 
-    with jax.named_scope("decode"):
+    with vlm.exactly(model, "decode"):
         return jax.lax.while_loop(lambda s: (s.step < limit) & ~s.done_bs.all(), body, state)
 
 

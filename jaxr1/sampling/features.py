@@ -37,7 +37,7 @@ def frozen_stage(frozen: Sequence[str]) -> str:
 @functools.partial(jax.jit, static_argnames=("model", "stage"))
 def _compute(model: Model, params: dict, rows, stage: str):
     params = vlm.cast(model, params)
-    with jax.named_scope("features"):
+    with vlm.exactly(model, "features"):
         if stage == "tower":
             return vlm.tower(model, params, rows)
         out = vlm.encode(model, params, rows)

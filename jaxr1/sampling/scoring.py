@@ -22,7 +22,7 @@ from jaxr1.sampling.generate import encode_all, place_batch
 def score_batch(model: Model, params: dict, batch, strips, temperature, forbidden: tuple[int, ...]):
     """Log-probs and entropies float32[B, S, T] of packed responses."""
     params = vlm.cast(model, params)
-    with jax.named_scope("score"):
+    with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
         return vlm.response_logp(model, params, prompt, strips, temperature=temperature, forbidden=forbidden)
 

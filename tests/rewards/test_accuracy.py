@@ -8,6 +8,7 @@ import pytest
 
 from jaxr1.rewards import Completion, Example, accuracy_reward, parse_answer_problem
 from jaxr1.rewards import accuracy as acc
+from jaxr1.rewards.answers import normalise
 
 EXTRACTED = [
     ("<think>a</think><answer>7</answer>", "7"),
@@ -32,7 +33,16 @@ def test_extract(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("I count 3, so 1,204.5", "1,204.5"), ("it must be (B).", "(B)"), ("a lot", None), ("x2", None)],
+    [
+        ("I count 3, so 1,204.5", "1,204.5"),
+        ("it must be (B).", "(B)"),
+        ("a lot", None),
+        ("x2", None),
+        ("so .5", ".5"),
+        ("I see a dog. A dog runs.", None),
+        ("it is A", "A"),
+        ("A is closer", "A"),
+    ],
 )
 def test_extract_tail(text, expected):
     assert acc.extract_answer(text, tail=True) == expected
@@ -70,6 +80,19 @@ LETTERS = [
     ("A, B", None),
     ("A and B", None),
     ("vitamin B-12", None),
+    ("Option A is correct", "A"),
+    ("The answer is A because it is left", "A"),
+    ("A is correct", "A"),
+    ("A because it is closer", "A"),
+    ("A red cube is closer", None),
+    ("option b is right", "B"),
+    ("choice a", "A"),
+    ("I think B", "B"),
+    ("The answer I give is B", "B"),
+    ("(I)", "I"),
+    ("I. blue", "I"),
+    ("Option J", "J"),
+    ("I", "I"),
     ("3", None),
     ("", None),
 ]
@@ -111,6 +134,20 @@ NUMBERS_SAME = [
     ("4.5", "It costs $4.50"),
     ("90", "90^\\circ"),
     ("7", "７"),  # full width
+    ("-3", "negative 3"),
+    ("-3", "minus 3"),
+    ("-3", "It is minus 3."),
+    ("3", "about 3"),
+    ("5 cm", "5 centimeters"),
+    ("5 cm", "5cm"),
+    ("12", "12 cm^2"),
+    ("12", "12\\text{ cm}^2"),
+    ("12", "12 cm²"),
+    ("12 cm²", "12\\,\\mathrm{cm}^{2}"),
+    ("100", "100 km/h"),
+    ("100 km/h", "100 km per hour"),
+    ("60", "60 mph"),
+    ("1/2", "0.5 m"),
 ]
 NUMBERS_DIFFERENT = [
     ("7", "8"),
@@ -133,6 +170,17 @@ NUMBERS_DIFFERENT = [
     ("7", "1.7"),
     ("7", "7e3"),
     ("7", "3-7"),
+    ("3", "negative 3"),
+    ("-3", "3"),
+    ("3", "less than 3"),
+    ("3", "more than 3"),
+    ("3", "at least 3"),
+    ("3", "It is not 3"),
+    ("3", "It isn't 3"),
+    ("5 cm", "5 m"),
+    ("12 cm", "12 cm^2"),
+    ("3 pm", "3 am"),
+    ("5 dollars", "5 cents"),
 ]
 
 
@@ -160,6 +208,10 @@ EXPRESSIONS_SAME = [
     ("7", "3+4=7"),
     ("x=5", "5"),
     ("\\left(\\frac{1}{2}, 3\\right)", "(0.5, 3)"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+    ("A,C", "A, C"),
+    ("A,C", "(A) and (C)"),
+    ("C, A", "A, C"),
     ("red", "Red."),
     ("to the left", "to the  left"),
 ]
@@ -167,6 +219,10 @@ EXPRESSIONS_DIFFERENT = [
     ("2\\sqrt{2}", "\\sqrt{7}"),
     ("x^2+1", "x^2-1"),
     ("(1,2)", "(2,1)"),
+    ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}2\\\\1\\end{pmatrix}"),
+    ("A,C", "A, B"),
+    ("A,C", "A"),
+    ("B, C", "A, B, C"),
     ("cat", "act"),  # words are no products of variables
     ("red", "blue"),
     ("2", "\\sqrt{4} or 3"),
@@ -261,7 +317,7 @@ def test_random_junk_never_raises_and_is_symmetric():
         assert acc.answers_match(one, one, math=False)
         assert acc.answers_match(one, other, math=False) == acc.answers_match(other, one, math=False), (one, other)
         acc.extract_answer(one + other, tail=True)
-        acc._math_problem(acc.normalise(one))
+        acc._math_problem(normalise(one))
     for one, other in zip(words[:120], words[120:], strict=False):
         assert reward(one, other) in (None, 0.0, 1.0)
         parse_answer_problem(one)
