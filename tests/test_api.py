@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import jaxr1
+from jaxr1.inputs.images import MediaError
 
 PUBLIC = ("Completion", "Prompt", "generate", "load_model", "load_processor", "save_model", "score", "train")
 ENV = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")
@@ -37,6 +38,7 @@ def test_import_is_lazy():
 SHADOW = """
 import inspect, sys
 import jaxr1
+from jaxr1.inputs.images import MediaError
 import jaxr1.train
 import jaxr1.sample
 from jaxr1.train import main
@@ -122,3 +124,41 @@ def test_sample_names_a_mistake(capsys, tmp_path):
     assert "error: 'no_such' is no directory" in capsys.readouterr().err
     assert main(["--image", str(tmp_path / "no.png"), "hi"]) == 1
     assert str(tmp_path / "no.png") in capsys.readouterr().err
+    for flags, text in (
+        (["--n", "0"], "n must be at least 1"),
+        (["--stop", ""], "empty string"),
+        (["--dtype", "x"], "float32"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main([*flags, "hi"])
+        captured = capsys.readouterr()
+        assert stopped.value.code == 2 and text in captured.out + captured.err
+
+
+def test_streaming_never_shows_more_than_the_answer(capsys):
+    """Text past a stop string is drawn before the host looks, and must not be seen."""
+    from jaxr1.sample import main
+
+    whole = "hi --max-new-tokens 40 --temperature 1 --seed".split()
+    assert main([*whole, "5"]) == 0
+    captured = capsys.readouterr()
+    assert "cut at 40 tokens" in captured.err
+    text = captured.out[:-1]
+    for stop in {text[10:12], text[17:18], text[20:25]}:
+        assert main([*whole, "5", "--stop", stop]) == 0
+        assert capsys.readouterr().out == text[: text.find(stop)] + "\n"
+
+
+def test_prompts_are_asked_for_by_name():
+    model, params = jaxr1.load_model("tiny")
+    processor = jaxr1.load_processor("tiny")
+    one = jaxr1.Prompt([{"role": "user", "content": "x"}])
+    with pytest.raises(TypeError, match="expected a list of prompts, got one Prompt"):
+        jaxr1.generate(model, params, processor, one)
+    with pytest.raises(TypeError, match=r"prompt 1 must be a .*, got str"):
+        jaxr1.generate(model, params, processor, [one, "hi"])
+    missing = jaxr1.Prompt([{"role": "user", "content": [{"type": "image", "image": "no.png"}]}])
+    with pytest.raises(MediaError, match=r"prompt 1: 'no\.png': no such file"):
+        jaxr1.generate(model, params, processor, [one, missing])
+    with pytest.raises(ValueError, match="dtype must be one of float32"):
+        jaxr1.load_model("tiny", dtype="float3")
