@@ -39,7 +39,7 @@ class Bench:
     tokens: int = 128
     steps: int = 3
     dtype: Literal["float32", "bfloat16"] = "float32"
-    micro_batch_tokens: int = 65536
+    micro_batch_tokens: int = 8192
     json: bool = False
 
     def __post_init__(self):
