@@ -15,12 +15,14 @@ from jaxr1.evaluation.heldout import asked, graded
 from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste
 from jaxr1.inputs.patches import patch_shapes, power_of_two
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
+from jaxr1.models.flops import forward_flops, plan_flops, total_flops, training_flops
 from jaxr1.parallel import batch_multiple, mesh_of
 from jaxr1.rewards.pool import Grade, Pending, RewardPool
 from jaxr1.rl import step as rl
 from jaxr1.rl.advantages import group_advantage, zero_std
 from jaxr1.rl.objectives import token_weights
 from jaxr1.run.metrics import read_jsonl, write_rows
+from jaxr1.run.monitor import peak_flops
 from jaxr1.run.options import BucketOptions, Rl
 from jaxr1.run.stream import Drawn
 from jaxr1.sampling.draw import prompt_key
@@ -83,10 +85,15 @@ class Rollouts:
 
 
 class Clock:
-    """Seconds by phase."""
+    """Seconds by phase, and the work that was done in them.
+
+    Attributes:
+      flops: floating-point operations that the model needed (`models.flops`), on all devices.
+    """
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
+        self.flops = 0
         self.last = time.perf_counter()
 
     def lap(self, name: str) -> None:
@@ -96,8 +103,13 @@ class Clock:
         self.last = now
 
     def metrics(self) -> dict[str, float]:
+        """`time/...`, `perf/model_tflops` (per second, all devices) and, where the devices are known, `perf/mfu`."""
         total = sum(self.seconds.values())
-        return {f"time/{k}_s": v for k, v in self.seconds.items()} | {"time/step_s": total}
+        out = {f"time/{k}_s": v for k, v in self.seconds.items()}
+        out |= {"time/step_s": total, "perf/model_tflops": self.flops / total / 1e12}
+        if peak := peak_flops():
+            out["perf/mfu"] = self.flops / total / peak
+        return out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +165,8 @@ class RlStage:
           The new state, and metrics.
         """
         clock = Clock()
-        drawn = self.with_features(state, drawn)
+        pixels, drawn = drawn, self.with_features(state, drawn)
+        clock.flops += self._work(pixels) - self._work(drawn)
         clock.lap("encode")
         file = self.hooks.rollouts / f"{self.stage.name}_{number}.jsonl"
         replay = read_jsonl(file) if file.is_file() else None
@@ -192,10 +205,16 @@ class RlStage:
             keys = [prompt_key(self.seed, self.stream, d.position) for d in wave]
             groups = self.sampler(params, [d.prompt for d in wave], keys, self.stage.group_size)
             rollouts.groups += groups
+            clock.flops += self._work(wave, [[len(c.token_ids) for c in group] for group in groups])
             clock.lap("sample")
             if submit:
                 pending.append(self.pool.submit(Rollouts(wave, groups).items()))
         return rollouts, pending
+
+    def _work(self, drawn: list[Drawn], lengths: Sequence[Sequence[int]] | None = None) -> int:
+        """Floating-point operations of prompts, and of responses of these lengths."""
+        each = zip(drawn, lengths or [[]] * len(drawn), strict=True)
+        return sum(sum(forward_flops(self.model, d.prompt, n).values()) for d, n in each)
 
     def _wait(self, pending: list[Pending]) -> list[Grade]:
         for p in pending:
@@ -244,14 +263,21 @@ class RlStage:
             forbidden=self.objective.forbidden,
         )
         empty = [[0.0] * len(group) for group in tokens]
-        old = empty if self.objective.on_policy else _by_place(score(state.params), tokens)
-        ref = empty
+        forward = [plan_flops(model, plan, rollouts.prompts) for plan in plans]
+        scored = sum(sum(flops.values()) for flops in forward)
+        old = ref = empty
+        if not self.objective.on_policy:
+            clock.flops += scored
+            old = _by_place(score(state.params), tokens)
         if reference is not None:
+            clock.flops += scored
             parts = {k: v for k, v in state.params.items() if k != "lora"}
             ref = _by_place(score({**parts, **reference}), tokens)
         clock.lap("score")
         sampled = [[c.logprobs for c in group] for group in rollouts.groups]
 
+        adapted = state.trainable.get("lora", {})
+        clock.flops += training_flops(total_flops(forward), state.trainable, adapted)
         metrics, waste = [], []
         for number, (plans, weights) in enumerate(jobs):
             sums = rl.zero_sums(self.objective, state.trainable)

@@ -6,6 +6,7 @@ import jax
 
 from jaxr1.inputs.batch import Buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.models.flops import plan_flops, training_flops
 from jaxr1.parallel import batch_multiple, mesh_of
 from jaxr1.rl import step as rl
 from jaxr1.rl.objectives import token_weights
@@ -42,8 +43,10 @@ class SftStage:
         )
         sums = rl.zero_sums(self.objective, state.trainable)
         nothing = [[0.0] for _ in drawn]
+        adapted = state.trainable.get("lora", {})
         for plan in plans:
             self.hooks.check()
+            clock.flops += training_flops(plan_flops(model, plan, prompts), state.trainable, adapted)
             zeros = fill(plan, nothing)
             batch = rl.TrainBatch(
                 prompt=plan_prompts(plan, prompts, self.buckets, self.model.layout, multiple=multiple),

@@ -1,5 +1,7 @@
 """Invariant 1: every family equals Hugging Face transformers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from reference import make_checkpoint, mixed_prompts, pixels_of, torch_inputs
@@ -7,6 +9,7 @@ from reference import make_checkpoint, mixed_prompts, pixels_of, torch_inputs
 import jaxr1
 from jaxr1.inputs.batch import Buckets, make_batch
 from jaxr1.models import vit
+from jaxr1.models.flops import forward_flops
 from jaxr1.models.vlm import prompt_logits
 
 TOLERANCE = 1e-4  # design, invariant 1: float32, unmasked logits
@@ -97,6 +100,30 @@ def test_every_tower_block_equals_transformers(case, rng):
             assert mine.shape == theirs.shape and max(apart.min(0).max(), apart.min(1).max()) <= TOLERANCE
             continue
         np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
+
+
+def test_counted_operations_are_those_that_torch_counts(case, rng):
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    reference, model, _, processor, _ = case
+    [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, images_for(model)[-1:])]
+    usual = reference.config._attn_implementation
+    reference.set_attn_implementation("eager")  # products that the counter sees
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        reference(**torch_inputs(encoded, model))
+    reference.set_attn_implementation(usual)
+    ours, p, cfg = forward_flops(model, encoded, ()), len(encoded), model.text
+    # Theirs multiply the whole square of a causal attention, and predict after every token of the prompt.
+    unseen = 4 * cfg.layers * cfg.heads * cfg.head_size * (p * (p - 1) // 2)
+    head = 2 * cfg.vocab * cfg.width
+    assert sum(ours.values()) + unseen + head * p == counter.get_total_flops()
+    # A response costs what its tokens cost at the end of a longer prompt, and its output matrix.
+    t = int(rng.integers(1, 9))
+    longer = dataclasses.replace(encoded, token_ids=np.zeros(p + t, np.int32))
+    one, two = (forward_flops(model, encoded, [t] * n)["decoder"] - n * t * head for n in (1, 2))
+    assert one == forward_flops(model, longer, ())["decoder"]
+    assert two - one == one - ours["decoder"]
 
 
 def test_saved_directory_is_read_by_transformers(case, rng, tmp_path):

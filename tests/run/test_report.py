@@ -10,8 +10,10 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
+from jaxr1.run.history import read_history
 from jaxr1.run.metrics import AppendLog, MetricsLog
-from jaxr1.run.report import choose_samples, read_history, write_report
+from jaxr1.run.page import choose_samples
+from jaxr1.run.report import write_report
 
 EVIL = '<script>alert("1")</script><img src=x onerror=y>&amp; \x00\u202e $x$ [bold] é'
 
@@ -139,7 +141,7 @@ def test_reports_and_metrics_need_neither_jax_nor_pyplot():
         "import sys, types, jaxr1, os\nroom = types.ModuleType('jaxr1.run')\n"
         "room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), 'run')]\nsys.modules['jaxr1.run'] = room\n"
         "import jaxr1.run.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards\n"
-        "from jaxr1.run.report import History, draw_curves\ndraw_curves(History())\n"
+        "from jaxr1.run.curves import draw_curves\nfrom jaxr1.run.history import History\ndraw_curves(History())\n"
         "print([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -35,8 +35,9 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path):
     for row in steps:
         assert row["rollout/max_abs_dlogp"] < 1e-4 and row["policy/ratio"] == 1 and row["policy/clip_frac"] == 0
         for name in ("reward/mean", "reward/accuracy", "reward/format", "reward/frac_zero_std", "rollout/length_mean",
-                     "rollout/frac_truncated", "rollout/entropy", "policy/kl", "policy/grad_norm", "time/step_s",
-                     "perf/tokens_per_s", "perf/compiles", "perf/padding", "memory/host_rss_gib"):  # fmt: skip
+                     "rollout/frac_truncated", "rollout/entropy", "policy/kl", "policy/grad_norm",
+                     "time/step_s", "perf/tokens_per_s", "perf/model_tflops", "perf/compiles", "perf/padding",
+                     "memory/host_rss_gib"):  # fmt: skip
             assert name in row
     folder = tmp_path / "run"
     for name in ("config.json", "environment.json", "metrics.jsonl", "dropped.jsonl", "curves.png", "report.html",

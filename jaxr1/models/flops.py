@@ -1,0 +1,99 @@
+"""Floating-point operations that a model needs, counted from its parameter table: the numerator of `perf/mfu`.
+
+Matrix products only (2 per multiply-add), of real tokens and patches: padding and rematerialisation are not work. Causal
+attention counts the pairs that are seen. Adapters (LoRA) are left out; they are small.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.strips import Plan
+from jaxr1.models.vlm import PARTS, Model
+
+
+def forward_flops(model: Model, prompt: EncodedPrompt, responses: Iterable[int]) -> dict[str, int]:
+    """Operations of one forward pass by part (vision, merger, decoder): a prompt once, then its responses.
+
+    Args:
+      prompt: what is frozen and computed already (`EncodedPrompt.stage`) is not counted.
+      responses: their lengths in tokens; each token is predicted by the output matrix.
+    """
+    p = len(prompt)
+    decoder, head = _sizes(model)["decoder"], model.text.vocab * model.text.width
+    per_pair = 4 * model.text.layers * model.text.heads * model.text.head_size  # q k^T and p v
+    flops = dict.fromkeys(PARTS, 0)
+    flops["decoder"] = 2 * decoder * p + per_pair * _triangle(p)
+    for t in responses:
+        flops["decoder"] += 2 * (decoder + head) * t + per_pair * (t * p + _triangle(t))
+    if prompt.stage == "pixels":
+        flops["vision"] = sum(_tower_flops(model, h, w) * t for t, h, w in prompt.grids)
+    if prompt.stage != "merger" and model.layout is not None:
+        blocks = sum(t * h * w for t, h, w in prompt.grids) // model.layout.merge**2
+        flops["merger"] = 2 * _sizes(model)["merger"] * blocks
+    return flops
+
+
+def plan_flops(model: Model, plan: Plan, prompts: Sequence[EncodedPrompt]) -> dict[str, int]:
+    """As `forward_flops`, of a micro-batch; a prompt whose responses take several rows counts once."""
+    lengths: dict[int, list[int]] = {i: [] for i in plan.prompts}
+    for place in plan.places:
+        lengths[place.prompt].append(place.length)
+    return total_flops(forward_flops(model, prompts[i], found) for i, found in lengths.items())
+
+
+def total_flops(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The sum, part by part."""
+    total = dict.fromkeys(PARTS, 0)
+    for flops in counts:
+        total = {part: total[part] + flops[part] for part in PARTS}
+    return total
+
+
+def training_flops(forward: Mapping[str, int], trained: Iterable[str], adapted: Iterable[str] = ()) -> int:
+    """Operations of a forward and backward pass.
+
+    A gradient costs a forward pass with respect to activations, needed above the lowest part that is trained, and
+    another one with respect to the parameters.
+
+    Args:
+      forward: by part, of `forward_flops`.
+      trained: parts whose parameters have gradients.
+      adapted: frozen parts with adapters that are trained.
+    """
+    trained, adapted = set(trained), set(adapted)
+    total, gradient = 0, False
+    for part in PARTS:  # in the order of the computation
+        gradient = gradient or part in trained or part in adapted
+        total += forward[part] * (1 + gradient + (part in trained))
+    return total
+
+
+def _triangle(n: int) -> int:
+    return n * (n + 1) // 2
+
+
+@functools.lru_cache
+def _sizes(model: Model) -> dict[str, int]:
+    """Numbers in the matrices of each part; the embedding and the output matrix are not among them."""
+    sizes = dict.fromkeys(PARTS, 0)
+    for path, p in model.table().items():
+        if p.transpose:
+            sizes[path.partition("/")[0]] += math.prod(p.shape)
+    return sizes
+
+
+def _tower_flops(model: Model, h: int, w: int) -> int:
+    """Of one frame of h x w patches."""
+    cfg = model.vision
+    assert cfg is not None
+    embed = cfg.patch_values * cfg.width
+    tokens = h * w + (cfg.tile_side > 0)  # the CLS token is in the blocks, not among the patches
+    whole = len(cfg.full) if cfg.window else cfg.depth
+    cut = lambda size: [min(cfg.window, size - first) for first in range(0, size, cfg.window)]
+    windows = sum((a * b) ** 2 for a in cut(h) for b in cut(w)) if cfg.window else 0
+    pairs = whole * tokens**2 + (cfg.depth - whole) * windows
+    return 2 * embed * h * w + 2 * (_sizes(model)["vision"] - embed) * tokens + 4 * cfg.width * pairs
