@@ -7,15 +7,16 @@ not.
 
 import contextlib
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
 
+from jaxr1.data.containers import check_whole
+from jaxr1.data.frames import Sampling, check_rate, sample_indices
 from jaxr1.data.media import (
     MAX_PIXELS_DECODED,
     ImageSource,
@@ -29,10 +30,6 @@ from jaxr1.data.media import (
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageSource] | np.ndarray"
 
-Sampling: TypeAlias = Literal["stride", "ends"]
-"""Where n of N frames lie. "stride" (Qwen2-VL): at i * N / n, rounded down, so the end of the clip is never quite
-reached; "ends" (Qwen3-VL): evenly from the first frame to the last, both taken."""
-
 Resize: TypeAlias = Callable[[int, int, int], tuple[int, int]]
 """(frames, height, width) of a clip -> the (height, width) to keep it at."""
 
@@ -44,8 +41,6 @@ CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", 
 
 _EXPECTED = "a path, bytes, a list of frames or a uint8 array [T, H, W, 3]"
 _QUARTER_TOLERANCE = 0.01
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
-_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,82 +190,6 @@ def probe_video(
       ImportError: a file is given and PyAV is not installed.
     """
     return _probe(source, describe_video(source), source_fps, max_pixels_decoded)
-
-
-def sample_indices(
-    total: int,
-    source_fps: float | None = None,
-    *,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
-    frame_factor: int = 2,
-    sampling: Sampling = "stride",
-) -> np.ndarray:
-    """Which frames of a clip are taken: `sample_frames` of the Qwen2-VL and Qwen3-VL video processors of transformers.
-
-    With `fps`, n = total / source_fps * fps frames, but no fewer than `min_frames` and no more than `max_frames` or
-    than there are. "stride" rounds n down to a multiple of `frame_factor` ("ends" takes n as it is, and the last frame
-    is repeated later); one multiple is taken at least, or the whole clip where it is shorter. With neither `fps` nor
-    `num_frames` every frame is taken, or `max_frames` where there are more. In clips of more than 16,384 frames the
-    reference for "stride", which counts in float32, may take the neighbour of a frame taken here.
-
-        10 frames at 5 a second, fps=2:   0 1 2 3 4 5 6 7 8 9
-        "stride"                          x   x     x   x          n = 4, at 0 2.5 5 7.5 rounded down
-        "ends"                            x     x     x     x      n = 4, at 0 3 6 9
-
-    Args:
-      total: frames of the clip.
-      source_fps: frames a second of the clip; needed with `fps` only.
-      fps: frames to take for a second of the clip.
-      num_frames: frames to take whatever its length; "stride" rounds it to a multiple of `frame_factor`.
-      min_frames: of a clip, with `fps`.
-      max_frames: of a clip, without `num_frames`.
-      frame_factor: frames that become one temporal patch.
-      sampling: see `Sampling`.
-
-    Returns:
-      int64[n], strictly ascending.
-
-    Raises:
-      MediaError: no frames; fewer than `num_frames`; `fps` without `source_fps`.
-      ValueError: an option out of range, or both `fps` and `num_frames`.
-    """
-    if sampling not in get_args(Sampling):
-        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
-    if fps is not None and num_frames is not None:
-        raise ValueError(f"fps ({fps:g}) and num_frames ({num_frames}) exclude each other")
-    _check_rate("fps", fps)
-    _check_rate("fps of the source", source_fps)
-    for option, value in (("min_frames", min_frames), ("max_frames", max_frames), ("frame_factor", frame_factor)):
-        if value < 1:
-            raise ValueError(f"{option} must be at least 1, got {value}")
-    if num_frames is not None and num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
-    if total < 1:
-        raise MediaError("the video has no frames")
-    if fps is not None and source_fps is None:
-        raise MediaError(
-            f"taking {fps:g} frames a second needs to know how many the source has: give fps beside the video"
-        )
-    step = frame_factor if sampling == "stride" else 1
-    if num_frames is not None:
-        # Python rounds halves to even, and so does the reference: 5 frames in pairs are 4, 7 are 8.
-        count = max(round(num_frames / step), 1) * step
-        if count > total:
-            raise MediaError(f"{count} frames are wanted of a video of {total}")
-    else:
-        wanted = total if fps is None or source_fps is None else total / source_fps * fps
-        least = 1 if fps is None else min_frames
-        most = min(max_frames, total) // step * step
-        count = int(min(max(wanted, least), most)) // step * step
-        count = max(count, min(step, total))
-        if fps is None and total <= max_frames:
-            count = total
-    if sampling == "ends":
-        return np.linspace(0, total - 1, count).round().astype(np.int64)
-    return np.arange(count, dtype=np.int64) * total // count
 
 
 def video_hash(frames: np.ndarray) -> str:
@@ -446,7 +365,7 @@ def _upright(picture: Any, name: str) -> np.ndarray:
 
 
 def _probe(source: Any, name: str, source_fps: float | None, limit: int) -> VideoInfo:
-    _check_rate("fps of the source", source_fps)
+    check_rate("fps of the source", source_fps)
     if isinstance(source, np.ndarray):
         if source.dtype != np.uint8 or source.ndim != 4 or source.shape[-1] != 3:
             raise MediaError(f"{name}: expected uint8[T, H, W, 3]")
@@ -503,7 +422,7 @@ def _opened(source: Any, name: str, limit: int) -> Iterator[Any]:
             import av
         except ImportError as error:
             raise ImportError(f"{name}: reading video files needs PyAV: pip install av") from error
-        _check_whole(file, name)
+        check_whole(file, name)
         try:
             # The decoder's own limit holds for what a stream says of itself, which may be more than its container says.
             container = av.open(
@@ -515,60 +434,6 @@ def _opened(source: Any, name: str, limit: int) -> Iterator[Any]:
             ) from error
         with container:
             yield container
-
-
-def _check_whole(file: BinaryIO, name: str) -> None:
-    """Refuses an mp4 or Matroska file that ends before its outermost parts do; libav takes it for a shorter clip.
-
-    Raises:
-      MediaError: the file is truncated.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    head = file.read(4096)
-    if head.startswith(_EBML):
-        promised = _segment_end(head)
-    elif head[4:8] in _BOXES:
-        promised = _boxes_end(file, size)
-    else:
-        promised = None
-    file.seek(0)
-    if promised is not None and promised > size:
-        raise MediaError(f"{name}: truncated: it has {size:,} bytes of {promised:,}")
-
-
-def _boxes_end(file: BinaryIO, size: int) -> int:
-    """Where the last of an mp4 file's top-level boxes ends (ISO/IEC 14496-12, section 4.2)."""
-    at = 0
-    while at < size:
-        file.seek(at)
-        head = file.read(16)
-        length = int.from_bytes(head[:4], "big")
-        if length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if length < 8 or not head[4:8].isalnum():  # 0 is up to the end; what is no box after the last one is nobody's
-            return size
-        at += length
-    return at
-
-
-def _segment_end(head: bytes) -> int | None:
-    """Where a Matroska file's segment ends (RFC 8794, section 4), None where it does not say, as in live recordings."""
-    length, at = _variable_int(head, len(_EBML))
-    if length is None or not head.startswith(_SEGMENT, at + length):
-        return None
-    length, at = _variable_int(head, at + length + len(_SEGMENT))
-    return None if length is None else at + length
-
-
-def _variable_int(head: bytes, at: int) -> tuple[int | None, int]:
-    """A length of EBML and where it ends; None is an unknown one. Leading zero bits tell how many bytes it has."""
-    width = 9 - head[at].bit_length() if at < len(head) else 9
-    if width > 8:
-        return None, at
-    unknown = (1 << 7 * width) - 1
-    value = int.from_bytes(head[at : at + width], "big") & unknown
-    return None if value == unknown else value, at + width
 
 
 def _video_stream(container: Any, name: str) -> Any:
@@ -592,8 +457,3 @@ def _naming(name: str) -> Iterator[None]:
         yield
     except MediaError as error:
         raise MediaError(f"{name}: {error}") from error
-
-
-def _check_rate(option: str, value: float | None) -> None:
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{option} must be a positive number of frames a second, got {value}")

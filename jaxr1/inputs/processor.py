@@ -17,6 +17,7 @@ from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
 from jaxr1.data.media import MediaError, describe
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
+from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
     SENTINEL_PATTERN,
@@ -424,46 +425,6 @@ class Processor:
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class Span:
-    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from frame to frame."""
-
-    start: int
-    end: int
-    grid: tuple[int, int, int]
-    step: float = 1.0
-
-
-def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time, rows and columns.
-
-        tokens    x x v v v v v v x x          an image of 2 x 3 tokens
-        time      0 1 2 2 2 2 2 2 5 6
-        row       0 1 2 2 2 3 3 3 5 6
-        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the larger of rows and columns
-
-    Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded down). As in
-    transformers, the text behind a video goes on after its rows and columns even where time has run further; the
-    response starts after the largest position of all.
-
-    Returns:
-      int32[3, length] and the position of the next token.
-    """
-    position = np.zeros((3, length), np.int32)
-    at = current = 0
-    for span in spans:
-        position[:, at : span.start] = current + np.arange(span.start - at)
-        current += span.start - at
-        t, rows, columns = span.grid
-        time = (np.arange(t, dtype=np.float32) * np.float32(span.step)).astype(np.int32)
-        place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"))
-        position[:, span.start : span.end] = current + place.reshape(3, -1)
-        current += max(rows, columns)
-        at = span.end
-    position[:, at:] = current + np.arange(length - at)
-    return position, int(position.max(initial=-1)) + 1
-
-
 def video_settings(directory: Path) -> tuple[str, dict]:
     """The file of a directory that holds the settings of videos (or would), and these."""
     whole = _read(directory / "processor_config.json")
@@ -508,4 +469,4 @@ def image_options(directory: Path, raw: dict, vision: Any) -> ImageOptions | Til
     )
 
 
-__all__ = ["EncodedPrompt", "Processor", "Prompt", "PromptError", "Span", "TooLong", "mrope_positions"]
+__all__ = ["EncodedPrompt", "Processor", "Prompt", "PromptError", "TooLong"]

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxr1.data.frames import Sampling, sample_indices
 from jaxr1.data.media import MAX_PIXELS_DECODED, MediaError
-from jaxr1.data.video import Sampling, Video, VideoSource, load_video, probe_video, sample_indices, video_hash
+from jaxr1.data.video import Video, VideoSource, load_video, probe_video, video_hash
 from jaxr1.inputs.images import (
     MAX_ASPECT_RATIO,
     PatchOptions,
@@ -90,7 +91,7 @@ class VideoOptions(PatchOptions):
 
     @property
     def sampling(self) -> Sampling:
-        """Where the frames taken lie in the clip, see `jaxr1.data.video.Sampling`."""
+        """Where the frames taken lie in the clip, see `jaxr1.data.frames.Sampling`."""
         return "stride" if self.variant == "qwen2_vl" else "ends"
 
     @classmethod

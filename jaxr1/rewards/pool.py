@@ -13,20 +13,17 @@ import contextlib
 import json
 import os
 import queue
-import select
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
+from jaxr1.rewards.process import Ended, Forward, Late, Process
 from jaxr1.rewards.spec import ResolvedReward, Reward
 from jaxr1.rewards.types import Completion, Example
 
@@ -34,10 +31,7 @@ Status = Literal["ok", "timeout", "crash", "error", "nan"]
 
 MAX_CHUNK = 64  # items in one message
 START_SECONDS = 120.0  # for loading the user's files, and for importing sympy on a busy machine
-TERM_SECONDS = 0.3  # between SIGTERM and SIGKILL
 HOPELESS_AFTER = 8  # kills in a row, with nothing ever graded, after which waiting for the rest is pointless
-MAX_FORWARDED = 64 * 1024  # bytes that workers may print to our standard error, all together
-TAIL_BYTES = 2000
 
 
 class RewardError(RuntimeError):
@@ -148,130 +142,6 @@ def _where(rewards: Sequence[ResolvedReward], index: int) -> str:
     return " or ".join(reward.where for reward in rewards)
 
 
-class _Ended(Exception):
-    """The worker process closed its answers."""
-
-
-class _Late(Exception):
-    """The deadline passed without a line."""
-
-
-class _Worker:
-    """One worker process and its pipes. Used by one thread."""
-
-    def __init__(self, hello: dict[str, Any], forward: _Forward):
-        package_root = str(Path(__file__).resolve().parents[2])
-        environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
-        # a reward that does use an accelerator library must not take the trainer's device, or its memory
-        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
-        # several workers share the machine with the sampler: one thread each
-        environment.setdefault("OMP_NUM_THREADS", "1")
-        environment.setdefault("OPENBLAS_NUM_THREADS", "1")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jaxr1.rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # a group of its own: Ctrl-C is the trainer's, and kills reach its children
-        )
-        self.buffer = b""
-        self.graded = 0
-        self.tail = b""
-        self._forward = forward
-        self._drain = threading.Thread(target=self._read_stderr, daemon=True)
-        self._drain.start()
-        self.send(hello)
-
-    def _read_stderr(self) -> None:
-        assert self.process.stderr is not None
-        descriptor = self.process.stderr.fileno()
-        with contextlib.suppress(OSError, ValueError):
-            while data := os.read(descriptor, 65536):
-                self.tail = (self.tail + data)[-TAIL_BYTES:]
-                self._forward.write(data)
-
-    def send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError as error:
-            raise _Ended from error
-
-    def receive(self, deadline: float) -> dict[str, Any]:
-        """The next line, as an object.
-
-        Raises:
-          _Late: none has come before the deadline (time.monotonic() seconds).
-          _Ended: none will come.
-        """
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
-        while b"\n" not in self.buffer:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise _Late
-            data = os.read(descriptor, 1 << 20)
-            if not data:
-                raise _Ended
-            self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
-        try:
-            return json.loads(line)
-        except ValueError:
-            raise _Ended from None  # something wrote to a descriptor that was private: nothing it says can be trusted
-
-    def kill(self) -> None:
-        """Ends the process and everything it started: SIGTERM, a short wait, SIGKILL."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(TERM_SECONDS)
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # its children too, after it is gone itself
-        self.process.wait()
-        self._drain.join(1.0)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None and not (pipe is self.process.stderr and self._drain.is_alive()):
-                with contextlib.suppress(OSError):
-                    pipe.close()
-
-    def describe_end(self) -> str:
-        """How the process ended, and the last line it printed."""
-        try:
-            code = self.process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            return "the worker closed its answers"
-        self._drain.join(1.0)
-        text = (
-            f"the worker was killed by {signal.Signals(-code).name}" if code < 0 else f"the worker exited with {code}"
-        )
-        lines = self.tail.decode(errors="replace").strip().splitlines()
-        return f"{text}; it last printed: {lines[-1][:300]}" if lines else text
-
-
-@dataclass
-class _Forward:
-    """Passes on what reward functions print, up to a limit: a print in a reward must not fill a log."""
-
-    left: int = MAX_FORWARDED
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def write(self, data: bytes) -> None:
-        with self.lock:
-            if self.left <= 0:
-                return
-            part, self.left = data[: self.left], self.left - len(data)
-            text = part.decode(errors="replace")
-            if self.left <= 0:
-                text += f"\n[jaxr1: reward functions have printed {MAX_FORWARDED} bytes; the rest is not shown]\n"
-        with contextlib.suppress(Exception):  # a closed or replaced stderr is no reason to lose grades
-            sys.stderr.write(text)
-            sys.stderr.flush()
-
-
 class RewardPool:
     """Worker processes that grade with a list of rewards.
 
@@ -317,13 +187,13 @@ class RewardPool:
         self.timeout_s = timeout_s
         self.recycle_after = recycle_after
         self._hello = {"rewards": [reward.to_json() for reward in self.rewards], "memory_gib": memory_gib}
-        self._forward = _Forward()
+        self._forward = Forward()
         self._queue: queue.SimpleQueue[tuple[Pending, list[tuple[int, dict[str, Any]]]] | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._broken: RewardError | None = None
         self._open: set[Pending] = set()
         self._lock = threading.Lock()
-        self._live: set[_Worker] = set()
+        self._live: set[Process] = set()
         self._graded_any = False
         self._kills_in_a_row = 0
         self._threads = [
@@ -398,7 +268,7 @@ class RewardPool:
     # --- one thread for each worker ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        worker: _Worker | None = None
+        worker: Process | None = None
         try:
             with contextlib.suppress(RewardError):  # started ahead of the first item; what fails is said with that item
                 worker = self._start()
@@ -416,7 +286,7 @@ class RewardPool:
         finally:
             self._stop(worker)
 
-    def _start(self) -> _Worker:
+    def _start(self) -> Process:
         """A worker that has loaded all functions.
 
         Raises:
@@ -428,13 +298,13 @@ class RewardPool:
             raise RewardError("the reward pool is closed")
         worker = None
         try:
-            worker = _Worker(self._hello, self._forward)
+            worker = Process(self._hello, self._forward)
             with self._lock:
                 self._live.add(worker)
             answer = worker.receive(time.monotonic() + START_SECONDS)
-        except (_Late, _Ended) as error:
+        except (Late, Ended) as error:
             everything = _where(self.rewards, -1)
-            how = f"took over {START_SECONDS:.0f} s" if isinstance(error, _Late) else ""
+            how = f"took over {START_SECONDS:.0f} s" if isinstance(error, Late) else ""
             how = how or (worker.describe_end() if worker else "the worker did not start")
             self._stop(worker)
             raise self._break(f"loading the reward functions ({everything}) failed: {how}") from None
@@ -450,15 +320,15 @@ class RewardPool:
             self._broken = error
         return error
 
-    def _stop(self, worker: _Worker | None) -> None:
+    def _stop(self, worker: Process | None) -> None:
         if worker is not None:
             with self._lock:
                 self._live.discard(worker)
             worker.kill()
 
     def _grade_chunk(
-        self, worker: _Worker | None, pending: Pending, rows: list[tuple[int, dict[str, Any]]]
-    ) -> _Worker | None:
+        self, worker: Process | None, pending: Pending, rows: list[tuple[int, dict[str, Any]]]
+    ) -> Process | None:
         """Grades all rows, replacing workers as they fail; returns the one that is left."""
         while rows and not pending.done() and not self._closed.is_set():
             if worker is not None and (worker.graded >= self.recycle_after or worker.process.poll() is not None):
@@ -485,12 +355,12 @@ class RewardPool:
                         self._finish(pending, rows.pop(0)[0], answer)
                         at = -1
                     deadline = time.monotonic() + self.timeout_s
-            except _Late:
+            except Late:
                 self._stop(worker)
                 text = f"{_where(self.rewards, at)} took over {self.timeout_s:g} s"
                 self._lose(pending, rows.pop(0)[0], "timeout", text, at)
                 worker = None
-            except _Ended:
+            except Ended:
                 text = f"{_where(self.rewards, at)}: {worker.describe_end()}"
                 self._stop(worker)
                 if self._closed.is_set():

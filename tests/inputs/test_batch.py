@@ -14,7 +14,7 @@ from jaxr1.inputs.batch import (
     make_batch,
 )
 from jaxr1.inputs.patches import PatchLayout, geometric, pack_first_fit, patch_places, rows_for
-from jaxr1.inputs.processor import Span, mrope_positions
+from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
 
 LAYOUT = PatchLayout(merge=2, values=2)

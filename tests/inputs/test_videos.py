@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jaxr1.data.video import Video, sample_indices
+from jaxr1.data.frames import sample_indices
+from jaxr1.data.video import Video
 from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image
 from jaxr1.inputs.videos import (
     VARIANTS,

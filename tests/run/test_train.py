@@ -11,6 +11,7 @@ from reference import BUCKETS, one_stage
 import jaxr1
 from jaxr1.config import load_config
 from jaxr1.data import Files, Sat
+from jaxr1.models.flops import forward_flops
 from jaxr1.rewards import Reward, RewardError
 from jaxr1.rl import Optimizer
 from jaxr1.rl import step as rl
@@ -45,6 +46,16 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path):
         assert (folder / name).exists(), name
     row = read_jsonl(folder / "rollouts" / "grpo_1.jsonl")[0]
     assert row["response"].startswith("<think>") and row["media"] and set(row["rewards"]) == {"accuracy", "format"}
+
+    # Its work: one forward pass that samples, one of the reference, and an update that costs three.
+    model, processor = jaxr1.load_model("tiny")[0], jaxr1.load_processor("tiny", template="r1_zero")
+    data = config.stages[0].data.load()
+    known = {p.hashes: p for p in (processor.encode(jaxr1.Prompt(data[i].messages)) for i in range(len(data)))}
+    groups: dict = {}
+    for row in read_jsonl(folder / "rollouts" / "grpo_1.jsonl"):
+        groups.setdefault(tuple(row["media"]), []).append(row["length"])
+    flops = 5 * sum(sum(forward_flops(model, known[media], lengths).values()) for media, lengths in groups.items())
+    assert steps[0]["perf/model_tflops"] * steps[0]["time/step_s"] * 1e12 == pytest.approx(flops, rel=1e-9)
 
     from transformers import Qwen2VLForConditionalGeneration
 

@@ -1,0 +1,48 @@
+"""Positions of a prompt with media: time, row and column (M-RoPE)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from frame to frame."""
+
+    start: int
+    end: int
+    grid: tuple[int, int, int]
+    step: float = 1.0
+
+
+def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int]:
+    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time, rows and columns.
+
+        tokens    x x v v v v v v x x          an image of 2 x 3 tokens
+        time      0 1 2 2 2 2 2 2 5 6
+        row       0 1 2 2 2 3 3 3 5 6
+        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the larger of rows and columns
+
+    Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded down). As in
+    transformers, the text behind a video goes on after its rows and columns even where time has run further; the
+    response starts after the largest position of all.
+
+    Returns:
+      int32[3, length] and the position of the next token.
+    """
+    position = np.zeros((3, length), np.int32)
+    at = current = 0
+    for span in spans:
+        position[:, at : span.start] = current + np.arange(span.start - at)
+        current += span.start - at
+        t, rows, columns = span.grid
+        time = (np.arange(t, dtype=np.float32) * np.float32(span.step)).astype(np.int32)
+        place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"))
+        position[:, span.start : span.end] = current + place.reshape(3, -1)
+        current += max(rows, columns)
+        at = span.end
+    position[:, at:] = current + np.arange(length - at)
+    return position, int(position.max(initial=-1)) + 1
