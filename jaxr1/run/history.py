@@ -12,7 +12,7 @@ Values = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluated:
     """One evaluation of one set. `values` holds accuracy, format, length_mean, n as far as they were written."""
 
     set: str
@@ -33,7 +33,7 @@ class History:
     """
 
     series: dict[str, list[tuple[int, float]]] = field(default_factory=lambda: defaultdict(list))
-    evaluations: dict[str, list[Evaluation]] = field(default_factory=lambda: defaultdict(list))
+    evaluations: dict[str, list[Evaluated]] = field(default_factory=lambda: defaultdict(list))
     stages: list[tuple[str, int, int]] = field(default_factory=list)
 
 
@@ -63,7 +63,7 @@ def read_history(run_dir: Path) -> History:
                 sets["/".join(parts[1:-1])][parts[-1]] = float(value)
             history.series[name].append((x, float(value)))
         for name, values in sets.items():
-            history.evaluations[name].append(Evaluation(name, stage, step, x, values))
+            history.evaluations[name].append(Evaluated(name, stage, step, x, values))
     history.stages = [(name, begin[name], begin[name] + last[name]) for name in begin]
     return history
 

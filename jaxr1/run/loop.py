@@ -21,8 +21,8 @@ from jaxr1.rewards.pool import RewardPool
 from jaxr1.rl import step as rl
 from jaxr1.run.check import OptionError, option
 from jaxr1.run.console import Console
+from jaxr1.run.evaluations import HeldOut, buckets_for
 from jaxr1.run.final import checkpoint_params
-from jaxr1.run.heldout import HeldOut, buckets_for
 from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl, write_rows
 from jaxr1.run.monitor import CompileCounter, Interrupted, Signals, environment, memory_metrics
 from jaxr1.run.options import Config, Rl, Sft, Stage

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxr1.run.history import Evaluation, History, StageResult
+from jaxr1.run.history import Evaluated, History, StageResult
 from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.table import COLUMNS, cells
 
@@ -39,7 +39,7 @@ class Sample:
     after: dict[str, Any]
 
 
-def _rollouts(run_dir: Path, evaluation: Evaluation) -> list[dict[str, Any]]:
+def _rollouts(run_dir: Path, evaluation: Evaluated) -> list[dict[str, Any]]:
     """The rows of rollouts/eval_<set>_<stage>_<step>.jsonl; [] where that file is not there. The step may be padded."""
     pattern = re.compile(re.escape(f"eval_{evaluation.set}_{evaluation.stage}_") + f"0*{evaluation.step}" + r"\.jsonl")
     directory = run_dir / "rollouts"
@@ -55,7 +55,7 @@ def _accuracy(row: dict[str, Any] | None) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def choose_samples(run_dir: Path, evaluations: Sequence[Evaluation], limit: int = SAMPLES) -> list[Sample]:
+def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int = SAMPLES) -> list[Sample]:
     """Pairs the first and last evaluation's rows by question and picture, and takes some of every kind.
 
     Half of the places go to questions that were learned, the rest to those right before and after, those still wrong
