@@ -1,6 +1,6 @@
 """VisualThinker-R1-Zero (arXiv:2503.05132): GRPO on a base Qwen2-VL-2B, no cold start, spatial reasoning on SAT.
 
-    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR --stages.0.data.path SAT_train.parquet
+    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR --stages.0.data.path SAT_static.parquet
     python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny
 
 `paper` has the published numbers; where the authors' code leaves a choice, the comment beside the value says so.
@@ -24,7 +24,7 @@ def paper() -> Config:
         stages=(
             Rl(
                 name="grpo",
-                data=Sat(path="SAT_train.parquet", limit=15000, bad_rows="drop"),
+                data=Sat(path="SAT_static.parquet", limit=15000, bad_rows="drop"),
                 # 4 GPUs x 1 prompt x 2 accumulation steps = 8 prompts, if the per-device batch counts prompts.
                 steps=1500,
                 prompts_per_step=8,

@@ -1,4 +1,4 @@
-"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's latest checkpoint."""
+"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Writes a complete Hugging Face directory from a run's latest checkpoint.
+    """Writes a complete Hugging Face directory from a checkpoint of a run.
 
     Attributes:
       run_dir: the run.
       out: the directory to write: new, empty, or an earlier model, which is replaced.
       dtype: of the weights; None is the dtype of the model that the run started from.
+      step: of the checkpoint, counted over all stages; None is the latest.
     """
 
     run_dir: str
     out: str
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    step: int | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     from jaxr1.run.final import export_checkpoint
 
     with complain() as failed:
-        print(export_checkpoint(args.run_dir, args.out, args.dtype))
+        print(export_checkpoint(args.run_dir, args.out, args.dtype, args.step))
         return 0
     return failed.status
 

@@ -57,6 +57,15 @@ def test_importing_a_command_does_not_hide_the_function():
     assert run("-c", SHADOW).stdout == "fine\n"
 
 
+def test_the_benchmark_prints_one_line_of_phases():
+    command = ("-m", "jaxr1.bench", "--image", "56", "--prompts", "2", "--group", "2", "--tokens", "4", "--steps", "2")
+    found = json.loads(run(*command, "--json").stdout.splitlines()[-1])
+    assert set(found["phases"]) == {"encode", "prefill", "decode", "score", "update", "step"}
+    for phase in found["phases"].values():
+        assert phase["median_s"] > 0 and phase["first_s"] > 0 and len(phase["all_s"]) == 2
+    assert found["image"] == 56 and found["decode_tokens_per_s"] > 0
+
+
 def test_names():
     assert set(PUBLIC) | {"__version__"} == set(jaxr1.__all__) and set(PUBLIC) <= set(dir(jaxr1))
     for name in PUBLIC:

@@ -40,7 +40,8 @@ COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json
               "processor_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
               "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.json",
               "chat_template.jinja")  # fmt: skip
-HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "merges.txt", "tokenizer.model")
+# Code is fetched to go along with an export of the original InternVL layout; it is not run here.
+HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.py", "merges.txt", "tokenizer.model")
 # A stacked tensor of up to this size is put together on the host and placed at once; a larger one is placed layer by
 # layer, so that what the host holds of it is one layer.
 STACK_BYTES = 256 << 20
@@ -71,7 +72,7 @@ Table = Mapping[str, TensorEntry]
 def find_directory(path: str | os.PathLike) -> Path:
     """A local directory as it is, or the local snapshot of a hub id ("org/name"), fetched when it is not there yet.
 
-    Only weights, JSON and tokenizer files are fetched; HF_HUB_OFFLINE is respected.
+    Only weights, JSON, tokenizer files and the code beside them (never run) are fetched; HF_HUB_OFFLINE is respected.
 
     Raises:
       CheckpointError: neither exists, or the hub cannot be reached; says which command fetches the model.

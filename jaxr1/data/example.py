@@ -117,3 +117,10 @@ class DataSource(Protocol):
     def load(self) -> Dataset:
         """The examples. Raises DataError where the options or the files are unusable."""
         ...
+
+
+def damaged(dataset: Dataset, example: Example, error: Exception) -> DataError:
+    """The error about an example whose media cannot be used: its row, field, and what helps."""
+    kinds = [kind for kind, found in (("images", example.images), ("videos", example.videos)) if found]
+    advice = f" ({dataset.advice})" if dataset.advice else ""
+    return DataError(f"{example.source}: field {' or '.join(map(repr, kinds))}: {error}{advice}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.inputs.batch import EncodedPrompt, TooLong
+from jaxr1.data.example import DataError, Dataset, Example, damaged
+from jaxr1.inputs.batch import TooLong
 from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt, PromptError
@@ -50,11 +50,15 @@ def answers(
     seed: int,
     batch_rows: int,
     max_prompt_tokens: int | None = None,
+    on_drop: Callable[[str, str], None] = lambda source, reason: None,
 ) -> Iterator[Answered]:
     """Every example once, in order; a batch is graded while the next one is sampled.
 
+    Args:
+      on_drop: called with (source, reason) of a row with damaged media in a data set that leaves such rows out.
+
     Raises:
-      DataError: an example that cannot be asked; a held-out set has no rows to spare, so none is passed over.
+      DataError: an example that cannot be asked; a held-out set has no rows to spare, so no other one is passed over.
     """
     waiting: list[tuple[Sequence[Example], list[str], list[Completion], Pending]] = []
 
@@ -64,9 +68,16 @@ def answers(
             yield Answered(*row)
 
     for first in range(0, len(dataset), batch_rows):
-        examples = [dataset[i] for i in range(first, min(first + batch_rows, len(dataset)))]
-        prompts = [_encoded(processor, e, max_prompt_tokens) for e in examples]
-        keys = [prompt_key(seed, EVALUATION_STREAM, first + i) for i in range(len(examples))]
+        examples, prompts, keys = [], [], []
+        for i in range(first, min(first + batch_rows, len(dataset))):
+            example = dataset[i]
+            prompt = _encoded(processor, dataset, example, max_prompt_tokens, on_drop)
+            if prompt is not None:
+                examples.append(example)
+                prompts.append(prompt)
+                keys.append(prompt_key(seed, EVALUATION_STREAM, i))
+        if not examples:
+            continue
         completions = [group[0] for group in sampler(params, prompts, keys, 1)]
         items = [(graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)]
         pending = pool.submit(items)
@@ -77,10 +88,16 @@ def answers(
         yield from finish()
 
 
-def _encoded(processor: Processor, example: Example, limit: int | None) -> EncodedPrompt:
+def _encoded(processor: Processor, dataset: Dataset, example: Example, limit: int | None, on_drop):
+    """The prompt, or None where its media are damaged and the data set leaves such rows out."""
     try:
         return processor.encode(Prompt(example.messages), limit)
-    except (MediaError, PromptError, TooLong) as e:
+    except MediaError as e:
+        if not dataset.drop_bad:
+            raise damaged(dataset, example, e) from e
+        on_drop(example.source, str(e))
+        return None
+    except (PromptError, TooLong) as e:
         raise DataError(f"{example.source}: {e}") from e
 
 

@@ -315,6 +315,8 @@ def rows_waste(rows: PatchRows) -> dict[str, float]:
     if not needed:
         return {"patches": 0.0, "vision_pairs": 1.0}
     computed = segment.shape[0] * segment.shape[1] ** 2
-    if rows.pair_rp2 is not None:
+    if rows.stage != "pixels":
+        computed = needed  # the tower's attention is computed already
+    elif rows.pair_rp2 is not None:
         computed = rows.pair_rp2.shape[0] * rows.pair_rp2.shape[1] * rows.block**2
     return {"patches": 1.0 - float((segment > 0).mean()), "vision_pairs": computed / needed}

@@ -81,6 +81,8 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
                     f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}}, "
                     f"{{'type': 'image', 'image': ...}} or {{'type': 'video', 'video': ...}}, got {part!r:.80}"
                 )
+            if kind == "text":
+                check_text(part["text"], f"message {i}, part {j}")
             known = ("type", kind, "fps") if kind == "video" else ("type", kind)
             # tables give every part all columns, most of them empty
             if other := [key for key in part if key not in known and part[key] is not None]:
@@ -89,6 +91,14 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
     if not turns:
         raise PromptError("a prompt needs at least one message")
     return turns
+
+
+def check_text(text: str, where: str) -> None:
+    """Raises PromptError where a text holds half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as e:
+        raise PromptError(f"{where}: character {e.start} ({text[e.start]!r}) is half of a surrogate pair") from e
 
 
 def render(
@@ -170,6 +180,10 @@ def apply_chat_template(tokenizer, messages: Sequence[dict], *, add_generation_p
     template falls back to where it cannot ask.
     """
     template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name, one of them for tools
+        if "default" not in template:
+            raise PromptError(f"the tokenizer has chat templates {', '.join(template)}, and none of the name 'default'")
+        template = template["default"]
     if isinstance(template, str):  # transformers takes no other clock, so the answer is written into the template
         template = _ASKS_THE_DAY.sub(lambda m: repr(TODAY.strftime(m.group(2))), template)
     return tokenizer.apply_chat_template(

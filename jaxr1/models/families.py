@@ -65,6 +65,18 @@ def configs(raw: dict) -> tuple[TextConfig, VisionConfig | None]:
     return _text(raw, raw, family), None
 
 
+def head_decides(raw: dict) -> bool:
+    """Whether the files must say if the head is tied to the embedding: it is where they hold none.
+
+    transformers goes by the outer setting of a config.json, and earlier versions of it by the nested one; where the two
+    do not agree, or one is left out, both kinds of files exist.
+    """
+    text, outer = raw.get("text_config"), raw.get("tie_word_embeddings")
+    if raw["model_type"] not in (*QWEN_VL, "internvl") or not text or outer is True:
+        return False
+    return outer is None or outer != text.get("tie_word_embeddings", outer)
+
+
 def table(family: str, raw: dict, text: TextConfig, vision: VisionConfig | None, layout: str) -> Table:
     """Every tensor of the model under its part: vision/..., merger/..., decoder/..."""
     parts: dict[str, Table] = {}
@@ -117,7 +129,7 @@ def _text(text: dict, raw: dict, kind: str, *, mrope: bool = False) -> TextConfi
     if tied is None or text is not raw:
         # The nested setting is the decoder's own; files of the hub leave it out where it equals the outer one.
         tied = text.get("tie_word_embeddings", tied if tied is not None else False)
-    if raw["model_type"] in QWEN_VL:
+    if raw["model_type"] in QWEN_VL or (raw["model_type"] == "internvl" and raw.get("tie_word_embeddings")):
         tied = bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings", False))
     return TextConfig(
         vocab=text["vocab_size"],

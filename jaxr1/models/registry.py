@@ -11,11 +11,13 @@ import jax
 
 from jaxr1.checkpoints import huggingface
 from jaxr1.checkpoints.huggingface import CheckpointError
+from jaxr1.checkpoints.tensors import open_checkpoint
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import CHATML
 from jaxr1.models import families, presets
 from jaxr1.models.families import FAMILIES
 from jaxr1.models.vlm import Model
+from jaxr1.nn.lora import merged
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
 
@@ -87,7 +89,11 @@ def load_model(
     if param_dtype not in DTYPES:
         raise ValueError(f"param_dtype must be one of {', '.join(DTYPES)}, got {param_dtype!r}")
     directory = resolve(path)
-    model = describe(huggingface.read_config(directory), dtype=dtype, rules=rules, remat=remat)
+    raw = huggingface.read_config(directory)
+    model = describe(raw, dtype=dtype, rules=rules, remat=remat)
+    if families.head_decides(raw):
+        tied = not any(name.endswith("lm_head.weight") for name in open_checkpoint(directory))
+        model = dataclasses.replace(model, text=dataclasses.replace(model.text, tied=tied))
     tables = {layout: model.table(layout) for layout in families.LAYOUTS[model.family]}
     flat = huggingface.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
     return model, nest(flat)
@@ -141,6 +147,7 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     """Writes a complete Hugging Face directory that `load_model` and transformers read.
 
     Args:
+      params: adapters among them are merged.
       processor: its directory gives tokenizer, chat template and image settings (with the bounds that it was loaded
         with); None leaves them out.
       dtype: of the weights; None is the checkpoint's own.
@@ -151,6 +158,8 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     raw = json.loads(model.raw_config)
     own = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("dtype") or "float32"
     out = Path(path)
+    if model.lora is not None and "lora" in params:
+        params = merged(params, model.table(), model.lora)
     source = processor.directory if processor is not None else None
     changed = processor.changed_files() if processor is not None else None
     huggingface.save_directory(out, flatten(params), model.table(), model.raw_config, source, dtype or own, changed)

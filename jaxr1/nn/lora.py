@@ -64,11 +64,15 @@ def adapter_table(table: Table, options: Lora) -> Table:
       ValueError: nothing matches, or a range outside the layers.
     """
     found: Table = {}
+    deepest = 0
     for path, p in table.items():
         if not p.transpose or not re.fullmatch(options.targets, path):
             continue
-        if p.layers and options.layers and not 0 <= options.layers[0] <= options.layers[1] < p.layers:
-            raise ValueError(f"lora: layers {options.layers} are not inside the {p.layers} layers of {path}")
+        if p.layers and options.layers and not 0 <= options.layers[0] <= options.layers[1]:
+            raise ValueError(f"lora: layers {options.layers} are no range")
+        if p.layers and options.layers and options.layers[0] >= p.layers:
+            continue  # a shallower stack: a tower beside a decoder
+        deepest = max(deepest, p.layers)
         shape, k, lead = p.layer_shape, inputs(p), p.shape[: 1 if p.layers else 0]
         axes, lead_axes = p.axes[len(lead) :], p.axes[: len(lead)]
         a, b = (*lead, *shape[:k], options.rank), (*lead, options.rank, *shape[k:])
@@ -80,6 +84,8 @@ def adapter_table(table: Table, options: Lora) -> Table:
     if not found:
         known = ", ".join(path for path, p in table.items() if p.transpose)
         raise ValueError(f"lora: no matrix matches targets {options.targets!r}; there are {known}")
+    if options.layers and deepest <= options.layers[1]:
+        raise ValueError(f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches")
     return found
 
 

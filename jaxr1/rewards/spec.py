@@ -197,7 +197,7 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
     """Raises ValueError unless the file defines a function of that name that takes (completion, example, **options)."""
     if not path.is_file():
         files = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, files, 1, 0.5)
+        near = difflib.get_close_matches(path.name, files, 1, 0.7)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ValueError(f"reward function {name!r}: there is no file {path}{hint}")
     try:
@@ -219,7 +219,11 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
     if name not in defined:
         near = difflib.get_close_matches(name, defined, 3, 0.5)
         functions = [key for key, node in defined.items() if isinstance(node, ast.FunctionDef)]
-        hint = f"; did you mean {', '.join(near)}?" if near else f"; it defines {', '.join(functions) or 'no function'}"
+        hint = (
+            f"; did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else f"; it defines {', '.join(functions) or 'no function'}"
+        )
         raise ValueError(f"{path} has no function {name!r} at its top level{hint}")
     found = defined[name]
     if isinstance(found, ast.AsyncFunctionDef):

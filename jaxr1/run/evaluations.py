@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ class HeldOut:
         *,
         phase: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
+        drop: Callable[[str, str, str], None] = lambda name, source, reason: None,
     ) -> dict[str, float]:
         """Metrics of all sets; their answers go to rollouts/.
 
@@ -58,18 +60,21 @@ class HeldOut:
           stage, step: name the files.
           phase: shows what is going on.
           check: raises where the run is to stop.
+          drop: writes down a row that cannot be asked: name of the set, source, reason.
         """
         found: dict[str, float] = {}
         for options, dataset in self.sets:
             phase(f"evaluating {options.name}")
             began = time.perf_counter()
-            rows = self._answers(options, dataset, model, params, check)
+            rows = self._answers(options, dataset, model, params, check, functools.partial(drop, options.name))
             kept = [self._row(row, i < options.samples) for i, row in enumerate(rows)]
             write_rows(self.dir / "rollouts" / f"eval_{options.name}_{stage}_{step}.jsonl", kept)
             found |= summarise(options.name, rows) | {f"time/eval_{options.name}_s": time.perf_counter() - began}
         return found
 
-    def _answers(self, options: Evaluation, dataset: Dataset, model: Model, params: dict, check) -> list[Answered]:
+    def _answers(
+        self, options: Evaluation, dataset: Dataset, model: Model, params: dict, check, drop
+    ) -> list[Answered]:
         rewards = (
             Reward("accuracy", options=(("tail", options.tail),)),
             Reward("format", options=(("variant", options.format),)),
@@ -83,6 +88,7 @@ class HeldOut:
             for row in answers(
                 dataset, self.processor, sampler, params, pool,
                 seed=self.seed, batch_rows=options.batch_rows, max_prompt_tokens=options.max_prompt_tokens,
+                on_drop=drop,
             ):  # fmt: skip
                 check()
                 rows.append(row)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from jaxr1.checkpoints.tensors import CheckpointError
+from jaxr1.checkpoints.tensors import CheckpointError, listed
 from jaxr1.models import registry
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import Lora, init_adapters, merged
@@ -23,28 +23,34 @@ def checkpoint_params(checkpoints: Checkpoints, step: int, lora: Lora | None, mo
     return merged(checkpoints.params(step, {**params, "lora": adapters}), model.table(), lora)
 
 
-def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None) -> Path:
-    """Writes the Hugging Face directory of a run's latest checkpoint.
+def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None, step: int | None = None) -> Path:
+    """Writes the Hugging Face directory of a checkpoint of a run.
 
     Args:
       run_dir: a run directory that holds checkpoints/.
       out: the directory to write: a new or empty one, or one that holds nothing but an earlier model.
       dtype: of the weights; None is the dtype of the model that the run started from.
+      step: of the checkpoint, counted over all stages; None is the latest.
 
     Returns:
       The directory.
 
     Raises:
-      CheckpointError: no checkpoint there, or other files in `out`.
+      CheckpointError: no checkpoint there, or none of that step (lists the steps), or other files in `out`.
     """
     folder = Path(run_dir)
     if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder} is no run directory (no config.json or no checkpoints)")
     checkpoints = Checkpoints(folder / "checkpoints", keep=None)
     try:
-        step = checkpoints.latest()
-        if step is None:
+        steps = checkpoints.steps()
+        if not steps:
             raise CheckpointError(f"{folder / 'checkpoints'} holds no complete checkpoint")
+        step = steps[-1] if step is None else step
+        if step not in steps:
+            raise CheckpointError(
+                f"{folder / 'checkpoints'} has no checkpoint of step {step}, only of {listed(map(str, steps))}"
+            )
         config = json.loads((folder / "config.json").read_text())
         model, params = registry.load_model(config["model"], param_dtype=config["param_dtype"])
         options, lora = config["stages"][checkpoints.run_state(step).stage].get("lora"), None

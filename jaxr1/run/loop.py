@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxr1.data.example import Dataset
+from jaxr1.data.example import DataError, Dataset
 from jaxr1.models import registry
 from jaxr1.nn.lora import adapter_table, init_adapters, merged
-from jaxr1.rewards.pool import RewardPool
+from jaxr1.rewards.pool import RewardError, RewardPool
 from jaxr1.rl import step as rl
 from jaxr1.run.check import OptionError, option
 from jaxr1.run.console import Console
@@ -120,6 +120,7 @@ class Run:
         self.data = [stage.data.load() for stage in config.stages]
         for number, stage in enumerate(config.stages):
             self._check_stage(f"stages.{number}", stage)
+        self.unparsable = [self._unparsable(*both) for both in zip(config.stages, self.data, strict=True)]
 
         if self.saved_at is not None:
             self.run = self.checkpoints.run_state(self.saved_at)
@@ -143,6 +144,8 @@ class Run:
         self.drops_shown = 0
         self.compiles = CompileCounter()
         opened.callback(self.compiles.close)
+        if not (self.dir / FINISHED).is_file():
+            self._report_rows()
 
     def _check_stage(self, path: str, stage: Stage) -> None:
         """What a later stage cannot work with is said before the first one runs."""
@@ -224,6 +227,14 @@ class Run:
             except Interrupted:
                 self._save(state)
                 raise
+            except (DataError, RewardError):  # a row or a grader failed before anything of its step was changed
+                self._save(state)
+                if self.run.total_step:
+                    self.console.print(
+                        f"saved at step {self.run.total_step} of {self.dir}: with the data or the reward mended the same "
+                        "command goes on from there (--override-resume where the configuration is another)"
+                    )
+                raise
         self.model, self.params = base, state.params
         if stage.lora is not None:
             self.params = merged(self.params, base.table(), stage.lora)
@@ -251,12 +262,14 @@ class Run:
     def _worker(self, stage: Stage, number: int, stack: contextlib.ExitStack) -> tuple[SftStage | RlStage, Stream]:
         """The stage's step and its stream of examples."""
         dataset, self.drops_shown = self.data[number], 0
+        unusable = (
+            frozenset(self.unparsable[number]) if isinstance(stage, Rl) and stage.drop_unparsable else frozenset()
+        )
         drop = lambda source, reason: self._drop(stage.name, source, reason)
         hooks = Hooks(self.rollouts, self.console.phase, self.signals.check, drop)
         buckets = buckets_for(
             self.processor, stage.buckets, stage.max_prompt_tokens, stage.max_response_tokens, dataset
         )
-        unusable = self._unusable(stage, dataset)
         worker: SftStage | RlStage
         if isinstance(stage, Rl):
             pool = RewardPool(
@@ -282,21 +295,37 @@ class Run:
         )
         return worker, stream
 
-    def _unusable(self, stage: Stage, dataset: Dataset) -> frozenset[int]:
-        """Rows that cannot be graded; these and those that the reader left out are written down, and counted aloud."""
-        left_out = list(dataset.dropped)
-        unusable: frozenset[int] = frozenset()
-        if isinstance(stage, Rl) and stage.drop_unparsable and any(r.function == "accuracy" for r in stage.rewards):
-            note = lambda source, reason: left_out.append({"source": source, "reason": reason})
-            unusable = unparsable_rows(dataset, note)
-        for row in left_out:
-            self._note(stage.name, row["source"], row["reason"])
-        if left_out:
-            self.console.print(
-                f"{stage.name}: {len(left_out)} of {len(dataset) + len(dataset.dropped)} rows are left out, the first: "
-                f"{left_out[0]['source']}: {left_out[0]['reason']} (all in {self.dir / 'dropped.jsonl'})"
-            )
-        return unusable
+    def _unparsable(self, stage: Stage, dataset: Dataset) -> dict[int, str]:
+        """Rows that the accuracy reward of a stage cannot grade, and why; DataError where that is all of them."""
+        if not isinstance(stage, Rl) or not any(r.function == "accuracy" for r in stage.rewards):
+            return {}
+        bad = unparsable_rows(dataset)
+        if bad and len(bad) == len(dataset):
+            raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}")
+        return bad
+
+    def _report_rows(self) -> None:
+        """Writes down, and counts aloud, the rows that readers left out and those that cannot be graded."""
+        for stage, dataset, bad in zip(self.config.stages, self.data, self.unparsable, strict=True):
+            self._report(stage.name, dataset, bad, isinstance(stage, Rl) and stage.drop_unparsable)
+        for options, dataset in self.held_out.sets:
+            self._report(options.name, dataset, unparsable_rows(dataset), False)
+
+    def _report(self, name: str, dataset: Dataset, unparsable: dict[int, str], left_out: bool) -> None:
+        kept = "" if left_out else " (the row stays, no answer to it is right)"
+        bad = [{"source": dataset[row].source, "reason": reason + kept} for row, reason in unparsable.items()]
+        dropped = list(dataset.dropped)
+        for rows, what in (
+            (dropped + bad if left_out else dropped, "rows are left out"),
+            ([] if left_out else bad, "reference answers cannot be parsed"),
+        ):
+            for row in rows:
+                self._note(name, row["source"], row["reason"])
+            if rows:
+                self.console.print(
+                    f"{name}: {len(rows)} of {len(dataset) + len(dataset.dropped)} {what}, the first: "
+                    f"{rows[0]['source']}: {rows[0]['reason']} (all in {self.dir / 'dropped.jsonl'})"
+                )
 
     def _note(self, stage: str, source: str, reason: str) -> bool:
         """Writes down something left out; whether it is new."""
@@ -335,7 +364,13 @@ class Run:
         if not self.run.evaluate:
             return
         found = self.held_out.evaluate(
-            self.model, params, stage, self.run.step, phase=self.console.phase, check=self.signals.check
+            self.model,
+            params,
+            stage,
+            self.run.step,
+            phase=self.console.phase,
+            check=self.signals.check,
+            drop=self._drop,
         )
         if found:
             self.metrics.write(stage, self.run.step, found, global_step=self.run.total_step)

@@ -165,6 +165,9 @@ class Rl:
             )
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
+        names = [reward.label for reward in self.rewards]
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{path}rewards: two are called {', '.join(double)}: give one of them another name")
 
 
 Stage = Sft | Rl

@@ -71,6 +71,10 @@ class Checkpoints:
         found = self.checkpointer.latest
         return None if found is None else found.step
 
+    def steps(self) -> list[int]:
+        """Those of all complete checkpoints, ascending."""
+        return sorted(found.step for found in self.checkpointer.checkpoints)
+
     def run_state(self, step: int) -> RunState:
         saved = dict(self.checkpointer.load_checkpointables(step, {"run": None})["run"])
         saved.pop("config")

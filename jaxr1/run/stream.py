@@ -8,11 +8,11 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.data.example import DataError, Dataset, Example, damaged
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.template import Prompt, PromptError
+from jaxr1.inputs.template import Prompt, PromptError, check_text
 from jaxr1.rewards.accuracy import parse_answer_problem
 
 
@@ -74,15 +74,14 @@ class Stream:
                 try:
                     prompt, response = self.encode(example)
                     out.append(Drawn(position, row, example, prompt, response))
-                except (TooLong, MediaError) as e:
+                except (TooLong, MediaError, PromptError) as e:
                     if isinstance(e, MediaError) and not self.dataset.drop_bad:
-                        advice = f" ({self.dataset.advice})" if self.dataset.advice else ""
-                        raise DataError(f"{example.source}: {_media_fields(example)}: {e}{advice}") from e
+                        raise damaged(self.dataset, example, e) from e
+                    if isinstance(e, PromptError) and not self.dataset.drop_bad:
+                        raise DataError(f"{example.source}: {e}") from e
                     self.unusable.add(row)
                     self.last_drop = f"{example.source}: {e}"
                     self.on_drop(example.source, str(e))
-                except PromptError as e:
-                    raise DataError(f"{example.source}: {e}") from e
             position += 1
         return position, out
 
@@ -97,8 +96,9 @@ class Stream:
         if not self.with_response:
             return prompt, np.zeros(0, np.int32)
         if example.response is None:
-            raise PromptError("a supervised stage needs a response (an assistant turn) in every row")
+            raise PromptError("field 'response': a supervised stage needs one (or a final assistant turn) in every row")
         text = example.response
+        check_text(text, "field 'response'")
         if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already
             text = text.removeprefix(prompt.prefix.strip())
             text = text.lstrip() if prompt.prefix[-1:].isspace() else text
@@ -108,20 +108,11 @@ class Stream:
         return prompt, np.asarray(ids, np.int32)
 
 
-def _media_fields(example: Example) -> str:
-    kinds = [kind for kind, found in (("images", example.images), ("videos", example.videos)) if found]
-    return f"field {' or '.join(map(repr, kinds))}"
-
-
-def unparsable_rows(dataset: Dataset, on_drop: Callable[[str, str], None]) -> frozenset[int]:
-    """Rows whose reference answer cannot be parsed: no response could be graded against it."""
+def unparsable_rows(dataset: Dataset) -> dict[int, str]:
+    """Rows whose reference answer cannot be parsed, and why: no response could be graded against it."""
     bad = {}
     for row in range(len(dataset)):
-        example = dataset[row]
-        reason = parse_answer_problem(example.answer)
-        if reason is not None:
-            bad[row] = reason
-            on_drop(example.source, f"answer {example.answer!r:.80}: {reason}")
-    if len(bad) == len(dataset):
-        raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad.get(0)}")
-    return frozenset(bad)
+        answer = dataset[row].answer
+        if (reason := parse_answer_problem(answer)) is not None:
+            bad[row] = f"answer {answer!r:.80}: {reason}"
+    return bad

@@ -139,6 +139,8 @@ def generate(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if outside := [i for i in stop_token_ids if not 0 <= i < model.text.vocab]:
+        raise ValueError(f"stop_token_ids: {outside[0]} is outside the vocabulary of {model.text.vocab}")
     options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stops, tuple(stop_token_ids))
     encoded = encode_all(processor, prompts)
     if not encoded:

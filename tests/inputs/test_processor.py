@@ -285,6 +285,23 @@ def test_chatml_has_places_for_images(checkpoint, rng):
     assert found.spans == checkpoint[2].encode(prompt).spans != ()
 
 
+def test_half_a_surrogate_pair_is_no_text(checkpoint):
+    processor = jaxr1.load_processor(checkpoint)
+    message = {"role": "user", "content": [{"type": "text", "text": "fine"}, {"type": "text", "text": "a\ud800b"}]}
+    with pytest.raises(PromptError, match=r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair"):
+        processor.encode(jaxr1.Prompt([message]))
+
+
+def test_of_several_templates_the_default_one(checkpoint):
+    one, several = jaxr1.load_processor(checkpoint), jaxr1.load_processor(checkpoint)
+    prompt = jaxr1.Prompt([{"role": "user", "content": "How many?"}])
+    several.tokenizer.chat_template = {"default": one.tokenizer.chat_template, "tool_use": "{{ nothing.at.all }}"}
+    np.testing.assert_array_equal(several.encode(prompt).token_ids, one.encode(prompt).token_ids)
+    several.tokenizer.chat_template = {"tool_use": "x"}
+    with pytest.raises(PromptError, match="chat templates tool_use, and none of the name 'default'"):
+        several.encode(prompt)
+
+
 def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
     """Once, and as a processor of transformers has it: that adds special tokens to what the template rendered."""
     from tokenizers.processors import TemplateProcessing

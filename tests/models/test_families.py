@@ -9,7 +9,7 @@ import pytest
 from reference import FAMILIES, hf_arrays, make_checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
-from jaxr1.checkpoints.tensors import open_checkpoint, write_checkpoint
+from jaxr1.checkpoints.tensors import CheckpointError, open_checkpoint, write_checkpoint
 from jaxr1.inputs.batch import Buckets, make_batch
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.inputs.template import PromptError
@@ -223,6 +223,7 @@ def test_greedy_text_equals_transformers(world, rng):
             logits = reference(**inputs).logits[0, start - 1 : -1].clone()
         logits[:, list(processor.media_token_ids)] = -1e30
         best = logits.topk(2, -1)
+        assert len(ids) == 64 or (ours.finish_reason == "stop" and int(ids[-1]) in processor.stop_token_ids)
         total += len(ids)
         for step, token in enumerate(ids):
             if best.values[step, 0] - best.values[step, 1] >= 1e-4:
@@ -276,7 +277,48 @@ def test_gradients_equal_torch(world, rng):
         assert np.abs(ours - theirs[name]).max() <= 2e-5 * norm, name
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("outer", [True, False, None])
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_head_is_tied_where_the_files_hold_none(tmp_path, module_seed, family, outer, nested, stored):
+    """Files of every age: the outer and the nested setting need not agree, and one may be left out."""
+    if stored and outer:
+        pytest.skip("a head of its own beside tie_word_embeddings: true is refused")
+    make_checkpoint(tmp_path / "m", module_seed, family, tied=not stored, layers=1, depth=1, full=(0,), deep=(0,))
+    file = tmp_path / "m" / "config.json"
+    raw = json.loads(file.read_text())
+    raw.pop("tie_word_embeddings", None)
+    if outer is not None:
+        raw["tie_word_embeddings"] = outer
+    raw["text_config"]["tie_word_embeddings"] = nested
+    file.write_text(json.dumps(raw))
+    if not stored and outer is False and nested is False:  # both say that there is one
+        with pytest.raises(CheckpointError, match="missing tensors"):
+            jaxr1.load_model(tmp_path / "m")
+        return
+    model, params = jaxr1.load_model(tmp_path / "m")
+    assert model.text.tied == (not stored) and ("head" in params["decoder"]) == stored
+
+
 # ---------------------------------------------------------------- video, mixed batches
+
+
+def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
+    """Each pair of frames is a picture of its own after the mean of its two times, as in the released processor.
+
+    (transformers 5.24 keeps the outer vision_start and vision_end around all of them; the model was not trained so.)
+    """
+    make_checkpoint(tmp_path / "m", module_seed, "qwen3_vl")
+    processor = jaxr1.load_processor(tmp_path / "m")
+    clip = np.zeros((4, 56, 56, 3), np.uint8)
+    part = {"type": "video", "video": clip, "fps": 2.0}
+    message = {"role": "user", "content": [{"type": "text", "text": "Look:"}, part, {"type": "text", "text": "What?"}]}
+    encoded = processor.encode(jaxr1.Prompt([message]))
+    text = processor.tokenizer.decode(encoded.token_ids)
+    pads = "<|video_pad|>" * (len([i for i in encoded.media_index if i >= 0]) // 2)
+    pair = f"<|vision_start|>{pads}<|vision_end|>"
+    assert f"Look:<0.2 seconds>{pair}<1.2 seconds>{pair}What?" in text and len(encoded.grids) == 2
 
 
 @pytest.mark.parametrize("frames", [2, 5, 16])

@@ -8,7 +8,7 @@ import pytest
 from reference import make_checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.nn.lora import Lora, init_adapters, merged
+from jaxr1.nn.lora import Lora, adapter_table, init_adapters, merged
 from jaxr1.nn.params import flatten
 from jaxr1.parallel import mesh_of
 from jaxr1.rl import step as rl
@@ -80,6 +80,11 @@ def test_what_is_refused(world):
         init_adapters(model.table(), Lora(targets="decoder/q"), 0, None, model.rules)
     with pytest.raises(ValueError, match="not inside the 3 layers"):
         init_adapters(model.table(), Lora(layers=(1, 3)), 0, None, model.rules)
+    # A range may reach beyond the shallower of two stacks: there it ends with the stack.
+    both = Lora(targets="(decoder/layers|vision/blocks)/(q|proj)", layers=(1, 2))
+    table = model.table()
+    if table["vision/blocks/proj"].layers < 3:
+        assert {"decoder/layers/q/a", "vision/blocks/proj/a"} <= adapter_table(table, both).keys()
     with pytest.raises(ValueError, match="rank"):
         Lora(rank=0)
     with pytest.raises(ValueError, match="no regular expression"):

@@ -16,6 +16,7 @@ from jaxr1.nn.lora import Lora
 from jaxr1.parallel import MeshOptions
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl
+from jaxr1.run import Evaluation
 from jaxr1.run.check import OptionError
 from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.resume import ResumeError
@@ -103,6 +104,22 @@ def test_pictures_that_prove_damaged_when_they_are_used(tmp_path, rng, capsys):
         DataError, match=r"train\.jsonl:3: field 'images': .*2\.png.*truncated.*check_images=\"decode\""
     ):
         jaxr1.train(config)
+    # What was trained before the row came up is saved, and the mended data go on from there.
+    done = len(read_jsonl(tmp_path / "a" / "metrics.jsonl"))
+    assert done >= 1 and f"saved at step {done} of" in capsys.readouterr().out
+    assert (tmp_path / "a" / "checkpoints" / str(done)).is_dir()
+    whole = (tmp_path / "2.png").read_bytes()
+    (tmp_path / "2.png").write_bytes(data)
+    assert [r["step"] for r in jaxr1.train(config).metrics] == [1, 2, 3]
+    (tmp_path / "2.png").write_bytes(whole)
+    held_out = Evaluation(name="mine", data=Files(path, bad_rows="drop"), max_prompt_tokens=32, max_response_tokens=4)
+    tested = jaxr1.train(dataclasses.replace(one_stage(tmp_path / "c", steps=1), evaluations=(held_out,)))
+    assert tested.metrics[0]["eval/mine/n"] == 3
+    [missed] = read_jsonl(tmp_path / "c" / "dropped.jsonl")
+    assert missed["source"].endswith("train.jsonl:3") and "truncated" in missed["reason"]
+    strict = dataclasses.replace(held_out, data=Files(path))
+    with pytest.raises(DataError, match=r"train\.jsonl:3: field 'images': .*2\.png.*truncated"):
+        jaxr1.train(dataclasses.replace(one_stage(tmp_path / "d", steps=1), evaluations=(strict,)))
     result = jaxr1.train(one_stage(tmp_path / "b", steps=3, data=Files(path, bad_rows="drop")))
     assert len(result.metrics) == 3
     [dropped] = read_jsonl(tmp_path / "b" / "dropped.jsonl")
@@ -121,6 +138,18 @@ def test_rows_that_are_left_out_are_counted_aloud(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "rl: 2 of 5 rows are left out, the first: " in said and "t.jsonl:2: answer" in said
     assert "t.jsonl:5: the prompt has" in said and "over the limit of 32" in said
+    # A later stage's rows and those of a held-out set are told before anything runs.
+    held_out = Evaluation(
+        name="mine", data=Files(str(tmp_path / "t.jsonl")), max_prompt_tokens=512, max_response_tokens=4
+    )
+    config = one_stage(tmp_path / "more", steps=1)
+    later = dataclasses.replace(config.stages[0], name="later", data=held_out.data, rewards=rewards)
+    jaxr1.train(dataclasses.replace(config, stages=(*config.stages, later), evaluations=(held_out,)))
+    said = capsys.readouterr().out
+    assert said.index("later: 2 of 5 rows are left out") < said.index("stage rl")
+    assert "mine: 2 of 5 reference answers cannot be parsed, the first: " in said
+    noted = read_jsonl(tmp_path / "more" / "dropped.jsonl")
+    assert sum(r["stage"] == "mine" and "the row stays" in r["reason"] for r in noted) == 2
     (tmp_path / "t.jsonl").write_text(json.dumps(rows[-1]))
     with pytest.raises(DataError, match=r"none of its 1 rows can be used; the last one: .*t\.jsonl:1: the prompt has"):
         jaxr1.train(one_stage(tmp_path / "none", data=Files(str(tmp_path / "t.jsonl")), rewards=rewards))

@@ -12,7 +12,9 @@ from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl, Optimizer
+from jaxr1.run import rl_stage
 from jaxr1.run.final import export_checkpoint
+from jaxr1.sampling import features, generate, scoring
 
 PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
 CLASSES = {
@@ -114,16 +116,37 @@ def test_adapters_in_the_tower_are_trained(tmp_path, brevity):
     assert np.array_equal(np.asarray(base["merger"]["fc1"]), np.asarray(after["merger"]["fc1"]))
 
 
-def test_frozen_tower_is_computed_once(tmp_path, brevity):
-    """The update of a run with a frozen tower and merger holds pixels no more, and gives the same first step."""
-    fields = dict(steps=2, rewards=(brevity,), kl=Kl(0.05), optimizer=Optimizer(learning_rate=1e-3))
+def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
+    """Rollout, old, reference and updates of a run with a frozen tower and merger see pixels no more."""
+    fields = dict(
+        steps=2, rewards=(brevity,), kl=Kl(0.05), updates_per_rollout=2, optimizer=Optimizer(learning_rate=1e-3)
+    )
+    seen: dict[str, set] = {}
+    computed = []
+
+    def spy(module, name, where):
+        real = getattr(module, name)
+
+        def placed(batch, mesh, model):
+            rows = getattr(batch, "media", None) or getattr(getattr(batch, "prompt", None), "media", None)
+            if rows is not None:
+                seen.setdefault(where, set()).add(rows.stage)
+            return real(batch, mesh, model)
+
+        monkeypatch.setattr(module, name, placed)
+
+    for module, where in ((generate, "rollout"), (scoring, "score"), (rl_stage, "update")):
+        spy(module, "place_batch", where)
+    tower = features._compute
+    monkeypatch.setattr(features, "_compute", lambda *args: computed.append(1) or tower(*args))
     frozen = jaxr1.train(one_stage(tmp_path / "a", freeze=("vision", "merger"), **fields))
     before, after = jaxr1.load_model("tiny")[1], frozen.params
     for part in ("vision", "merger"):
         for a, b in zip(*(map(np.asarray, _leaves(x[part])) for x in (before, after)), strict=True):
             assert np.array_equal(a, b)
     row = frozen.metrics[0]
-    assert row["rollout/max_abs_dlogp"] < 1e-4 and row["time/encode_s"] > 0
+    assert row["rollout/max_abs_dlogp"] < 1e-4 and row["time/encode_s"] > 0 and row["perf/vision_pairs"] == 1
+    assert seen == {where: {"merger"} for where in ("rollout", "score", "update")} and len(computed) == 2  # once a step
 
 
 def _leaves(tree):

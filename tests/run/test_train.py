@@ -11,6 +11,7 @@ from reference import BUCKETS, one_stage
 import jaxr1
 from jaxr1.config import load_config
 from jaxr1.data import Files, Sat
+from jaxr1.export import main as export
 from jaxr1.models.flops import forward_flops
 from jaxr1.rewards import Reward, RewardError
 from jaxr1.rl import Optimizer
@@ -27,7 +28,7 @@ def at_the_root(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
 
-def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path):
+def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
     config = dataclasses.replace(load_config("configs/visualthinker_r1_zero.py:tiny"), run_dir=str(tmp_path / "run"))
     result = jaxr1.train(config)
     assert result.signal is None and result.run_dir == tmp_path / "run"
@@ -68,12 +69,18 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path):
     assert len(again[0][0].token_ids) > 0
     latest = export_checkpoint(folder, tmp_path / "again")
     assert (latest / "model.safetensors").read_bytes() == (folder / "export" / "model.safetensors").read_bytes()
+    command = ["--run-dir", str(folder), "--out", str(tmp_path / "early"), "--step"]
+    assert export([*command, "2"]) == 0 and export([*command, "3"]) == 1
+    assert "has no checkpoint of step 3, only of 2, 4" in capsys.readouterr().err
+    early = jaxr1.load_model(tmp_path / "early")[1]["decoder"]["layers"]["q"]
+    assert not np.array_equal(early, params["decoder"]["layers"]["q"])
 
 
 def test_visualthinker_paper_has_the_published_numbers():
     config = load_config("configs/visualthinker_r1_zero.py")
     (stage,) = config.stages
     assert isinstance(stage, Rl) and isinstance(stage.data, Sat) and stage.data.limit == 15000
+    assert stage.data.path == "SAT_static.parquet"
     assert (stage.prompts_per_step, stage.group_size, stage.steps) == (8, 8, 1500)
     assert (stage.max_prompt_tokens, stage.max_response_tokens, stage.temperature) == (1024, 700, 1.0)
     assert (stage.optimizer.learning_rate, stage.kl.coef, stage.kl.estimator) == (1e-6, 0.04, "k3")
