@@ -220,7 +220,8 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
         near = difflib.get_close_matches(name, defined, 3, 0.5)
         functions = [key for key, node in defined.items() if isinstance(node, ast.FunctionDef)]
         hint = (
-            f"; did you mean {' or '.join(map(repr, near))}?"
+        known = f"; it defines {', '.join(functions) or 'no function'}"
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else known
             if near
             else f"; it defines {', '.join(functions) or 'no function'}"
         )

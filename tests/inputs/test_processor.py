@@ -286,14 +286,14 @@ def test_chatml_has_places_for_images(checkpoint, rng):
 
 
 def test_half_a_surrogate_pair_is_no_text(checkpoint):
-    processor = jaxr1.load_processor(checkpoint)
+    processor = jaxr1.load_processor(checkpoint[0])
     message = {"role": "user", "content": [{"type": "text", "text": "fine"}, {"type": "text", "text": "a\ud800b"}]}
     with pytest.raises(PromptError, match=r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair"):
         processor.encode(jaxr1.Prompt([message]))
 
 
 def test_of_several_templates_the_default_one(checkpoint):
-    one, several = jaxr1.load_processor(checkpoint), jaxr1.load_processor(checkpoint)
+    one, several = jaxr1.load_processor(checkpoint[0]), jaxr1.load_processor(checkpoint[0])
     prompt = jaxr1.Prompt([{"role": "user", "content": "How many?"}])
     several.tokenizer.chat_template = {"default": one.tokenizer.chat_template, "tool_use": "{{ nothing.at.all }}"}
     np.testing.assert_array_equal(several.encode(prompt).token_ids, one.encode(prompt).token_ids)

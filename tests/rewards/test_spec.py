@@ -66,7 +66,7 @@ def test_closure_is_refused():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (f"{FILE}:behav", r"no function 'behav' at its top level; did you mean behave\?"),
+        (f"{FILE}:behav", r"no function 'behav' at its top level; did you mean 'behave'\?"),
         (f"{FILE.parent}/user_reward.py:behave", "there is no file .*; did you mean .*user_rewards.py"),
         (f"{FILE}:one_argument", r"one_argument in .*user_rewards.py cannot be called as f\(completion, example\)"),
         (f"{FILE}:later", "async"),
