@@ -219,12 +219,8 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
     if name not in defined:
         near = difflib.get_close_matches(name, defined, 3, 0.5)
         functions = [key for key, node in defined.items() if isinstance(node, ast.FunctionDef)]
-        hint = (
         known = f"; it defines {', '.join(functions) or 'no function'}"
         hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else known
-            if near
-            else f"; it defines {', '.join(functions) or 'no function'}"
-        )
         raise ValueError(f"{path} has no function {name!r} at its top level{hint}")
     found = defined[name]
     if isinstance(found, ast.AsyncFunctionDef):
