@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload, runtime_checkable
 
+from jaxr1.data.media import MediaError
+
 
 class DataError(ValueError):
     """A data set that cannot be used; the message names file, row and field."""
@@ -119,8 +121,14 @@ class DataSource(Protocol):
         ...
 
 
-def damaged(dataset: Dataset, example: Example, error: Exception) -> DataError:
-    """The error about an example whose media cannot be used: its row, field, and what helps."""
+def refusal(dataset: Dataset, example: Example, error: Exception) -> DataError | None:
+    """What is raised about an example that cannot be encoded, with its row, field and what helps.
+
+    None where the data set leaves such rows out.
+    """
+    if dataset.drop_bad:
+        return None
     kinds = [kind for kind, found in (("images", example.images), ("videos", example.videos)) if found]
-    advice = f" ({dataset.advice})" if dataset.advice else ""
-    return DataError(f"{example.source}: field {' or '.join(map(repr, kinds))}: {error}{advice}")
+    field = f"field {' or '.join(map(repr, kinds))}: " if isinstance(error, MediaError) else ""
+    advice = f" ({dataset.advice})" if dataset.advice and field else ""
+    return DataError(f"{example.source}: {field}{error}{advice}")

@@ -94,8 +94,7 @@ class Sat:
     The options are shuffled by a hash of `seed` and the row, so a row always looks the same, and are listed with
     letters after the question; the answer is the letter, and the metadata hold `choices`, `answer_text` and
     `question_type`. JSON (VisualThinker-R1-Zero, arXiv:2503.05132): rows of `messages` and `images` where the question
-    already lists its options and images may be printed byte strings; the answer is the assistant's, as text: there is no
-    letter to answer with, and none is accepted.
+    already lists its options and images may be printed byte strings; the answer is the assistant's text, never a letter.
 
     Attributes:
       path: file or pattern, as in `Files`.

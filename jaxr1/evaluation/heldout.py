@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from jaxr1.data.example import DataError, Dataset, Example, damaged
-from jaxr1.inputs.batch import TooLong
+from jaxr1.data.example import DataError, Dataset, Example, refusal
+from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt, PromptError
@@ -55,7 +55,7 @@ def answers(
     """Every example once, in order; a batch is graded while the next one is sampled.
 
     Args:
-      on_drop: called with (source, reason) of a row with damaged media in a data set that leaves such rows out.
+      on_drop: called with (source, reason) of a row that cannot be encoded in a data set that leaves such rows out.
 
     Raises:
       DataError: an example that cannot be asked; a held-out set has no rows to spare, so no other one is passed over.
@@ -88,17 +88,19 @@ def answers(
         yield from finish()
 
 
-def _encoded(processor: Processor, dataset: Dataset, example: Example, limit: int | None, on_drop):
-    """The prompt, or None where its media are damaged and the data set leaves such rows out."""
+def _encoded(
+    processor: Processor, dataset: Dataset, example: Example, limit: int | None, on_drop
+) -> EncodedPrompt | None:
+    """The prompt, or None where it cannot be encoded and the data set leaves such rows out."""
     try:
         return processor.encode(Prompt(example.messages), limit)
-    except MediaError as e:
-        if not dataset.drop_bad:
-            raise damaged(dataset, example, e) from e
+    except TooLong as e:
+        raise DataError(f"{example.source}: {e}") from e
+    except (MediaError, PromptError) as e:
+        if (refused := refusal(dataset, example, e)) is not None:
+            raise refused from e
         on_drop(example.source, str(e))
         return None
-    except (PromptError, TooLong) as e:
-        raise DataError(f"{example.source}: {e}") from e
 
 
 def summarise(name: str, rows: Sequence[Answered]) -> dict[str, float]:

@@ -125,12 +125,10 @@ def _text(text: dict, raw: dict, kind: str, *, mrope: bool = False) -> TextConfi
         sections = tuple(rope.get("mrope_section", (24, 20, 20) if kind == "qwen3" else (16, 24, 24)))
         if sum(sections) != size // 2:
             raise ValueError(f"config.json: mrope_section {sections} must add up to half the head size, {size // 2}")
-    tied = raw.get("tie_word_embeddings")
-    if tied is None or text is not raw:
-        # The nested setting is the decoder's own; files of the hub leave it out where it equals the outer one.
-        tied = text.get("tie_word_embeddings", tied if tied is not None else False)
-    if raw["model_type"] in QWEN_VL or (raw["model_type"] == "internvl" and raw.get("tie_word_embeddings")):
-        tied = bool(raw.get("tie_word_embeddings") or text.get("tie_word_embeddings", False))
+    outer, nested = raw.get("tie_word_embeddings"), text.get("tie_word_embeddings")
+    # The code of the original InternVL makes the decoder from the decoder's own settings.
+    own = raw["model_type"] == "internvl_chat" and nested is not None
+    tied = nested if own else outer or nested
     return TextConfig(
         vocab=text["vocab_size"],
         width=width,

@@ -30,10 +30,11 @@ class Lora:
       alpha: the update is scaled by alpha / rank.
       targets: regular expression; a matrix whose path in the parameter table ("decoder/layers/q", "merger/fc1",
         "vision/blocks/proj") it matches from beginning to end gets an adapter.
-      layers: first and last layer (counted from 0) of stacked matrices that are adapted, None for all.
+      layers: first and last layer (counted from 0) of stacked matrices that are adapted, None for all. The deepest stack
+        that matches must have them; in a shallower one the range ends with the stack.
 
     Raises:
-      ValueError: a rank under 1, or no regular expression.
+      ValueError: a rank under 1, no range of layers, or no regular expression.
     """
 
     rank: int = 16
@@ -44,6 +45,8 @@ class Lora:
     def __post_init__(self):
         if self.rank < 1:
             raise ValueError(f"lora: rank must be at least 1, got {self.rank}")
+        if self.layers and not 0 <= self.layers[0] <= self.layers[1]:
+            raise ValueError(f"lora: layers {self.layers} are no range")
         try:
             re.compile(self.targets)
         except re.error as e:
@@ -68,11 +71,9 @@ def adapter_table(table: Table, options: Lora) -> Table:
     for path, p in table.items():
         if not p.transpose or not re.fullmatch(options.targets, path):
             continue
-        if p.layers and options.layers and not 0 <= options.layers[0] <= options.layers[1]:
-            raise ValueError(f"lora: layers {options.layers} are no range")
+        deepest = max(deepest, p.layers)
         if p.layers and options.layers and options.layers[0] >= p.layers:
             continue  # a shallower stack: a tower beside a decoder
-        deepest = max(deepest, p.layers)
         shape, k, lead = p.layer_shape, inputs(p), p.shape[: 1 if p.layers else 0]
         axes, lead_axes = p.axes[len(lead) :], p.axes[: len(lead)]
         a, b = (*lead, *shape[:k], options.rank), (*lead, options.rank, *shape[k:])
@@ -81,11 +82,11 @@ def adapter_table(table: Table, options: Lora) -> Table:
                                    scale=into**-0.5, layers=p.layers)  # fmt: skip
         found[f"{path}/b"] = Param(b, (*lead_axes, None, *axes[k:]), f"{path}.lora_b", b[len(lead) :],
                                    init="zeros", layers=p.layers)  # fmt: skip
+    if options.layers and 0 < deepest <= options.layers[1]:
+        raise ValueError(f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches")
     if not found:
         known = ", ".join(path for path, p in table.items() if p.transpose)
         raise ValueError(f"lora: no matrix matches targets {options.targets!r}; there are {known}")
-    if options.layers and deepest <= options.layers[1]:
-        raise ValueError(f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches")
     return found
 
 

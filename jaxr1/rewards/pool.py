@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from jaxr1.rewards.process import Ended, Forward, Late, Process
-from jaxr1.rewards.spec import ResolvedReward, Reward
+from jaxr1.rewards.spec import ResolvedReward, Reward, check_labels
 from jaxr1.rewards.types import Completion, Example
 
 Status = Literal["ok", "timeout", "crash", "error", "nan"]
@@ -174,10 +174,7 @@ class RewardPool:
                 f"workers and recycle_after must be at least 1 and timeout_s positive, "
                 f"got {workers}, {recycle_after}, {timeout_s}"
             )
-        names = [reward.label for reward in rewards]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
-            raise ValueError(f"two rewards are called {', '.join(double)}: give one of them another name")
+        check_labels(rewards)
         self._scratch = tempfile.mkdtemp(prefix="jaxr1_rewards_") if directory is None else None
         try:
             self.rewards = [reward.resolve(directory or self._scratch or ".") for reward in rewards]

@@ -22,7 +22,7 @@ import re
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,6 +191,13 @@ def _builtin_name(function: Callable[..., Any]) -> str | None:
 
 
 # --- functions in files ---------------------------------------------------------------------------------------------
+
+
+def check_labels(rewards: Sequence[Reward], path: str = "") -> None:
+    """Raises ValueError, which begins with `path`, where two rewards have one name."""
+    names = [reward.label for reward in rewards]
+    if double := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path}two rewards are called {', '.join(double)}: give one of them another name")
 
 
 def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:

@@ -296,11 +296,11 @@ class Run:
         return worker, stream
 
     def _unparsable(self, stage: Stage, dataset: Dataset) -> dict[int, str]:
-        """Rows that the accuracy reward of a stage cannot grade, and why; DataError where that is all of them."""
+        """Rows that the accuracy reward of a stage cannot grade, and why; DataError where none would be left."""
         if not isinstance(stage, Rl) or not any(r.function == "accuracy" for r in stage.rewards):
             return {}
         bad = unparsable_rows(dataset)
-        if bad and len(bad) == len(dataset):
+        if bad and len(bad) == len(dataset) and stage.drop_unparsable:
             raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}")
         return bad
 

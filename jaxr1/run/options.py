@@ -12,7 +12,7 @@ from jaxr1.data.spatial import Spatial
 from jaxr1.models.vlm import PARTS
 from jaxr1.nn.lora import Lora
 from jaxr1.parallel import MeshOptions
-from jaxr1.rewards.spec import Reward
+from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rl.advantages import Advantage
 from jaxr1.rl.objectives import Kl, Surrogate
 from jaxr1.rl.optimizer import Optimizer
@@ -165,9 +165,7 @@ class Rl:
             )
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
-        names = [reward.label for reward in self.rewards]
-        if double := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{path}rewards: two are called {', '.join(double)}: give one of them another name")
+        check_labels(self.rewards, path)
 
 
 Stage = Sft | Rl

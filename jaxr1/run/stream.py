@@ -8,7 +8,7 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
-from jaxr1.data.example import DataError, Dataset, Example, damaged
+from jaxr1.data.example import DataError, Dataset, Example, refusal
 from jaxr1.inputs.batch import EncodedPrompt, TooLong
 from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
@@ -75,10 +75,9 @@ class Stream:
                     prompt, response = self.encode(example)
                     out.append(Drawn(position, row, example, prompt, response))
                 except (TooLong, MediaError, PromptError) as e:
-                    if isinstance(e, MediaError) and not self.dataset.drop_bad:
-                        raise damaged(self.dataset, example, e) from e
-                    if isinstance(e, PromptError) and not self.dataset.drop_bad:
-                        raise DataError(f"{example.source}: {e}") from e
+                    refused = None if isinstance(e, TooLong) else refusal(self.dataset, example, e)
+                    if refused is not None:
+                        raise refused from e
                     self.unusable.add(row)
                     self.last_drop = f"{example.source}: {e}"
                     self.on_drop(example.source, str(e))

@@ -83,8 +83,13 @@ def test_what_is_refused(world):
     # A range may reach beyond the shallower of two stacks: there it ends with the stack.
     both = Lora(targets="(decoder/layers|vision/blocks)/(q|proj)", layers=(1, 2))
     table = model.table()
-    if table["vision/blocks/proj"].layers < 3:
-        assert {"decoder/layers/q/a", "vision/blocks/proj/a"} <= adapter_table(table, both).keys()
+    assert (table["vision/blocks/proj"].layers, table["decoder/layers/q"].layers) == (2, 3)
+    assert {"decoder/layers/q/a", "vision/blocks/proj/a"} <= adapter_table(table, both).keys()
+    deep = Lora(targets=both.targets, layers=(2, 2))
+    assert not [path for path in adapter_table(table, deep) if path.startswith("vision")]
+    assert set(adapter_table(table, Lora(targets="merger/fc1", layers=(0, 9)))) == {"merger/fc1/a", "merger/fc1/b"}
+    with pytest.raises(ValueError, match="no range"):
+        Lora(layers=(2, 1))
     with pytest.raises(ValueError, match="rank"):
         Lora(rank=0)
     with pytest.raises(ValueError, match="no regular expression"):
