@@ -134,5 +134,10 @@ def test_saved_directory_is_read_by_transformers(case, rng, tmp_path):
     again = type(reference).from_pretrained(saved).eval()
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, images_for(model)[1:2] or (0,))]
     inputs = torch_inputs(encoded, model)
+    theirs = reference.state_dict()
+    assert again.state_dict().keys() == theirs.keys()
+    for name, tensor in again.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+    # Of equal weights torch's products differ by where they lie in memory: 3.2e-6 in 1 of 60 loads of this very file.
     with torch.no_grad():
-        assert torch.equal(again(**inputs).logits, reference(**inputs).logits)
+        torch.testing.assert_close(again(**inputs).logits, reference(**inputs).logits, atol=1e-5, rtol=0)
