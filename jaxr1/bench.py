@@ -79,7 +79,7 @@ def run(args: Bench) -> dict:
     from jaxr1.inputs.batch import Buckets, make_batch
     from jaxr1.inputs.patches import rows_for
     from jaxr1.models import vlm
-    from jaxr1.parallel import mesh_of
+    from jaxr1.parallel import mesh_of, place_rows
     from jaxr1.rewards.pool import Grade
     from jaxr1.rl import Optimizer
     from jaxr1.rl import step as rl
@@ -89,7 +89,7 @@ def run(args: Bench) -> dict:
     from jaxr1.run.stream import Drawn
     from jaxr1.sampling import decode as loop
     from jaxr1.sampling.draw import prompt_key
-    from jaxr1.sampling.generate import Sampler, SamplingOptions, place_batch
+    from jaxr1.sampling.generate import Sampler, SamplingOptions
     from jaxr1.sampling.scoring import score_plans
 
     pixels = args.image**2
@@ -144,7 +144,7 @@ def run(args: Bench) -> dict:
         prompts = [d.prompt for d in drawn]
         batch = make_batch(prompts, buckets, model.layout, rows=rows_for(len(prompts), 1))
         with jax.set_mesh(mesh):
-            placed = place_batch(batch, mesh, model)
+            placed = place_rows(batch, mesh, model.rules)
             timed("encode", encode, model, state.params, placed.media)
             timed("prefill", loop.run_prefill, model, state.params, placed)
             # Once more: the rollout's own prefill, which is taken off below, compiles nothing.

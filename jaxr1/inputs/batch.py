@@ -28,7 +28,7 @@ class EncodedPrompt:
     Attributes:
       token_ids: int32[P].
       media_index: int32[P], -1 for a token, else the running number of the merged media token in this prompt.
-      position: int32[3, P], M-RoPE positions; three times the same where the model has ordinary ones.
+      position: int32[P, 3], M-RoPE positions; three times the same where the model has ordinary ones.
       next_position: the position of the first response token (it is not P: an image takes fewer positions than tokens).
       patches: for each image, tile or frame pair of a video float32[n, C * T * H * W] in merge-block order.
       grids: for each of them (t, h, w) in patches, t = 1.
@@ -62,7 +62,7 @@ class PromptBatch:
 
     token_bp: Any  # int32[B, P]
     media_index_bp: Any  # int32[B, P], -1 = a token, else the number of an embedding (`PatchRows`)
-    position_3bp: Any  # int32[3, B, P]
+    position_bp3: Any  # int32[B, P, 3]
     length_b: Any  # int32[B]; 0 = a row added to fill the batch
     next_position_b: Any  # int32[B]
     media: PatchRows | None = None
@@ -127,11 +127,11 @@ def make_batch(
     width = bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
     token = np.zeros((rows, width), np.int32)
     media_index = np.full((rows, width), -1, np.int32)
-    position = np.zeros((3, rows, width), np.int32)
+    position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     for b, p in enumerate(prompts):
         n = len(p)
-        token[b, :n], position[:, b, :n] = p.token_ids, p.position
+        token[b, :n], position[b, :n] = p.token_ids, p.position
         length[b], following[b] = n, p.next_position
     if layout is None:
         return PromptBatch(token, media_index, position, length, following)

@@ -31,18 +31,18 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int
     response starts after the largest position of all.
 
     Returns:
-      int32[3, length] and the position of the next token.
+      int32[length, 3] and the position of the next token.
     """
-    position = np.zeros((3, length), np.int32)
+    position = np.zeros((length, 3), np.int32)
     at = current = 0
     for span in spans:
-        position[:, at : span.start] = current + np.arange(span.start - at)
+        position[at : span.start] = current + np.arange(span.start - at)[:, None]
         current += span.start - at
         t, rows, columns = span.grid
         time = (np.arange(t, dtype=np.float32) * np.float32(span.step)).astype(np.int32)
-        place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"))
-        position[:, span.start : span.end] = current + place.reshape(3, -1)
+        place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"), -1)
+        position[span.start : span.end] = current + place.reshape(-1, 3)
         current += max(rows, columns)
         at = span.end
-    position[:, at:] = current + np.arange(length - at)
+    position[at:] = current + np.arange(length - at)[:, None]
     return position, int(position.max(initial=-1)) + 1

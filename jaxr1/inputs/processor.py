@@ -349,7 +349,7 @@ class Processor:
             media_index[span.start : span.end] = np.arange(seen, seen + size)
             seen += size
         if self.tiles or self.images is None:
-            position, following = np.tile(np.arange(len(ids), dtype=np.int32), (3, 1)), len(ids)
+            position, following = np.tile(np.arange(len(ids), dtype=np.int32)[:, None], 3), len(ids)
         else:
             position, following = mrope_positions(len(ids), spans)
         return EncodedPrompt(

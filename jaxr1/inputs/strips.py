@@ -39,7 +39,7 @@ class Strips:
 
     token_bst: Any  # int32[B, S, T]
     media_index_bst: Any  # int32[B, S, T], -1 = a token; None = tokens only
-    position_3bst: Any  # int32[3, B, S, T]
+    position_bst3: Any  # int32[B, S, T, 3]
     segment_bst: Any  # int32[B, S, T], 0 = padding
     target_bst: Any  # int32[B, S, T], the token whose log-prob stands at this place
     weight_bst: Any  # float32[B, S, T]
@@ -182,7 +182,7 @@ def make_strips(
     return Strips(
         token_bst=token,
         media_index_bst=None,
-        position_3bst=np.broadcast_to(position, (3, *token.shape)),
+        position_bst3=np.broadcast_to(position[..., None], (*token.shape, 3)),
         segment_bst=segment,
         target_bst=token,
         weight_bst=fill(plan, weights),

@@ -159,13 +159,13 @@ def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: b
 
 
 def prefill(
-    cfg: TextConfig, params: dict, x_bpd, position_3bp, length_b, rules: Rules, *, deep_kbpd=None, remat: bool = False
+    cfg: TextConfig, params: dict, x_bpd, position_bp3, length_b, rules: Rules, *, deep_kbpd=None, remat: bool = False
 ):
     """Runs prompt rows.
 
     Args:
       x_bpd: embeddings [B, P, D].
-      position_3bp: int32[3, B, P].
+      position_bp3: int32[B, P, 3].
       length_b: int32[B], real positions of each row.
       deep_kbpd: [K, B, P, D], added to the output of the first K layers (DeepStack), or None.
       remat: rematerialise each layer in the backward pass.
@@ -173,7 +173,7 @@ def prefill(
     Returns:
       Hidden states [B, P, D] after the final norm, and the prompt's keys and values, each [L, B, P, K, H].
     """
-    angle = _angles(cfg, position_3bp)
+    angle = _angles(cfg, position_bp3)
 
     def step(x, w, deep):
         x, kv = _layer(cfg, w, x, angle, lambda q, k, v: (causal_attention(q, k, v, length_b), (k, v)))
@@ -190,7 +190,7 @@ def extend(
     prompt_kv,
     prompt_len_b,
     x_bstd,
-    position_3bst,
+    position_bst3,
     segment_bst,
     rules: Rules,
     *,
@@ -203,14 +203,14 @@ def extend(
       prompt_kv: keys and values [L, B, P, K, H] of `prefill`.
       prompt_len_b: int32[B].
       x_bstd: embeddings [B, S, T, D].
-      position_3bst: int32[3, B, S, T].
+      position_bst3: int32[B, S, T, 3].
       segment_bst: int32[B, S, T], 0 for padding.
       deep_kbstd: as `prefill`'s, where responses hold media.
 
     Returns:
       Hidden states [B, S, T, D] after the final norm.
     """
-    angle = _angles(cfg, position_3bst)
+    angle = _angles(cfg, position_bst3)
 
     def step(x, layer, deep):
         w, kv = layer
@@ -231,7 +231,7 @@ def unstack(params: dict) -> list[dict]:
 
 
 def decode(
-    cfg: TextConfig, layers: list[dict], norm, prompt_kv: list, prompt_len_b, own_kv: list, x_bsd, position_3bs, step
+    cfg: TextConfig, layers: list[dict], norm, prompt_kv: list, prompt_len_b, own_kv: list, x_bsd, position_bs3, step
 ):
     """One token per response through all layers, writing cache slot `step`.
 
@@ -240,13 +240,13 @@ def decode(
       prompt_kv: per layer, keys and values [B, K, P, H].
       own_kv: per layer, keys and values [B, S, K, C, H].
       x_bsd: embeddings [B, S, D].
-      position_3bs: int32[3, B, S].
+      position_bs3: int32[B, S, 3].
       step: int32 scalar, the slot to write.
 
     Returns:
       Hidden states [B, S, D] after the final norm, and the new caches.
     """
-    angle = _angles(cfg, position_3bs)
+    angle = _angles(cfg, position_bs3)
     caches = []
     for w, kv, (own_k, own_v) in zip(layers, prompt_kv, own_kv, strict=True):
 

@@ -86,7 +86,7 @@ def inverse_frequencies(size: int, theta: float, scaling: RopeScaling | None = N
 
 
 def mrope_angles(
-    position_3bt: jax.Array, inverse: np.ndarray, sections: tuple[int, ...], *, interleaved: bool = False
+    position_bt3: jax.Array, inverse: np.ndarray, sections: tuple[int, ...], *, interleaved: bool = False
 ) -> jax.Array:
     """Angles of multimodal rotary positions (Qwen2-VL, arXiv:2409.12191 §2.1).
 
@@ -99,7 +99,7 @@ def mrope_angles(
     Text tokens carry three equal positions, for which this is ordinary RoPE. An empty `sections` means ordinary RoPE.
 
     Args:
-      position_3bt: int32[3, ...].
+      position_bt3: int32[..., 3]: time, row, column.
       inverse: float32[H / 2].
       sections: three sizes that add up to H / 2, or ().
 
@@ -107,14 +107,13 @@ def mrope_angles(
       float32[..., H / 2].
     """
     if not sections:
-        return position_3bt[0][..., None].astype(jnp.float32) * inverse
+        return position_bt3[..., :1].astype(jnp.float32) * inverse
     if interleaved:
         axis = np.zeros(len(inverse), np.int64)
         axis[1 : 3 * sections[1] : 3], axis[2 : 3 * sections[2] : 3] = 1, 2
     else:
         axis = np.repeat(np.arange(len(sections)) % 3, sections)
-    turned = jnp.moveaxis(position_3bt.astype(jnp.float32), 0, -1)[..., axis]
-    return turned * inverse
+    return position_bt3.astype(jnp.float32)[..., axis] * inverse
 
 
 def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:

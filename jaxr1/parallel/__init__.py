@@ -15,6 +15,7 @@ from jaxr1.parallel.mesh import (
     sharding,
     single_device_mesh,
 )
+from jaxr1.parallel.place import place_rows
 
 __all__ = [
     "AXES",
@@ -28,6 +29,7 @@ __all__ = [
     "make_mesh",
     "mesh_of",
     "partition",
+    "place_rows",
     "sharding",
     "single_device_mesh",
 ]

@@ -182,19 +182,12 @@ def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBat
     if not size or size >= count:
         return chunk(batch)
 
-    def cut(x, axis):
-        split = x.reshape(*x.shape[:axis], count // size, size, *x.shape[axis + 1 :])
-        return jnp.moveaxis(split, axis, 0)
+    def cut(x):
+        """[B, S, ...] -> [S / size, B, size, ...]"""
+        return jnp.moveaxis(x.reshape(x.shape[0], count // size, size, *x.shape[2:]), 1, 0)
 
-    strips = {k: getattr(batch.strips, k) for k in type(batch.strips).__dataclass_fields__}
-    parts = TrainBatch(
-        prompt=None,  # type: ignore[arg-type]  # the chunks share what was prefilled
-        strips=Strips(**{k: v if v is None else cut(v, 2 if k == "position_3bst" else 1) for k, v in strips.items()}),
-        advantage_bst=cut(batch.advantage_bst, 1),
-        old_logp_bst=cut(batch.old_logp_bst, 1),
-        ref_logp_bst=cut(batch.ref_logp_bst, 1),
-        sampled_logp_bst=cut(batch.sampled_logp_bst, 1),
-    )
+    shared = dataclasses.replace(batch, prompt=None)  # type: ignore[arg-type]  # the chunks share what was prefilled
+    parts = jax.tree.map(cut, shared)
     # Rematerialised: the backward pass keeps one chunk's activations; the prompt's gradient adds up over the scan.
     losses, (means, largest) = jax.lax.map(jax.checkpoint(chunk), parts)
     added = jax.tree.map(lambda x: x.sum(0), means)

@@ -16,7 +16,7 @@ from jaxr1.inputs.batch import Buckets, EncodedPrompt, batch_waste
 from jaxr1.inputs.patches import patch_shapes, power_of_two
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.flops import forward_flops, plan_flops, total_flops, training_flops
-from jaxr1.parallel import batch_multiple, mesh_of
+from jaxr1.parallel import batch_multiple, mesh_of, place_rows
 from jaxr1.rewards.pool import Grade, Pending, RewardPool
 from jaxr1.rl import step as rl
 from jaxr1.rl.advantages import group_advantage, zero_std
@@ -27,7 +27,7 @@ from jaxr1.run.options import BucketOptions, Rl
 from jaxr1.run.stream import Drawn
 from jaxr1.sampling.draw import prompt_key
 from jaxr1.sampling.features import with_features
-from jaxr1.sampling.generate import Completion, Sampler, SamplingOptions, place_batch
+from jaxr1.sampling.generate import Completion, Sampler, SamplingOptions
 from jaxr1.sampling.scoring import score_plans
 
 
@@ -287,7 +287,7 @@ class RlStage:
                 batch = self._batch(plan, rollouts.prompts, tokens, weights, advantage, old, ref, sampled, multiple)
                 waste.append((batch_waste(batch.prompt), float((batch.strips.segment_bst > 0).mean()), plan.tokens))
                 with jax.set_mesh(mesh):
-                    placed = place_batch(batch, mesh, model)
+                    placed = place_rows(batch, mesh, model.rules)
                     sums = rl.accumulate(model, self.objective, state.trainable, state.frozen, sums, placed)
             state, found = rl.apply(self.tx, self.rate, state, sums)
             metrics.append(found)

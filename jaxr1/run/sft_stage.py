@@ -7,13 +7,12 @@ import jax
 from jaxr1.inputs.batch import Buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.flops import plan_flops, training_flops
-from jaxr1.parallel import batch_multiple, mesh_of
+from jaxr1.parallel import batch_multiple, mesh_of, place_rows
 from jaxr1.rl import step as rl
 from jaxr1.rl.objectives import token_weights
 from jaxr1.run.options import Sft
 from jaxr1.run.rl_stage import Clock, Hooks, read_metrics
 from jaxr1.run.stream import Drawn
-from jaxr1.sampling.generate import place_batch
 
 
 class SftStage:
@@ -57,7 +56,7 @@ class SftStage:
                 sampled_logp_bst=zeros,
             )
             with jax.set_mesh(mesh):
-                placed = place_batch(batch, mesh, model)
+                placed = place_rows(batch, mesh, model.rules)
                 sums = rl.accumulate(model, self.objective, state.trainable, state.frozen, sums, placed)
         state, found = rl.apply(self.tx, self.rate, state, sums)
         metrics = read_metrics([found])

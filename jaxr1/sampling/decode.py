@@ -140,7 +140,7 @@ def decode_until(
             prompt.length_b,
             s.own_kv,
             vlm.embed(model, params, token, None, None)[0],
-            jnp.broadcast_to(position, (3, rows, samples)),
+            jnp.broadcast_to(position[..., None], (rows, samples, 3)),
             s.step,
         )
         stopped = functools.reduce(jnp.logical_or, [token == i for i in static.stops], jnp.zeros_like(live))

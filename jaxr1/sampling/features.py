@@ -21,8 +21,7 @@ from jaxr1.inputs.batch import Buckets, EncodedPrompt
 from jaxr1.inputs.patches import block_size, make_rows
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import batch_multiple, mesh_of
-from jaxr1.sampling.generate import place_batch
+from jaxr1.parallel import batch_multiple, mesh_of, place_rows
 
 PATCHES_AT_ONCE = 16384
 
@@ -77,7 +76,7 @@ def with_features(
             block=block_size(buckets.patches[-1]),
         )
         with jax.set_mesh(mesh):
-            out = np.asarray(_compute(model, needed, place_batch(rows, mesh, model), stage))
+            out = np.asarray(_compute(model, needed, place_rows(rows, mesh, model.rules), stage))
         flat = out.reshape(-1, out.shape[-1])
         for (b, i), first in zip(chosen, start.tolist(), strict=True):
             begin = first * layout.merge**2 // shrink

@@ -16,7 +16,7 @@ from jaxr1.inputs.patches import geometric, rows_for
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import agree, batch_multiple, mesh_of, sharding
+from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
 from jaxr1.sampling import decode as loop
 from jaxr1.sampling.draw import Filters, prompt_key, sample_keys
 
@@ -199,10 +199,10 @@ class Sampler:
         done = np.zeros((rows, n), bool)
         done[len(prompts) :] = True
         with jax.set_mesh(mesh):
-            place = lambda x, axis=0: _on_rows(x, mesh, self.model, axis)
-            prompt = loop.run_prefill(self.model, params, place_batch(batch, mesh, self.model))
+            prompt = loop.run_prefill(self.model, params, place_rows(batch, mesh, self.model.rules))
             key = sample_keys(key_b2, np.tile(np.arange(n), (rows, 1)))
-            state, cache = loop.start(self.model, prompt, place(key), place(done), n, self.slots[0])
+            key, done = place_rows((key, done), mesh, self.model.rules)
+            state, cache = loop.start(self.model, prompt, key, done, n, self.slots[0])
             del prompt
             result = self._decode(params, state, cache, len(prompts), n, multiple, on_tokens, every)
         return result
@@ -300,21 +300,3 @@ def compaction_of(done: np.ndarray, multiple: int):
     chosen = loop.compaction(done, multiple)
     shape = agree([0, 0] if chosen is None else list(chosen[1].shape))
     return None if shape[0] == 0 else chosen
-
-
-def _on_rows(x: np.ndarray, mesh, model: Model, axis: int) -> jax.Array:
-    axes = ["batch" if i == axis else None for i in range(x.ndim)]
-    return jax.device_put(x, sharding(mesh, axes, x.shape, model.rules))
-
-
-def place_batch(batch, mesh, model: Model):
-    """A PromptBatch (or any tree of row arrays; names that start with `position_3` have rows second) on the mesh."""
-    fields = {}
-    for field in dataclasses.fields(batch):
-        value = getattr(batch, field.name)
-        if dataclasses.is_dataclass(value):
-            value = place_batch(value, mesh, model)
-        elif value is not None and field.metadata.get("pytree_node", True):
-            value = _on_rows(np.asarray(value), mesh, model, 1 if field.name.startswith("position_3") else 0)
-        fields[field.name] = value
-    return type(batch)(**fields)

@@ -14,8 +14,8 @@ from jaxr1.inputs.strips import Plan, gather, make_strips, plan_prompts, plan_st
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import batch_multiple, mesh_of
-from jaxr1.sampling.generate import encode_all, place_batch
+from jaxr1.parallel import batch_multiple, mesh_of, place_rows
+from jaxr1.sampling.generate import encode_all
 
 
 @functools.partial(jax.jit, static_argnames=("model", "forbidden"))
@@ -48,8 +48,8 @@ def score_plans(
             logp, _ = score_batch(
                 model,
                 params,
-                place_batch(batch, mesh, model),
-                place_batch(strips, mesh, model),
+                place_rows(batch, mesh, model.rules),
+                place_rows(strips, mesh, model.rules),
                 np.float32(temperature),
                 forbidden,
             )

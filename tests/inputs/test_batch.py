@@ -61,7 +61,7 @@ def test_the_drawing_of_a_batch(rng):
     """A prompt of 4 media and 4 text tokens in a row of 9; images of 16 and 4 patches share a patch row of 20."""
     a = made_prompt(rng, [(1, 4, 4)], text=0)
     a = EncodedPrompt(
-        np.array([9, 9, 9, 9, 5, 6, 7, 8]), np.array([0, 1, 2, 3, -1, -1, -1, -1]), np.arange(24).reshape(3, 8), 17,
+        np.array([9, 9, 9, 9, 5, 6, 7, 8]), np.array([0, 1, 2, 3, -1, -1, -1, -1]), np.arange(24).reshape(8, 3), 17,
         a.patches, a.grids, ((0, 4),),
     )  # fmt: skip
     b = made_prompt(rng, [(1, 2, 2)], text=1)
@@ -69,7 +69,7 @@ def test_the_drawing_of_a_batch(rng):
     assert batch.media_index_bp.tolist()[0] == [0, 1, 2, 3, -1, -1, -1, -1, -1]
     assert batch.media_index_bp.tolist()[1] == [-1, 4, -1, -1, -1, -1, -1, -1, -1]
     assert batch.token_bp.tolist() == [[9, 9, 9, 9, 5, 6, 7, 8, 0], [1, 9, 1] + [0] * 6, [0] * 9, [0] * 9]
-    assert batch.position_3bp[:, 0, :8].tolist() == np.arange(24).reshape(3, 8).tolist()
+    assert batch.position_bp3[0, :8].tolist() == np.arange(24).reshape(8, 3).tolist()
     assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [17, b.next_position, 0, 0]
     assert batch.media.segment_rm.tolist() == [[1] * 16 + [2] * 4]
     assert (batch.media.place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all()
@@ -94,7 +94,7 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
         for b, p in enumerate(prompts):
             n = len(p)
             np.testing.assert_array_equal(batch.token_bp[b, :n], p.token_ids)
-            np.testing.assert_array_equal(batch.position_3bp[:, b, :n], p.position)
+            np.testing.assert_array_equal(batch.position_bp3[b, :n], p.position)
             np.testing.assert_array_equal(batch.media_index_bp[b, :n] >= 0, p.media_index >= 0)
             assert (batch.media_index_bp[b, n:] == -1).all()
             for (start, end), image, grid in zip(p.spans, p.patches, p.grids, strict=True):
@@ -229,7 +229,7 @@ def test_the_drawing_of_strips(rng):
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
     at = prompt.next_position
     assert at < len(prompt), "an image takes fewer positions than tokens"
-    for axis in strips.position_3bst:
+    for axis in np.moveaxis(strips.position_bst3, -1, 0):
         assert axis[0, 1].tolist() == [*range(at, at + 5), *range(at, at + 4), *range(at, at + 3)]
     np.testing.assert_allclose(strips.weight_bst[0, 1], [0.4] * 5 + [0.2] * 4 + [0.3] * 3, rtol=1e-6)
     assert strips.weight_bst[0, 0].tolist()[10:] == [0, 0] and strips.media_index_bst is None

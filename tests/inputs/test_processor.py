@@ -70,13 +70,17 @@ def test_positions_equal_transformers(checkpoint, rng):
         inputs = torch_inputs(encoded)
         inputs.pop("pixel_values", None)
         position, delta = model.model.get_rope_index(**inputs)
-        np.testing.assert_array_equal(encoded.position, position[:, 0].numpy())
+        np.testing.assert_array_equal(encoded.position.T, position[:, 0].numpy())
         assert encoded.next_position == len(encoded) + int(delta)
 
 
 def test_positions_of_the_drawing():
     position, following = mrope_positions(9, [Span(2, 8, (1, 2, 3))])
-    assert position.tolist() == [[0, 1, 2, 2, 2, 2, 2, 2, 5], [0, 1, 2, 2, 2, 3, 3, 3, 5], [0, 1, 2, 3, 4, 2, 3, 4, 5]]
+    assert position.T.tolist() == [
+        [0, 1, 2, 2, 2, 2, 2, 2, 5],
+        [0, 1, 2, 2, 2, 3, 3, 3, 5],
+        [0, 1, 2, 3, 4, 2, 3, 4, 5],
+    ]
     assert following == 6
 
 

@@ -13,11 +13,10 @@ from reference import make_checkpoint, mixed_prompts
 import jaxr1
 from jaxr1.inputs.batch import Buckets, make_batch
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
-from jaxr1.parallel import batch_multiple, make_mesh
+from jaxr1.parallel import batch_multiple, make_mesh, place_rows
 from jaxr1.rl import step as rl
 from jaxr1.sampling import decode as loop
 from jaxr1.sampling.draw import Filters
-from jaxr1.sampling.generate import place_batch
 from jaxr1.sampling.scoring import score_batch
 
 ROWS, GROUP, TOKENS, VOCAB = 8, 4, 24, 512
@@ -69,12 +68,12 @@ def programs(request, folder):
     state = rl.init_state(params, optax.adamw(1e-3))
     sums = rl.zero_sums(objective, state.trainable)
     with jax.set_mesh(mesh):
-        placed = place_batch(batch, mesh, model)
+        placed = place_rows(batch, mesh, model.rules)
         score = score_batch.lower(
             model, params, placed.prompt, placed.strips, np.float32(1), processor.media_token_ids
         ).compile()
         update = rl.accumulate.lower(model, objective, state.trainable, state.frozen, sums, placed).compile()
-        rows = place_batch(make_batch(prompts, buckets, model.layout, rows=ROWS, multiple=multiple), mesh, model)
+        rows = place_rows(make_batch(prompts, buckets, model.layout, rows=ROWS, multiple=multiple), mesh, model.rules)
         on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
         keys = jax.device_put(np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding)
         prefilled = loop.run_prefill(model, params, rows)

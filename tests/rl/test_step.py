@@ -14,10 +14,9 @@ from jaxr1.inputs.batch import Buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.vlm import cast
 from jaxr1.nn.params import flatten
-from jaxr1.parallel import batch_multiple, make_mesh, mesh_of
+from jaxr1.parallel import batch_multiple, make_mesh, mesh_of, place_rows
 from jaxr1.rl import step as rl
 from jaxr1.rl.objectives import Kl, Surrogate, token_weights
-from jaxr1.sampling.generate import place_batch
 
 GRAD = 1e-6  # times the global norm (design, invariant 4)
 
@@ -54,7 +53,7 @@ class Batch:
                 sampled_logp_bst=fill(plan, self.old),
             )
             with jax.set_mesh(mesh):
-                sums = rl.accumulate(model, objective, trainable, frozen, sums, place_batch(batch, mesh, model))
+                sums = rl.accumulate(model, objective, trainable, frozen, sums, place_rows(batch, mesh, model.rules))
         return sums, plans
 
 
@@ -232,7 +231,7 @@ def test_a_token_sees_only_what_came_before(world, rng):
 
     def probe(x):
         hidden = text.extend(
-            model.text, params["decoder"], prompt.kv, prompt.length_b, x, strips.position_3bst, strips.segment_bst,
+            model.text, params["decoder"], prompt.kv, prompt.length_b, x, strips.position_bst3, strips.segment_bst,
             model.rules,
         )  # fmt: skip
         return hidden[place.row, place.strip, t].sum()

@@ -127,16 +127,16 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
     def spy(module, name, where):
         real = getattr(module, name)
 
-        def placed(batch, mesh, model):
+        def placed(batch, mesh, rules):
             rows = getattr(batch, "media", None) or getattr(getattr(batch, "prompt", None), "media", None)
             if rows is not None:
                 seen.setdefault(where, set()).add(rows.stage)
-            return real(batch, mesh, model)
+            return real(batch, mesh, rules)
 
         monkeypatch.setattr(module, name, placed)
 
     for module, where in ((generate, "rollout"), (scoring, "score"), (rl_stage, "update")):
-        spy(module, "place_batch", where)
+        spy(module, "place_rows", where)
     tower = features._compute
     monkeypatch.setattr(features, "_compute", lambda *args: computed.append(1) or tower(*args))
     frozen = jaxr1.train(one_stage(tmp_path / "a", freeze=("vision", "merger"), **fields))
