@@ -50,22 +50,25 @@ class Bench:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import arguments, complain, prepare
+    from jaxr1.entry import arguments, finish, prepare
 
     prepare()
     import tyro
 
     args = arguments(Bench, "bench", argv, (tyro.conf.FlagCreatePairsOff,))
-    with complain() as failed:
+
+    def bench() -> int:
         result = run(args)
         print(f"{'phase':<10}{'median s':>10}{'first s':>10}   (the first includes compilation)")
         for name, phase in result["phases"].items():
             print(f"{name:<10}{phase['median_s']:>10.3f}{phase['first_s']:>10.3f}")
-        print(f"peak memory {result['memory_gib']:.2f} GiB, {result['decode_tokens_per_s']:.0f} tokens/s decoded")
+        memory, speed = result["memory_gib"], result["decode_tokens_per_s"]
+        print(f"peak memory {memory:.2f} GiB, {speed:.0f} tokens/s decoded")
         if args.json:
             print(json.dumps(result))
         return 0
-    return failed.status
+
+    return finish(bench)
 
 
 def run(args: Bench) -> dict:
@@ -74,111 +77,113 @@ def run(args: Bench) -> dict:
     import numpy as np
 
     import jaxr1
-    from jaxr1.data import Arithmetic
-    from jaxr1.data.example import Example
-    from jaxr1.inputs.batch import Buckets, make_batch
-    from jaxr1.inputs.patches import rows_for
+    from jaxr1.data import Arithmetic, Example
+    from jaxr1.inputs.batch import make_batch
+    from jaxr1.inputs.draws import Draw
+    from jaxr1.inputs.sizes import Buckets, rows_for
     from jaxr1.models import vlm
     from jaxr1.parallel import mesh_of, place_rows
     from jaxr1.rewards.pool import Grade
     from jaxr1.rl import Optimizer
-    from jaxr1.rl import step as rl
-    from jaxr1.run.monitor import memory_metrics
-    from jaxr1.run.options import Rl
-    from jaxr1.run.rl_stage import Clock, Hooks, RlStage, Rollouts
-    from jaxr1.run.stream import Drawn
-    from jaxr1.sampling import decode as loop
+    from jaxr1.rl.episodes import Episodes
+    from jaxr1.rl.update import score, update
+    from jaxr1.rl.work import Work
+    from jaxr1.run.machine import memory_metrics
+    from jaxr1.sampling import decode
     from jaxr1.sampling.draw import prompt_key
     from jaxr1.sampling.generate import Sampler, SamplingOptions
-    from jaxr1.sampling.scoring import score_plans
+    from jaxr1.stages import Context, Rl
+    from jaxr1.stages.rl import policy_learner
 
     pixels = args.image**2
     model, params = jaxr1.load_model(args.model, dtype=args.dtype)
     processor = jaxr1.load_processor(args.model, min_pixels=pixels, max_pixels=pixels)
     rng = np.random.default_rng(0)
 
-    def questions() -> list[Drawn]:
-        drawn = []
+    def questions() -> list[Draw]:
+        draws = []
         for i in range(args.prompts):
             picture = rng.integers(0, 255, (args.image, args.image, 3), dtype=np.uint8)
-            content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
-            messages = ({"role": "user", "content": content},)
+            image, text = {"type": "image", "image": picture}, {"type": "text", "text": QUESTION}
+            messages = ({"role": "user", "content": [image, text]},)
             prompt = processor.encode(jaxr1.Prompt(messages))
-            drawn.append(Drawn(i, i, Example(messages, "1"), prompt))
-        return drawn
+            draws.append(Draw(i, i, Example(messages, "1"), prompt))
+        return draws
 
     first = questions()
-    longest, patches = max(len(d.prompt) for d in first), max(len(x) for d in first for x in d.prompt.patches)
+    longest = max(len(draw.prompt) for draw in first)
+    patches = max(max(map(len, draw.prompt.patches)) for draw in first)
     # One size each: a benchmark pads to what it measures, not to the next bucket.
     buckets = Buckets((-(-longest // 8) * 8,), (args.tokens,), (patches,))
-    stage = Rl(
+    options = Rl(
         data=Arithmetic(count=1),  # not read: the pictures are made here
-        steps=args.steps + 1, prompts_per_step=args.prompts, group_size=args.group, waves=1,
-        max_response_tokens=args.tokens, micro_batch_tokens=args.micro_batch_tokens,
+        steps=args.steps + 1,
+        group_size=args.group,
+        max_response_tokens=args.tokens,
+        micro_batch_tokens=args.micro_batch_tokens,
         optimizer=Optimizer(learning_rate=1e-6),
-    )  # fmt: skip
-    worker = RlStage(stage, model, processor, buckets, None, Hooks(Path()), seed=0, stream=0)  # type: ignore[arg-type]
-    worker.sampler = Sampler(
-        model, processor, SamplingOptions(args.tokens, temperature=1.0, ignore_stops=True), buckets
     )
+    learner = policy_learner(options, Context(model, processor, buckets, Path()))
+    full_length = SamplingOptions(args.tokens, temperature=1.0, ignore_stops=True)
+    sampler = Sampler(model, processor, full_length, buckets)
+    state, mesh = learner.init(params), mesh_of(params)
     encode = jax.jit(vlm.encode, static_argnums=0)
-    state = rl.init_state(params, worker.tx)
-    mesh = mesh_of(params)
     times: dict[str, list[float]] = {}
 
-    def timed(name: str, work, *inputs, **options):
+    def timed(name: str, work, *inputs):
         began = time.perf_counter()
-        out = jax.block_until_ready(work(*inputs, **options))
+        out = jax.block_until_ready(work(*inputs))
         times.setdefault(name, []).append(time.perf_counter() - began)
         return out
 
-    def rollouts_of(drawn, params) -> Rollouts:
-        keys = [prompt_key(0, 0, d.position) for d in drawn]
-        rollouts = Rollouts(drawn, worker.sampler(params, [d.prompt for d in drawn], keys, args.group))
-        grades = [Grade(float(g % 7), {}) for _ in drawn for g in range(args.group)]
-        worker.set_grades(rollouts, grades)
-        return rollouts
+    def rollout(draws: list[Draw], params: dict) -> Episodes:
+        keys = [prompt_key(0, 0, draw.position) for draw in draws]
+        groups = sampler(params, [draw.prompt for draw in draws], keys, args.group)
+        episodes = Episodes.sampled(draws, groups)
+        assert (episodes.counts_bg == args.tokens).all()
+        episodes.grade([Grade(float(i % args.group % 7), {}) for i in range(args.prompts * args.group)])
+        episodes.columns |= options.advantage(episodes).columns
+        episodes.columns |= learner.weights(episodes)
+        return episodes
 
     for number in range(args.steps + 1):
-        drawn = first if number == 0 else questions()
-        prompts = [d.prompt for d in drawn]
+        draws = first if number == 0 else questions()
+        prompts = [draw.prompt for draw in draws]
         batch = make_batch(prompts, buckets, model.layout, rows=rows_for(len(prompts), 1))
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
             timed("encode", encode, model, state.params, placed.media)
-            timed("prefill", loop.run_prefill, model, state.params, placed)
+            timed("prefill", decode.run_prefill, model, state.params, placed)
             # Once more: the rollout's own prefill, which is taken off below, compiles nothing.
-            timed("again", loop.run_prefill, model, state.params, placed)
+            timed("again", decode.run_prefill, model, state.params, placed)
         began = time.perf_counter()
-        rollouts = rollouts_of(drawn, state.params)
-        times.setdefault("decode", []).append(time.perf_counter() - began - times.pop("again")[0])
-        tokens = [[c.token_ids for c in group] for group in rollouts.groups]
-        assert all(len(t) == args.tokens for group in tokens for t in group)
-        plans = worker.plan(rollouts)[0][0]
-        options = dict(temperature=1.0, forbidden=processor.media_token_ids)
-        timed("score", score_plans, model, state.params, prompts, tokens, plans, buckets, **options)
+        episodes = rollout(draws, state.params)
+        spent = time.perf_counter() - began - times.pop("again")[0]
+        times.setdefault("decode", []).append(spent)
+        timed("score", score, learner, state.params, episodes, episodes.valid_bg, Work())
+        state, _ = timed("update", update, learner, state, episodes, Work())
         began = time.perf_counter()
-        state, _, _ = worker.update(state, None, rollouts, Clock())
-        jax.block_until_ready(state)
-        times.setdefault("update", []).append(time.perf_counter() - began)
-        began = time.perf_counter()
-        state, _, _ = worker.update(state, None, rollouts_of(questions(), state.params), Clock())
+        state, _ = update(learner, state, rollout(questions(), state.params), Work())
         jax.block_until_ready(state)
         times.setdefault("step", []).append(time.perf_counter() - began)
 
-    phases = {
-        name: {"median_s": float(np.median(s[1:])), "first_s": s[0], "all_s": [round(x, 4) for x in s[1:]]}
-        for name, s in times.items()
-    }
+    phases: dict[str, dict] = {}
+    for name, seconds in times.items():
+        rest = [round(x, 4) for x in seconds[1:]]
+        median = float(np.median(seconds[1:]))
+        phases[name] = {"median_s": median, "first_s": seconds[0], "all_s": rest}
     memory = memory_metrics()
     work = args.prompts * args.group * args.tokens
     return {
         "phases": phases,
-        "decode_tokens_per_s": work / float(np.median(times["decode"][1:])),
+        "decode_tokens_per_s": work / phases["decode"]["median_s"],
         "memory_gib": memory.get("memory/device_gib", memory.get("memory/host_peak_gib", 0.0)),
         "prompt_tokens": longest,
         "backend": jax.default_backend(),
-        **{k: getattr(args, k) for k in ("image", "prompts", "group", "tokens", "steps", "dtype")},
+        **{
+            name: getattr(args, name)
+            for name in ("image", "prompts", "group", "tokens", "steps", "dtype")
+        },
     }
 
 

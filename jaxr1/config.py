@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxr1.base.errors import UserError
 from jaxr1.run.options import Config
 
 DEFAULT_VARIANTS = ("config", "paper")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config file or a flag that cannot be used; says what would be accepted."""
 
 

@@ -25,16 +25,17 @@ class Convert:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import arguments, complain, prepare
+    from jaxr1.entry import arguments, finish, prepare
 
     prepare()
     args = arguments(Convert, "convert", argv)
     from jaxr1.checkpoints.gguf import convert_gguf
 
-    with complain() as failed:
+    def convert() -> int:
         print(convert_gguf(Path(args.gguf), Path(args.out), args.dtype))
         return 0
-    return failed.status
+
+    return finish(convert)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
+
+from jaxr1.base.errors import UserError
 
 T = TypeVar("T")
 
@@ -39,33 +39,15 @@ def arguments(kind: type[T], command: str, argv: Sequence[str] | None, config: S
     return tyro.cli(kind, prog=prog, args=None if argv is None else list(argv), config=tuple(config))
 
 
-@dataclass
-class Failed:
-    """The exit status of a command that ended with a mistake in its input."""
+def finish(command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit status: 1 where something in its input is to be mended.
 
-    status: int = 1
-
-
-@contextlib.contextmanager
-def complain() -> Iterator[Failed]:
-    """Prints mistakes in the input as one message without a traceback; everything else is a bug and keeps its own."""
-    from jaxr1.checkpoints.tensors import CheckpointError
-    from jaxr1.config import ConfigError
-    from jaxr1.data.example import DataError
-    from jaxr1.inputs.batch import TooLong
-    from jaxr1.inputs.images import MediaError
-    from jaxr1.inputs.template import PromptError
-    from jaxr1.rewards.pool import RewardError
-    from jaxr1.run.check import OptionError
-    from jaxr1.run.resume import ResumeError
-
-    failed = Failed()
-    expected = (
-        CheckpointError, ConfigError, DataError, TooLong, MediaError, OptionError, PromptError, RewardError, ResumeError,
-    )  # fmt: skip
+    Such a mistake is printed as one message; everything else is a bug and keeps its traceback.
+    """
     try:
-        yield failed
-    except expected as e:
+        return command()
+    except UserError as e:
         print(f"error: {e}", file=sys.stderr)
     except BrokenPipeError:  # whoever reads has seen enough (`... | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

@@ -26,16 +26,17 @@ class Export:
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import arguments, complain, prepare
+    from jaxr1.entry import arguments, finish, prepare
 
     prepare()
     args = arguments(Export, "export", argv)
     from jaxr1.run.final import export_checkpoint
 
-    with complain() as failed:
+    def export() -> int:
         print(export_checkpoint(args.run_dir, args.out, args.dtype, args.step))
         return 0
-    return failed.status
+
+    return finish(export)
 
 
 if __name__ == "__main__":

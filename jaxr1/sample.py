@@ -54,10 +54,19 @@ class Sample:
             raise ValueError(f"n must be at least 1, got {self.n}")
         SamplingOptions(self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.stop)
 
+    def prompt(self):
+        """The question after its images and videos."""
+        import jaxr1
+
+        images = [{"type": "image", "image": file} for file in self.image]
+        videos = [{"type": "video", "video": file} for file in self.video]
+        content = [*images, *videos, {"type": "text", "text": self.question}]
+        return jaxr1.Prompt([{"role": "user", "content": content}], prefix=self.prefix)
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command."""
-    from jaxr1.entry import arguments, complain, prepare
+    from jaxr1.entry import arguments, finish, prepare
 
     prepare()
     import tyro
@@ -65,33 +74,42 @@ def main(argv: list[str] | None = None) -> int:
     marked = Annotated[Sample, tyro.conf.arg(name="")]
     args = arguments(marked, "sample", argv, (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction))  # type: ignore[arg-type]
     import jaxr1
-    from jaxr1.run.check import option
+    from jaxr1.base.checks import option
 
-    with complain() as failed:
+    def ask() -> int:
         model, params = jaxr1.load_model(args.model, args.dtype, param_dtype=args.dtype)
         with option("min_pixels, max_pixels"):
-            processor = jaxr1.load_processor(args.model, args.min_pixels, args.max_pixels, args.template)
-        media = [{"type": kind, kind: path} for kind in ("image", "video") for path in getattr(args, kind)]
-        prompt = jaxr1.Prompt(
-            [{"role": "user", "content": [*media, {"type": "text", "text": args.question}]}], prefix=args.prefix
-        )
+            bounds = (args.min_pixels, args.max_pixels)
+            processor = jaxr1.load_processor(args.model, *bounds, args.template)
+        prompt = args.prompt()
         opened = processor.encode(prompt).prefix
         printer = _Printer(processor, opened, args.stop)
         streaming = args.n == 1
-        groups = jaxr1.generate(
-            model, params, processor, [prompt], n=args.n, max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature, top_p=args.top_p, top_k=args.top_k, stop=args.stop, seed=args.seed,
-            on_tokens=printer if streaming else None, stream_every=8 if streaming else 0,
-        )  # fmt: skip
-        for i, completion in enumerate(groups[0]):
-            if streaming:
-                printer.finish(completion.text)
-            else:
-                print(f"--- answer {i + 1} ({completion.finish_reason})\n{opened}{completion.text}")
-            if streaming and completion.finish_reason == "length":
+        [answers] = jaxr1.generate(
+            model,
+            params,
+            processor,
+            [prompt],
+            n=args.n,
+            max_new_tokens=args.max_new_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            top_k=args.top_k,
+            stop=args.stop,
+            seed=args.seed,
+            on_tokens=printer if streaming else None,
+            stream_every=8 if streaming else 0,
+        )
+        if streaming:
+            printer.finish(answers[0].text)
+            if answers[0].finish_reason == "length":
                 print(f"(cut at {args.max_new_tokens} tokens, see --max-new-tokens)", file=sys.stderr)
+            return 0
+        for i, answer in enumerate(answers):
+            print(f"--- answer {i + 1} ({answer.finish_reason})\n{opened}{answer.text}")
         return 0
-    return failed.status
+
+    return finish(ask)
 
 
 class _Printer:

@@ -15,9 +15,12 @@ USAGE = """usage: python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] 
 The same command resumes a run that was stopped. --override-resume accepts a changed configuration."""
 
 
+OVERRIDE = "--override-resume"
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status: 0 done, 1 a mistake in the input, 128 + signal when stopped."""
-    from jaxr1.entry import complain, prepare
+    from jaxr1.entry import finish, prepare
 
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -27,17 +30,17 @@ def main(argv: list[str] | None = None) -> int:
     from jaxr1.config import load_config, parse
     from jaxr1.run.loop import train
 
-    with complain() as failed:
-        override = "--override-resume" in argv
-        flags = [a for a in argv[1:] if a != "--override-resume"]
+    def run() -> int:
+        flags = [flag for flag in argv[1:] if flag != OVERRIDE]
         config = parse(load_config(argv[0]), flags, f"python -m jaxr1.train {argv[0]}")
         try:
-            result = train(config, override_resume=override)
+            result = train(config, override_resume=OVERRIDE in argv)
         except KeyboardInterrupt:
             print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
             return 128 + signal.SIGINT
         return 128 + result.signal if result.signal else 0
-    return failed.status
+
+    return finish(run)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The format is a length, a JSON header and raw bytes, so nothing in a file is eve
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import mmap
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+
+from jaxr1.base.errors import UserError
 
 DTYPES = {
     "F64": np.float64,
@@ -38,7 +41,7 @@ SHARD_BYTES = 5 << 30
 BLOCK_BYTES = 1 << 20
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint directory that cannot be used; the message lists what is wrong with it."""
 
 
@@ -106,6 +109,12 @@ class TensorFile:
         raw = self._bytes[self.start + begin : self.start + end]
         return raw.view(DTYPES[self.kind(name)]).reshape(self.shape(name))
 
+    def sample(self, pieces: int = 64, size: int = 4096) -> bytes:
+        """Bytes from places that are spread evenly over the tensors."""
+        last = max(self.start, len(self._bytes) - size)
+        starts = np.linspace(self.start, last, pieces).astype(int)
+        return b"".join(self._bytes[start : start + size].tobytes() for start in starts)
+
     def drop(self, name: str) -> None:
         """Gives the mapped pages of a tensor back, so that resident memory does not grow with what was read.
 
@@ -144,6 +153,18 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
     raise CheckpointError(
         f"{directory}: no weights here (expected {SINGLE} or {INDEX}); the folder holds {', '.join(found) or 'nothing'}"
     )
+
+
+def fingerprint(directory: Path) -> str:
+    """A hash of a directory's weights: all names, types and shapes, and some of the bytes.
+
+    Training moves nearly every number, so a few kilobytes here and there tell two models apart.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(set(open_checkpoint(directory).values()), key=lambda file: file.path.name):
+        digest.update(json.dumps(file.header, sort_keys=True).encode())
+        digest.update(file.sample())
+    return digest.hexdigest()[:16]
 
 
 def listed(names: Iterable[str], most: int = 12) -> str:

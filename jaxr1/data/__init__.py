@@ -1,8 +1,21 @@
 """Data sets: readers of files, and built-in ones. They know nothing of models."""
 
 from jaxr1.data.arithmetic import Arithmetic
-from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.data.example import DataError, Dataset, DataSource, Example
 from jaxr1.data.readers import Files, Sat
 from jaxr1.data.spatial import Spatial
 
-__all__ = ["Arithmetic", "DataError", "Dataset", "Example", "Files", "Sat", "Spatial"]
+Source = Arithmetic | Spatial | Files | Sat | DataSource
+"""What may stand as the data of a stage or an evaluation; a user's own class needs only `load()`."""
+
+__all__ = [
+    "Arithmetic",
+    "DataError",
+    "DataSource",
+    "Dataset",
+    "Example",
+    "Files",
+    "Sat",
+    "Source",
+    "Spatial",
+]

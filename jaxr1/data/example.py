@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload, runtime_checkable
 
+from jaxr1.base.errors import UserError
 from jaxr1.data.media import MediaError
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """A data set that cannot be used; the message names file, row and field."""
 
 

@@ -18,6 +18,8 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
+from jaxr1.base.errors import UserError
+
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 MAX_PIXELS_DECODED = 1 << 26
@@ -32,7 +34,7 @@ _open_lock = threading.Lock()
 _DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
 
-class MediaError(ValueError):
+class MediaError(UserError):
     """An image (or other medium) that is missing, damaged, too large or not one at all; the message names it."""
 
 

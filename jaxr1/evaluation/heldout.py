@@ -1,116 +1,237 @@
-"""Accuracy on a held-out set: greedy answers, graded by the rules that training is graded by."""
+"""Held-out sets: asked greedily, graded by any rewards, summed up, written down for the report."""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxr1.data.example import DataError, Dataset, Example, refusal
-from jaxr1.inputs.batch import EncodedPrompt, TooLong
-from jaxr1.inputs.images import MediaError
+from jaxr1.base.checks import check_least, check_types
+from jaxr1.base.jsonl import write_rows
+from jaxr1.data import DataError, Dataset, Source
+from jaxr1.data.example import refusal
+from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.images import MediaError, load_image, media_hash
 from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
-from jaxr1.rewards import types
-from jaxr1.rewards.pool import Grade, Pending, RewardPool
-from jaxr1.sampling.draw import prompt_key
-from jaxr1.sampling.generate import Completion, Sampler
+from jaxr1.models.vlm import Model
+from jaxr1.rewards.pool import Pending, RewardPool
+from jaxr1.rewards.spec import Reward, check_labels
+from jaxr1.rl.episodes import Episodes
+from jaxr1.sampling.draw import RandomStream, prompt_key
+from jaxr1.sampling.generate import Sampler, SamplingOptions
 
-EVALUATION_STREAM = 1  # its draws are apart from those of every training stage (which have 2, 3, ...)
+# What a row of rollouts/eval_*.jsonl holds of `Episodes.rows`.
+ROW = ("prompt", "answer", "response", "rewards", "finish_reason", "length", "source")
+# What every set is measured by, besides its rewards.
+MEASURES = ("length_mean", "frac_truncated", "n")
 
 
 @dataclasses.dataclass(frozen=True)
-class Answered:
-    """One held-out example, the text that opened the answer, what the model said, and its grade."""
+class Evaluation:
+    """A held-out set, answered before, during and after training.
 
-    example: Example
-    prefix: str
-    completion: Completion
-    grade: Grade
-
-
-def graded(completion: Completion, prefix: str) -> types.Completion:
-    """A completion as reward functions see it: with the prefix that the template put before it."""
-    return types.Completion(prefix + completion.text, completion.finish_reason)
-
-
-def asked(example: Example) -> types.Example:
-    """An example as reward functions see it: without media."""
-    return types.Example(example.question, example.answer, example.source, example.metadata)
-
-
-def answers(
-    dataset: Dataset,
-    processor: Processor,
-    sampler: Sampler,
-    params: dict,
-    pool: RewardPool,
-    *,
-    seed: int,
-    batch_rows: int,
-    max_prompt_tokens: int | None = None,
-    on_drop: Callable[[str, str], None] = lambda source, reason: None,
-) -> Iterator[Answered]:
-    """Every example once, in order; a batch is graded while the next one is sampled.
-
-    Args:
-      on_drop: called with (source, reason) of a row that cannot be encoded in a data set that leaves such rows out.
-
-    Raises:
-      DataError: an example that cannot be asked; a held-out set has no rows to spare, so no other one is passed over.
+    Attributes:
+      data: examples with an `answer`.
+      name: in metrics (`eval/<name>/<reward>`).
+      rewards: what answers are graded by; their weights are not looked at.
+      temperature: 0 is greedy.
+      max_prompt_tokens: a longer prompt is an error.
+      max_response_tokens: limit of a response.
+      batch_rows: prompts in flight.
+      samples: examples whose pictures are kept, for the report.
     """
-    waiting: list[tuple[Sequence[Example], list[str], list[Completion], Pending]] = []
 
-    def finish() -> Iterator[Answered]:
-        *columns, pending = waiting.pop()
-        for row in zip(*columns, pending.result(), strict=True):
-            yield Answered(*row)
+    data: Source
+    name: str = "heldout"
+    rewards: tuple[Reward, ...] = (
+        Reward("accuracy"),
+        Reward("format", options=(("variant", "whitespace"),)),
+    )
+    temperature: float = 0.0
+    max_prompt_tokens: int = 4096
+    max_response_tokens: int = 512
+    batch_rows: int = 64
+    samples: int = 64
 
-    for first in range(0, len(dataset), batch_rows):
-        examples, prompts, keys = [], [], []
-        for i in range(first, min(first + batch_rows, len(dataset))):
-            example = dataset[i]
-            prompt = _encoded(processor, dataset, example, max_prompt_tokens, on_drop)
-            if prompt is not None:
-                examples.append(example)
-                prompts.append(prompt)
-                keys.append(prompt_key(seed, EVALUATION_STREAM, i))
-        if not examples:
-            continue
-        completions = [group[0] for group in sampler(params, prompts, keys, 1)]
-        items = [(graded(c, p.prefix), asked(e)) for c, p, e in zip(completions, prompts, examples, strict=True)]
-        pending = pool.submit(items)
-        if waiting:
-            yield from finish()
-        waiting.append((examples, [p.prefix for p in prompts], completions, pending))
-    while waiting:
-        yield from finish()
+    def __post_init__(self):
+        path = f"evaluation {self.name!r}: "
+        check_types(self, path)
+        check_least(
+            self,
+            path,
+            temperature=0,
+            max_prompt_tokens=1,
+            max_response_tokens=1,
+            batch_rows=1,
+            samples=0,
+        )
+        if not self.name or "/" in self.name:
+            raise ValueError(
+                f"{path}the name is part of file names: it must not be empty or hold a slash"
+            )
+        if not self.rewards:
+            raise ValueError(f"{path}no rewards")
+        check_labels(self.rewards, path)
+        if taken := [reward.label for reward in self.rewards if reward.label in MEASURES]:
+            raise ValueError(f"{path}a reward may not be called {taken[0]!r}: give it another name")
+
+    leaves_out: ClassVar[bool] = False
+    """No row is left out: a set whose size moves cannot be compared."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether no answer is right where the reference answer cannot be parsed."""
+        return any(reward.needs_reference for reward in self.rewards)
 
 
-def _encoded(
-    processor: Processor, dataset: Dataset, example: Example, limit: int | None, on_drop
-) -> EncodedPrompt | None:
-    """The prompt, or None where it cannot be encoded and the data set leaves such rows out."""
-    try:
-        return processor.encode(Prompt(example.messages), limit)
-    except TooLong as e:
-        raise DataError(f"{example.source}: {e}") from e
-    except (MediaError, PromptError) as e:
-        if (refused := refusal(dataset, example, e)) is not None:
-            raise refused from e
-        on_drop(example.source, str(e))
-        return None
+class HeldOut:
+    """The held-out sets of a run directory."""
+
+    def __init__(
+        self, folder: Path, evaluations: Sequence[Evaluation], processor: Processor, seed: int
+    ):
+        """Loads the data of all sets; DataError where one cannot be used."""
+        self.folder, self.processor, self.seed = folder, processor, seed
+        self.sets = [(options, options.data.load()) for options in evaluations]
+
+    def evaluate(
+        self,
+        model: Model,
+        params: dict,
+        stage: str,
+        step: int,
+        *,
+        phase: Callable[[str], None] = lambda text: None,
+        check: Callable[[], None] = lambda: None,
+        drop: Callable[[str, str, str], None] = lambda name, source, reason: None,
+    ) -> dict[str, float]:
+        """Metrics of all sets; their answers go to rollouts/.
+
+        Args:
+          stage, step: name the files.
+          phase: shows what is going on.
+          check: raises where the run is to stop.
+          drop: writes down a row that cannot be asked: name of the set, source, reason.
+        """
+        metrics: dict[str, float] = {}
+        for options, dataset in self.sets:
+            name = options.name
+            phase(f"evaluating {name}")
+            began = time.perf_counter()
+            asked = Asked(options, dataset, self.processor, model, self.seed, self.folder)
+            rows: list[dict[str, Any]] = []
+            leave_out = lambda source, reason, name=name: drop(name, source, reason)
+            for draw, row in asked.answers(params, leave_out):
+                check()
+                shown = draw if len(rows) < options.samples else None
+                rows.append({key: row[key] for key in ROW} | {"media": self._pictures(shown)})
+            write_rows(self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl", rows)
+            metrics |= summarise(options, rows)
+            metrics[f"time/eval_{name}_s"] = time.perf_counter() - began
+        return metrics
+
+    def _pictures(self, draw: Draw | None) -> list[str]:
+        """Keeps the pictures of a question, and returns their hashes."""
+        hashes = []
+        for source in draw.example.images if draw is not None else ():
+            image = load_image(source)
+            hashes.append(media_hash(image))
+            file = self.folder / "media" / f"{hashes[-1]}.png"
+            if not file.exists():
+                file.parent.mkdir(exist_ok=True)
+                image.save(file)
+        return hashes
 
 
-def summarise(name: str, rows: Sequence[Answered]) -> dict[str, float]:
-    """Metrics of a held-out set. A sample that no rule could grade counts as wrong."""
-    value = lambda row, key: row.grade.by_name.get(key) or 0.0
-    mean = lambda values: float(np.mean(values)) if rows else 0.0
-    return {
-        f"eval/{name}/accuracy": mean([value(r, "accuracy") for r in rows]),
-        f"eval/{name}/format": mean([value(r, "format") for r in rows]),
-        f"eval/{name}/length_mean": mean([len(r.completion.token_ids) for r in rows]),
-        f"eval/{name}/frac_truncated": mean([r.completion.finish_reason == "length" for r in rows]),
-        f"eval/{name}/n": float(len(rows)),
+class Asked:
+    """A set that is being asked."""
+
+    def __init__(
+        self,
+        options: Evaluation,
+        dataset: Dataset,
+        processor: Processor,
+        model: Model,
+        seed: int,
+        folder: Path,
+    ):
+        self.options, self.dataset, self.processor = options, dataset, processor
+        self.seed, self.folder = seed, folder
+        limits = (options.max_prompt_tokens, options.max_response_tokens)
+        buckets = processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
+        sampling = SamplingOptions(options.max_response_tokens, options.temperature)
+        self.sampler = Sampler(model, processor, sampling, buckets)
+
+    def answers(
+        self, params: dict, on_drop: Callable[[str, str], None]
+    ) -> Iterator[tuple[Draw, dict[str, Any]]]:
+        """Every example once with its row, in order; a batch is graded while the next is sampled.
+
+        Args:
+          on_drop: called with (source, reason) of a row that cannot be encoded in a data set that
+            leaves such rows out.
+
+        Raises:
+          DataError: an example that cannot be asked; a held-out set has no rows to spare, so no
+            other one is passed over.
+        """
+        waiting: list[tuple[Episodes, Pending]] = []
+        with RewardPool(self.options.rewards, directory=self.folder) as pool:
+            for first in range(0, len(self.dataset), self.options.batch_rows):
+                draws = self._draws(first, on_drop)
+                if not draws:
+                    continue
+                keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
+                groups = self.sampler(params, [d.prompt for d in draws], keys, 1)
+                episodes = Episodes.sampled(draws, groups)
+                waiting.append((episodes, pool.submit(episodes.items())))
+                if len(waiting) > 1:
+                    yield from _graded(*waiting.pop(0))
+            for one in waiting:
+                yield from _graded(*one)
+
+    def _draws(self, first: int, on_drop: Callable[[str, str], None]) -> list[Draw]:
+        """The examples of one batch, encoded."""
+        draws = []
+        for i in range(first, min(first + self.options.batch_rows, len(self.dataset))):
+            example = self.dataset[i]
+            try:
+                prompt = self._encoded(i)
+            except (MediaError, PromptError) as e:
+                if (refused := refusal(self.dataset, example, e)) is not None:
+                    raise refused from e
+                on_drop(example.source, str(e))
+            else:
+                draws.append(Draw(i, i, example, prompt))
+        return draws
+
+    def _encoded(self, row: int) -> EncodedPrompt:
+        example = self.dataset[row]
+        try:
+            return self.processor.encode(Prompt(example.messages), self.options.max_prompt_tokens)
+        except TooLong as e:
+            raise DataError(f"{example.source}: {e}") from e
+
+
+def _graded(episodes: Episodes, pending: Pending) -> Iterator[tuple[Draw, dict[str, Any]]]:
+    episodes.grade(pending.result())
+    return zip(episodes.draws, episodes.rows(), strict=True)
+
+
+def summarise(options: Evaluation, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Metrics of a held-out set. A sample that a reward could not grade counts as 0."""
+    values = {
+        reward.label: [row["rewards"].get(reward.label) or 0.0 for row in rows]
+        for reward in options.rewards
     }
+    values["length_mean"] = [row["length"] for row in rows]
+    values["frac_truncated"] = [row["finish_reason"] == "length" for row in rows]
+    means = {name: float(np.mean(found)) if found else 0.0 for name, found in values.items()}
+    return {f"eval/{options.name}/{name}": mean for name, mean in {**means, "n": float(len(rows))}.items()}

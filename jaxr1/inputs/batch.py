@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.patches import (
-    PatchLayout,
-    PatchRows,
-    TooLong,
-    block_size,
-    geometric,
-    make_rows,
-    power_of_two,
-    rows_waste,
-)
+from jaxr1.inputs.patches import PatchLayout, PatchRows, block_size, make_rows, rows_waste
+from jaxr1.inputs.sizes import Buckets, bucket, power_of_two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,43 +61,12 @@ class PromptBatch:
     media: PatchRows | None = None
 
 
-def bucket(size: int, sizes: Sequence[int], what: str) -> int:
-    """The smallest bucket that holds `size`.
-
-    Raises:
-      TooLong: none does.
-    """
-    for candidate in sizes:
-        if size <= candidate:
-            return candidate
-    raise TooLong(f"{what} of {size} is over the limit of {max(sizes)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Buckets:
-    """The static sizes that arrays may have. Everything that compiles, compiles for sizes from here.
-
-    Attributes:
-      prompt: prompt lengths P in tokens.
-      response: strip lengths T (and decode cache sizes) in tokens.
-      patches: patch-row lengths M in patches; the largest bounds an image. Packed rows are longer, in steps of a quarter.
-    """
-
-    prompt: tuple[int, ...]
-    response: tuple[int, ...]
-    patches: tuple[int, ...]
-
-    @classmethod
-    def up_to(cls, prompt: int, response: int, patches: int) -> Buckets:
-        """Geometric buckets from small to the limits."""
-        return cls(geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16))
-
-    @classmethod
-    def fitting(cls, prompts: Sequence[EncodedPrompt], response: int) -> Buckets:
-        """Geometric buckets that hold these prompts."""
-        longest = max((len(p) for p in prompts), default=1)
-        largest = max((t * h * w for p in prompts for t, h, w in p.grids), default=1)
-        return cls.up_to(power_of_two(longest), response, power_of_two(largest))
+def fitting_buckets(prompts: Sequence[EncodedPrompt], response: int) -> Buckets:
+    """Geometric buckets that hold these prompts and responses of up to `response` tokens."""
+    longest = max((len(prompt) for prompt in prompts), default=1)
+    grids = itertools.chain.from_iterable(prompt.grids for prompt in prompts)
+    largest = max((t * h * w for t, h, w in grids), default=1)
+    return Buckets.up_to(power_of_two(longest), response, power_of_two(largest))
 
 
 def make_batch(

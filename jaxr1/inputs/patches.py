@@ -19,9 +19,7 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-
-class TooLong(ValueError):
-    """A sequence is longer than the largest bucket."""
+from jaxr1.inputs.sizes import TooLong, finely, pack_first_fit, power_of_two, rows_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,49 +67,6 @@ class PatchRows:
     windows: Windows | None = None
     stage: str = struct.field(pytree_node=False, default="pixels")  # "pixels", "tower" or "merger"
     block: int = struct.field(pytree_node=False, default=0)
-
-
-def geometric(low: int, high: int, ratio: float = 2.0, multiple: int = 8) -> tuple[int, ...]:
-    """Bucket sizes from `low` to `high`, each about `ratio` times the one before, rounded up to `multiple`."""
-    sizes, size = [], float(min(low, high))
-    while size < high:
-        sizes.append(int(-(-size // multiple) * multiple))
-        size *= ratio
-    sizes.append(int(-(-high // multiple) * multiple))
-    return tuple(sorted(set(sizes)))
-
-
-def power_of_two(size: int) -> int:
-    return 1 << max(0, size - 1).bit_length()
-
-
-def rows_for(count: int, multiple: int) -> int:
-    """Rows of a batch for `count` real ones: `multiple` times a power of two, so that few shapes exist."""
-    return multiple * power_of_two(-(-count // multiple))
-
-
-def finely(count: int, multiple: int = 1, ratio: float = 1.25) -> int:
-    """The smallest size >= count of a geometric series of whole multiples: padding of at most 1 - 1 / ratio."""
-    size = 1
-    while size * multiple < count:
-        size = max(size + 1, math.floor(size * ratio))
-    return size * multiple
-
-
-def pack_first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of `capacity`, largest first, each in the first bin with room (deterministic)."""
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
-        for b, free in enumerate(room):
-            if sizes[i] <= free:
-                bins[b].append(i)
-                room[b] -= sizes[i]
-                break
-        else:
-            bins.append([i])
-            room.append(capacity - sizes[i])
-    return bins
 
 
 def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -186,20 +141,6 @@ def arrange(
     if multiple * long >= rows * length and pairs <= MOST_PAIRS:
         return pack_first_fit(sizes, length), rows, length, False
     return bins, multiple, long, True
-
-
-def patch_shapes(allowed: Sequence[int], images: int, multiple: int = 1) -> int:
-    """The most shapes that `make_rows` can give for up to `images` images: rows of each length, or packed ones.
-
-    Windows double it (they have two sizes); tiles have fewer.
-    """
-    rows = len(allowed) * power_of_two(-(-images // multiple)).bit_length()
-    block = block_size(max(allowed))
-    steps = lambda most, ratio: len({finely(n, 1, ratio) for n in (2**k for k in range(64)) if n <= most})
-    long = images * max(allowed) // block
-    # A series with ratio r has at most log(2) / log(r) + 1 sizes per doubling.
-    packed = (4 * steps(long, 1.25) + 4) * (2 * steps(long**2, 1.5) + 2)
-    return 2 * (rows + packed)
 
 
 def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:

@@ -15,9 +15,10 @@ import numpy as np
 from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
 from jaxr1.data.media import MediaError, describe
-from jaxr1.inputs.batch import EncodedPrompt, TooLong
+from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
     SENTINEL_PATTERN,
@@ -201,6 +202,22 @@ class Processor:
         """As `max_patches`, with the frames of videos counted among the images."""
         frame = 0 if self.videos is None else self.videos.max_pixels // self.videos.patch_size**2
         return max(self.max_patches, frame)
+
+    def buckets(
+        self, options: BucketOptions, prompt: int, response: int, *, videos: bool
+    ) -> Buckets:
+        """Static sizes: those of the options, and geometric series up to the limits.
+
+        Args:
+          prompt: most tokens of a prompt.
+          response: most tokens of a response.
+          videos: whether frames of videos are to be counted among the images.
+        """
+        if self.tiles:
+            options = dataclasses.replace(options, patches=(self.max_patches,))
+        return options.build(
+            prompt, response, self.max_frame_patches if videos else self.max_patches
+        )
 
     @property
     def tiles(self) -> bool:

@@ -12,6 +12,8 @@ import datetime
 import re
 from collections.abc import Callable, Sequence
 
+from jaxr1.base.errors import UserError
+
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
 # Private-use characters: a template may lower-case or trim around them, and never contains them itself.
@@ -37,7 +39,7 @@ CHATML = {
 TEMPLATES = ("r1_zero", *CHATML)
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A prompt that cannot be encoded."""
 
 

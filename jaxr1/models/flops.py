@@ -10,6 +10,8 @@ import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import jax
+
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.strips import Plan
 from jaxr1.models.vlm import PARTS, Model
@@ -97,3 +99,25 @@ def _tower_flops(model: Model, h: int, w: int) -> int:
     windows = sum((a * b) ** 2 for a in cut(h) for b in cut(w)) if cfg.window else 0
     pairs = whole * tokens**2 + (cfg.depth - whole) * windows
     return 2 * embed * h * w + 2 * (_sizes(model)["vision"] - embed) * tokens + 4 * cfg.width * pairs
+
+
+# ---------------------------------------------------------------- peak rates
+
+PEAK_TFLOPS = {
+    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "TPU v6e": 918,
+    "A100": 312, "H100": 989, "H100 PCIe": 756, "H100 NVL": 835, "H200": 989, "GH200": 989, "B200": 2250, "GB200": 2500,
+    "L4": 121, "L40S": 362,
+}  # fmt: skip
+"""Dense bfloat16 TFLOP/s of one device by words of its name, from the makers' data sheets."""
+
+
+def peak_flops() -> float:
+    """Floating-point operations per second of all devices at their best in bfloat16; 0 where a device is not known."""
+    total = 0.0
+    for device in jax.devices():
+        words = f" {device.device_kind.replace('-', ' ')} "
+        known = [name for name in PEAK_TFLOPS if f" {name} " in words]
+        if not known:
+            return 0.0
+        total += PEAK_TFLOPS[max(known, key=len)] * 1e12
+    return total

@@ -17,7 +17,7 @@ from jaxr1.inputs.template import CHATML
 from jaxr1.models import families, presets
 from jaxr1.models.families import FAMILIES
 from jaxr1.models.vlm import Model
-from jaxr1.nn.lora import merged
+from jaxr1.nn.lora import ADAPTERS, merged
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
 
@@ -158,7 +158,7 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     raw = json.loads(model.raw_config)
     own = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("dtype") or "float32"
     out = Path(path)
-    if model.lora is not None and "lora" in params:
+    if model.lora is not None and ADAPTERS in params:
         params = merged(params, model.table(), model.lora)
     source = processor.directory if processor is not None else None
     changed = processor.changed_files() if processor is not None else None

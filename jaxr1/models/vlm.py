@@ -14,8 +14,8 @@ from jaxr1.inputs.batch import PromptBatch
 from jaxr1.inputs.patches import PatchLayout, PatchRows
 from jaxr1.inputs.strips import Strips
 from jaxr1.models import families, text, vit
-from jaxr1.nn.logprob import tempered_logits, token_logp
-from jaxr1.nn.lora import Lora, adapter_table, attach
+from jaxr1.nn.logprob import reduce_tokens, tempered_logits
+from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, attach
 from jaxr1.nn.params import Table, flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
 
@@ -32,7 +32,7 @@ class Model:
       dtype: of the computation ("float32", "bfloat16"); reductions are float32.
       rules: logical axes to mesh axes.
       remat: rematerialise layers in the backward pass.
-      lora: the adapters that the parameters hold under "lora", if any.
+      lora: the adapters that the parameters hold, if any.
       raw_config: the config.json it came from, as text, to write it back; takes no part in comparisons.
     """
 
@@ -44,6 +44,11 @@ class Model:
     remat: bool = False
     lora: Lora | None = None
     raw_config: str = dataclasses.field(default="{}", compare=False, repr=False)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of the parameter tree, in the order of the computation."""
+        return tuple(dict.fromkeys(path.partition("/")[0] for path in self.table()))
 
     @property
     def layout(self) -> PatchLayout | None:
@@ -59,7 +64,7 @@ class Model:
         """The logical axes of every parameter by its path, of adapters too ("lora/...")."""
         table = self.table()
         adapters = adapter_table(table, self.lora) if self.lora is not None else {}
-        return {path: p.axes for path, p in table.items()} | {f"lora/{path}": p.axes for path, p in adapters.items()}
+        return {path: p.axes for path, p in table.items()} | {f"{ADAPTERS}/{path}": p.axes for path, p in adapters.items()}
 
 
 def cast(model: Model, params: dict) -> dict:
@@ -69,7 +74,7 @@ def cast(model: Model, params: dict) -> dict:
     tokens (`nn.layers.add`). The output matrix is cast where it is used (`nn.logprob`).
     """
     table = model.table()
-    if "lora" in params:
+    if ADAPTERS in params:
         assert model.lora is not None
         params = attach(params, table, model.lora)
     is_matrix = lambda path: path not in table or table[path].transpose  # adapters are in no table
@@ -195,25 +200,36 @@ def extend(model: Model, params: dict, prompt: Prefilled, strips: Strips) -> jax
     return jnp.where(first[..., None], prompt.last_bd[:, None, None], before)
 
 
-def response_logp(
-    model: Model, params: dict, prompt: Prefilled, strips: Strips, *, temperature, forbidden: tuple[int, ...]
-) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and entropy of every strip position, float32[B, S, T] each; 0 at padding.
+def said(
+    model: Model,
+    params: dict,
+    prompt: Prefilled,
+    strips: Strips,
+    reads: tuple[str, ...],
+    *,
+    temperature,
+    forbidden: tuple[int, ...],
+) -> dict[str, jax.Array]:
+    """What the model says of every response token, {name: float32[B, S, T]}; 0 at padding.
 
-    `params` are from `cast`. Sampling reports the same numbers from its cache (design, invariant 2).
+    `params` are from `cast`. Sampling reports the same numbers from its cache (invariant 2).
+
+    Args:
+      reads: "logp" (of the target), "entropy"; see `nn.logprob.REDUCTIONS`.
     """
     hidden = extend(model, params, prompt, strips)
     shape = strips.target_bst.shape
-    logp, entropy = token_logp(
+    found = reduce_tokens(
         hidden.reshape(shape[0], -1, hidden.shape[-1]),
         head(params),
         strips.target_bst.reshape(shape[0], -1),
+        reads,
         temperature=temperature,
         forbidden=forbidden,
         rules=model.rules,
     )
     real = strips.segment_bst > 0
-    return jnp.where(real, logp.reshape(shape), 0.0), jnp.where(real, entropy.reshape(shape), 0.0)
+    return {name: jnp.where(real, x.reshape(shape), 0.0) for name, x in found.items()}
 
 
 def head(params: dict) -> jax.Array:

@@ -22,28 +22,44 @@ def tempered_logits(hidden: jax.Array, head_vd: jax.Array, temperature, forbidde
     return logit / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
 
 
-def logp_and_entropy(logit: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and the entropy in nats, float32[...] each, of distributions over the last axis.
+def _logp(logit: jax.Array, total: jax.Array, target: jax.Array) -> jax.Array:
+    # A sum, not a gather: the vocabulary may be split over devices, and a gather brings it together.
+    chosen = jnp.arange(logit.shape[-1]) == target[..., None]
+    return jnp.where(chosen, logit, 0.0).sum(-1) - total
 
-    Only sums over the vocabulary, which may be split over devices: a gather there would bring all logits together.
+
+def _entropy(logit: jax.Array, total: jax.Array, target: jax.Array) -> jax.Array:
+    return total - (jnp.exp(logit - total[..., None]) * logit).sum(-1)
+
+
+REDUCTIONS = {"logp": _logp, "entropy": _entropy}
+"""What may be asked of a distribution over the vocabulary, by name; each is a sum over it."""
+
+
+def reduce_logits(logit: jax.Array, target: jax.Array, reads: tuple[str, ...]) -> dict[str, jax.Array]:
+    """{name: float32[...]} of distributions over the last axis.
+
+    Args:
+      logit: float32[..., V].
+      target: int32[...].
+      reads: "logp" is log p(target), "entropy" the entropy; both in nats.
     """
     total = jax.nn.logsumexp(logit, -1)
-    chosen = jnp.arange(logit.shape[-1]) == target[..., None]
-    logp = jnp.where(chosen, logit, 0.0).sum(-1) - total
-    return logp, total - (jnp.exp(logit - total[..., None]) * logit).sum(-1)
+    return {name: REDUCTIONS[name](logit, total, target) for name in reads}
 
 
-def token_logp(
+def reduce_tokens(
     hidden_bmd: jax.Array,
     head_vd: jax.Array,
     target_bm: jax.Array,
+    reads: tuple[str, ...],
     *,
     temperature=1.0,
     forbidden: tuple[int, ...] = (),
     rules: Rules = DEFAULT_RULES,
     chunk: int = 256,
-) -> tuple[jax.Array, jax.Array]:
-    """log p(target) and entropy of each token, over chunks of tokens with rematerialisation.
+) -> dict[str, jax.Array]:
+    """`reduce_logits` of each token, over chunks of tokens with rematerialisation.
 
     Memory is `chunk` x V instead of B x M x V, forward and backward (measured at 8192 tokens, V = 151936: 1.3 GiB of
     temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes some tokens of every row, so that devices
@@ -55,13 +71,14 @@ def token_logp(
       hidden_bmd: [B, M, D], the hidden state that predicts each target.
       head_vd: [V, D], in its own dtype; multiplied in that of `hidden_bmd`.
       target_bm: int32[B, M].
+      reads: names of `REDUCTIONS`.
       temperature: of sampling; > 0.
       forbidden: ids outside the normaliser.
       rules: logical axes to mesh axes.
       chunk: tokens at once on a device.
 
     Returns:
-      float32[B, M] log-probs and float32[B, M] entropies in nats.
+      {name: float32[B, M]}.
     """
     rows, count = target_bm.shape
     size = min(count, max(1, chunk * batch_shards(rules) // rows))
@@ -77,10 +94,8 @@ def token_logp(
     @jax.checkpoint
     def one(args):
         hidden_bcd, target_bc = args
-        return logp_and_entropy(
-            tempered_logits(hidden_bcd, wide.astype(hidden_bcd.dtype), temperature, forbidden), target_bc
-        )
+        logit = tempered_logits(hidden_bcd, wide.astype(hidden_bcd.dtype), temperature, forbidden)
+        return reduce_logits(logit, target_bc, reads)
 
     whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, padded)[:, :count]
-    logp, entropy = jax.lax.map(one, (hidden, target))
-    return whole(logp), whole(entropy)
+    return jax.tree.map(whole, jax.lax.map(one, (hidden, target)))

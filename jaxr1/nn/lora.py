@@ -3,7 +3,7 @@
     x [.., in] --- W [in, out] (frozen) ----------------+--> y
               \\-- A [in, r] -- B [r, out] -- s = alpha/r -/
 
-Adapters are a tree of their own beside the parameters, params["lora"] = {path in the table: {"a", "b"}}, so that the base
+Adapters are a tree of their own beside the parameters, params[ADAPTERS] = {path in the table: {"a", "b"}}, so that the base
 stays as it is: it is frozen, has no optimiser state, and without the adapters it is the reference model.
 """
 
@@ -19,6 +19,9 @@ import numpy as np
 
 from jaxr1.nn.params import Param, Table, draw_normal, flatten, nest
 from jaxr1.parallel import Rules, sharding
+
+ADAPTERS = "lora"
+"""The part of a parameter tree that holds the adapters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +104,11 @@ def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) ->
     return nest(flat)
 
 
+def without_adapters(params: dict) -> dict:
+    """The parameter tree of the base."""
+    return {part: tree for part, tree in params.items() if part != ADAPTERS}
+
+
 def _scales(options: Lora, b: jax.Array, layers: int) -> np.ndarray | float:
     """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no gradient)."""
     scale = options.alpha / options.rank
@@ -122,8 +130,8 @@ def _adapters(lora: dict) -> dict[str, dict]:
 
 def attach(params: dict, table: Table, options: Lora) -> dict:
     """The parameter tree with its adapters beside the matrices they belong to ("q", "q_a", "q_b"; `nn.layers.dense`)."""
-    base = flatten({k: v for k, v in params.items() if k != "lora"})
-    for path, pair in _adapters(params["lora"]).items():
+    base = flatten(without_adapters(params))
+    for path, pair in _adapters(params[ADAPTERS]).items():
         scale = _scales(options, pair["b"], table[path].layers)
         base[f"{path}_a"] = pair["a"]
         base[f"{path}_b"] = pair["b"] * jnp.asarray(scale, pair["b"].dtype)
@@ -131,9 +139,9 @@ def attach(params: dict, table: Table, options: Lora) -> dict:
 
 
 def merged(params: dict, table: Table, options: Lora) -> dict:
-    """The base with the adapters added: W + s A B, in the base's dtype; without "lora"."""
-    base = flatten({k: v for k, v in params.items() if k != "lora"})
-    for path, pair in _adapters(params["lora"]).items():
+    """The base with the adapters added: W + s A B, in the base's dtype; without them."""
+    base = flatten(without_adapters(params))
+    for path, pair in _adapters(params[ADAPTERS]).items():
         p, w = table[path], base[path]
         lead = 1 if p.layers else 0
         a = pair["a"].reshape(*pair["a"].shape[:lead], -1, options.rank)

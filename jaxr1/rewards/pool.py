@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
+from jaxr1.base.errors import UserError
 from jaxr1.rewards.process import Ended, Forward, Late, Process
 from jaxr1.rewards.spec import ResolvedReward, Reward, check_labels
 from jaxr1.rewards.types import Completion, Example
@@ -34,7 +35,7 @@ START_SECONDS = 120.0  # for loading the user's files, and for importing sympy o
 HOPELESS_AFTER = 8  # kills in a row, with nothing ever graded, after which waiting for the rest is pointless
 
 
-class RewardError(RuntimeError):
+class RewardError(UserError):
     """A reward function that cannot work: it does not load, or fails for every item. Names function and file."""
 
 
@@ -134,6 +135,17 @@ class Pending:
             if not self._done.is_set():
                 self._error = error
                 self._done.set()
+
+
+def wait_for(pending: Sequence[Pending], check: Callable[[], None]) -> list[Grade]:
+    """All grades, in the order of submission; what `check` raises ends the waiting."""
+    grades: list[Grade] = []
+    for one in pending:
+        while not one.done():
+            check()
+            time.sleep(0.001)
+        grades += one.result()
+    return grades
 
 
 def _where(rewards: Sequence[ResolvedReward], index: int) -> str:

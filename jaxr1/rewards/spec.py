@@ -36,6 +36,7 @@ BUILTIN: dict[str, dict[str, tuple[Any, ...] | type]] = {
     "accuracy": {"unparsable_gold": ("none", "one"), "tail": (True, False)},
     "format": {"variant": ("strict", "whitespace", "lenient")},
 }
+NEEDS_REFERENCE = ("accuracy",)
 _BUILTIN_OBJECTS = {
     ("jaxr1.rewards.accuracy", "accuracy_reward"): "accuracy",
     ("jaxr1.rewards.format", "format_reward"): "format",
@@ -140,6 +141,11 @@ class Reward:
                 raise ValueError(
                     f"the built-in reward {name!r}: {key} must be one of {', '.join(map(repr, values))}, got {value!r}"
                 )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares with the reference answer, and can say nothing where that cannot be parsed."""
+        return self.function in NEEDS_REFERENCE
 
     @property
     def label(self) -> str:

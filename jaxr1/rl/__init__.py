@@ -1,16 +1,9 @@
-"""Advantages, objectives, the optimiser, the train step."""
+"""The pure parts: advantages, losses, weights, episodes, learners, the train step.
 
-from jaxr1.rl.advantages import Advantage, group_advantage
-from jaxr1.rl.objectives import Kl, Surrogate, clipped_surrogate, kl_estimate, token_weights
-from jaxr1.rl.optimizer import Optimizer
+A new term or estimator is named in the `__all__` of its own file.
+"""
 
-__all__ = [
-    "Advantage",
-    "Kl",
-    "Optimizer",
-    "Surrogate",
-    "clipped_surrogate",
-    "group_advantage",
-    "kl_estimate",
-    "token_weights",
-]
+from jaxr1.rl.advantages import *
+from jaxr1.rl.objectives import *
+from jaxr1.rl.optimizer import Optimizer as Optimizer
+from jaxr1.rl.weights import *

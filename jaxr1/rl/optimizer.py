@@ -8,6 +8,8 @@ from typing import Literal
 
 import optax
 
+from jaxr1.base.checks import check_least, check_positive, check_types
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -15,7 +17,8 @@ class Optimizer:
 
     Attributes:
       learning_rate: at the peak.
-      schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at the stage's last step.
+      schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at the
+        stage's last step.
       warmup: steps, or a fraction of the stage's steps when below 1.
       final: end of the decay, as a fraction of the peak.
       b1: decay of AdamW's mean of gradients.
@@ -35,13 +38,14 @@ class Optimizer:
     weight_decay: float = 0.0
     clip_norm: float = 1.0
 
-    @functools.lru_cache  # noqa: B019 - options are few; equal ones must give one object, or `apply` compiles again
-    def rate(self, steps: int) -> optax.Schedule:
-        """The learning rate as a function of the optimiser step.
+    def __post_init__(self):
+        check_types(self)
+        check_least(self, learning_rate=0, warmup=0, final=0, weight_decay=0, clip_norm=0)
+        check_positive(self, "eps")
 
-        Raises:
-          ValueError: an unknown schedule.
-        """
+    @functools.lru_cache  # noqa: B019 - equal options must give one object, or `apply` compiles anew
+    def rate(self, steps: int) -> optax.Schedule:
+        """The learning rate as a function of the optimiser step."""
         warmup = round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
         rest = max(1, steps - warmup)
         peak, end = self.learning_rate, self.final * self.learning_rate
@@ -50,14 +54,19 @@ class Optimizer:
             "cosine": lambda: optax.cosine_decay_schedule(peak, rest, self.final),
             "linear": lambda: optax.linear_schedule(peak, end, rest),
         }
-        if self.schedule not in shapes:
-            raise ValueError(f"schedule must be one of {', '.join(shapes)}, got {self.schedule!r}")
+        after = shapes[self.schedule]()
+        if not warmup:
+            return after
         # The first step of a warm-up already moves: step k of w has rate (k + 1) / w.
-        ramp = optax.linear_schedule(peak / max(1, warmup), peak, max(1, warmup - 1))
-        return optax.join_schedules([ramp, shapes[self.schedule]()], [warmup]) if warmup else shapes[self.schedule]()
+        ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+        return optax.join_schedules([ramp, after], [warmup])
 
     @functools.lru_cache  # noqa: B019
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a stage of `steps` optimiser steps."""
-        adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw) if self.clip_norm else adamw
+        adamw = optax.adamw(
+            self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+        )
+        if not self.clip_norm:
+            return adamw
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

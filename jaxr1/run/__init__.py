@@ -1,5 +1,9 @@
-"""Runs: stages, the loop, state, metrics, console, report."""
+"""Running: stages in order, and nothing of what they do."""
 
-from jaxr1.run.options import BucketOptions, Config, Evaluation, ProcessorOptions, Rl, Sft
+from jaxr1.evaluation.heldout import Evaluation
+from jaxr1.inputs.settings import ProcessorOptions
+from jaxr1.inputs.sizes import BucketOptions
+from jaxr1.run.options import Config
+from jaxr1.stages.options import Rl, Sft
 
 __all__ = ["BucketOptions", "Config", "Evaluation", "ProcessorOptions", "Rl", "Sft"]

@@ -16,13 +16,11 @@ except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
 from jaxr1.rewards.spec import Reward
+from jaxr1.run.state import ResumeError
 
 # Fields that say where and how a run is shown, not what it computes: they may differ on resume.
 FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints")
 
-
-class ResumeError(ValueError):
-    """A run directory that cannot be gone on with: made by another configuration, or in use."""
 
 
 def resolved(config: Any) -> Any:

@@ -1,4 +1,13 @@
-"""What a resume needs: the run's state, its checkpoints, its files. All Orbax calls are here."""
+"""What a resume needs: how far the run is, and its checkpoints. All Orbax calls are here.
+
+    checkpoints/STEP/   learners  {name: {trainable, optimiser, step}}       arrays
+                        progress  {..., model, moved, config, layout}        everything else
+    frozen/STAGE/       parts that an earlier stage trained and this one keeps as they are
+    reference/STAGE/    what the stage began with, where a KL term asks
+
+Frozen parts are named, not copied: they are those of the model's directory, which is known by the
+fingerprint of its weights, or those in frozen/STAGE.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +20,30 @@ import jax
 import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
+from jaxr1.base.errors import UserError
+from jaxr1.rl.learner import TrainState
+
+LAYOUT = 2  # of what a checkpoint holds
+RELEASES = {1: "0.1"}  # the last release that reads an older layout
+
+
+class ResumeError(UserError):
+    """A run directory that cannot be gone on with: of another configuration, or in use."""
+
 
 @dataclasses.dataclass
-class RunState:
-    """The host's side of a checkpoint; everything that is not an array.
+class Progress:
+    """How far a run is; the host's side of a checkpoint.
 
     Attributes:
       stage: number of the current stage.
       step: steps done in it.
       total_step: steps done in the run; names the checkpoint.
-      position: of the stage's stream.
+      position: of the stage's draws.
       offsets: lengths of the append-only files, to cut them back to.
       evaluate: the evaluation at this step is still to come.
+      model: fingerprint of the weights that the run started from.
+      moved: parts that earlier stages have trained: they are no longer the model directory's.
     """
 
     stage: int = 0
@@ -31,6 +52,8 @@ class RunState:
     position: int = 0
     offsets: dict[str, int] = dataclasses.field(default_factory=dict)
     evaluate: bool = False
+    model: str = ""
+    moved: list[str] = dataclasses.field(default_factory=list)
 
 
 def abstract(tree) -> Any:
@@ -38,11 +61,17 @@ def abstract(tree) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+def learned(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a learner."""
+    return {"trainable": state.trainable, "optimiser": state.opt, "step": state.step}
+
+
 class Checkpoints:
-    """Checkpoints of a run: arrays and run state, saved in the background, complete or absent."""
+    """Checkpoints of a run, saved in the background, complete or absent."""
 
     def __init__(self, folder: Path, keep: int | None):
         policies = ocp.training.preservation_policies
+        self.folder = folder
         self.checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -51,14 +80,16 @@ class Checkpoints:
         )
         self.pending = None
 
-    def save(self, state, run: RunState, config: dict) -> None:
+    def save(self, states: dict[str, TrainState], progress: Progress, config: dict) -> None:
         """Starts a save; the previous one is finished first."""
         self.wait()
+        learners = {name: learned(state) for name, state in states.items()}
         if jax.default_backend() == "cpu":
-            # A host view of a CPU array is the array: the next donated update would write under the save's feet.
-            state = jax.tree.map(jnp.copy, state)
+            # A host view of a CPU array is the array: the next donated update would write under it.
+            learners = jax.tree.map(jnp.copy, learners)
+        noted = {**dataclasses.asdict(progress), "config": json.dumps(config), "layout": LAYOUT}
         self.pending = self.checkpointer.save_checkpointables_async(
-            run.total_step, {"state": state, "run": {**dataclasses.asdict(run), "config": json.dumps(config)}}
+            progress.total_step, {"learners": learners, "progress": noted}
         )
 
     def wait(self) -> None:
@@ -75,35 +106,118 @@ class Checkpoints:
         """Those of all complete checkpoints, ascending."""
         return sorted(found.step for found in self.checkpointer.checkpoints)
 
-    def run_state(self, step: int) -> RunState:
-        saved = dict(self.checkpointer.load_checkpointables(step, {"run": None})["run"])
+    def progress(self, step: int) -> Progress:
+        """How far the run was.
+
+        Raises:
+          ResumeError: the checkpoint has another layout; names the release that reads it.
+        """
+        held = self.checkpointer.checkpointables_metadata(step).metadata
+        if "progress" not in held:
+            self._refuse(1)
+        saved = dict(self.checkpointer.load_checkpointables(step, {"progress": None})["progress"])
+        if (layout := saved.pop("layout")) != LAYOUT:
+            self._refuse(layout)
         saved.pop("config")
-        return RunState(**saved)
+        return Progress(**saved)
 
-    def load(self, step: int, like) -> Any:
-        """The arrays of a checkpoint, placed like `like`."""
-        return self.checkpointer.load_checkpointables(step, {"state": abstract(like)})["state"]
+    def _refuse(self, layout: int) -> None:
+        release = RELEASES.get(layout)
+        reads = f"release {release} of jaxr1 reads" if release else "a newer release of jaxr1 wrote"
+        raise ResumeError(
+            f"{self.folder}: these checkpoints have layout {layout}, which {reads}; this one has "
+            f"layout {LAYOUT}. Go on with that release, or begin anew in another run directory (the "
+            "report and export/ of this one can be used as they are)"
+        )
 
-    def params(self, step: int, like: dict) -> dict:
-        """Only the parameters of a checkpoint, placed like `like`; the optimiser state is not read."""
-        meta = self.checkpointer.checkpointables_metadata(step).metadata["state"]
-        skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, meta)
-        wanted = dict(skipped)
-        for part in ("trainable", "frozen"):
-            wanted[part] = {k: abstract(like[k]) for k in skipped[part]}
-        state = self.checkpointer.load_checkpointables(step, {"state": wanted})["state"]
-        return {**state["trainable"], **state["frozen"]}
+    def load(self, step: int, states: dict[str, TrainState]) -> dict[str, TrainState]:
+        """The states of a checkpoint, placed like `states`, whose frozen parts they keep."""
+        like = {name: abstract(learned(state)) for name, state in states.items()}
+        found = self.checkpointer.load_checkpointables(step, {"learners": like})["learners"]
+        return {
+            name: dataclasses.replace(
+                state,
+                trainable=found[name]["trainable"],
+                opt=found[name]["optimiser"],
+                step=found[name]["step"],
+            )
+            for name, state in states.items()
+        }
+
+    def trainable(self, step: int, learner: str, like: dict) -> dict:
+        """Only the trained parameters of a learner, placed like `like`; {part: parameters}.
+
+        Args:
+          like: parameters of all parts that may have been trained.
+        """
+        meta = self.checkpointer.checkpointables_metadata(step).metadata["learners"]
+        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, meta)
+        parts = wanted[learner]["trainable"]
+        wanted[learner] = {**wanted[learner], "trainable": {k: abstract(like[k]) for k in parts}}
+        found = self.checkpointer.load_checkpointables(step, {"learners": wanted})["learners"]
+        return found[learner]["trainable"]
 
     def close(self) -> None:
         self.wait()
         self.checkpointer.close()
 
 
-def save_tree(folder: Path, tree) -> None:
-    """Writes a tree of arrays once (a stage's reference)."""
+class Kept:
+    """Parameters of a stage that are written once, beside its checkpoints.
+
+    Args:
+      folder: the run directory.
+      stage: name of the stage.
+      begun: whether the stage has done steps already.
+    """
+
+    def __init__(self, folder: Path, stage: str, begun: bool):
+        self.reference, self.parts = folder / "reference" / stage, folder / "frozen" / stage
+        self.stage, self.begun = stage, begun
+
+    def snapshot(self, tree: dict) -> dict:
+        """Parameters as they were when the stage began.
+
+        Raises:
+          ResumeError: the stage was begun without asking for them.
+        """
+        if self.begun and not self.reference.is_dir():
+            raise ResumeError(
+                f"stage {self.stage!r} was begun without a KL term: there is no reference in "
+                f"{self.reference}"
+            )
+        return _once(self.reference, tree)
+
+    def frozen(self, states: dict[str, TrainState], moved: list[str]) -> dict[str, TrainState]:
+        """The states, with frozen parts that earlier stages have moved as these left them.
+
+        Args:
+          moved: such parts; the others are as in the model's directory.
+        """
+        kept = {}
+        for name, state in states.items():
+            own = {part: tree for part, tree in state.frozen.items() if part in moved}
+            if own:
+                own = _once(self.parts / name, own)
+            kept[name] = dataclasses.replace(state, frozen={**state.frozen, **own})
+        return kept
+
+    def read_frozen(self, learner: str, like: dict) -> dict:
+        """The frozen parts of a learner that are kept here; {} where all are the model's.
+
+        Args:
+          like: parameters of all parts.
+        """
+        folder = self.parts / learner
+        if not folder.is_dir():
+            return {}
+        parts = ocp.pytree_metadata(folder.absolute()).metadata
+        return ocp.load(folder.absolute(), {part: abstract(like[part]) for part in parts})
+
+
+def _once(folder: Path, tree: dict) -> dict:
+    """Writes a tree where nothing is yet; what is there, placed like it."""
     if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
         ocp.save(folder.absolute(), tree)
-
-
-def load_tree(folder: Path, like) -> Any:
-    return ocp.load(folder.absolute(), abstract(like))
+    return ocp.load(folder.absolute(), abstract(tree))

@@ -17,7 +17,7 @@ from flax import struct
 
 from jaxr1.models import text, vlm
 from jaxr1.models.vlm import Model, Prefilled
-from jaxr1.nn.logprob import logp_and_entropy, tempered_logits
+from jaxr1.nn.logprob import reduce_logits, tempered_logits
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import constrain
 from jaxr1.sampling.draw import Filters, draw
@@ -128,7 +128,10 @@ def decode_until(
     def body(s: DecodeState) -> DecodeState:
         logit = tempered_logits(s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden)
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
-        token, logp, entropy = (x.reshape(rows, samples) for x in (token, *logp_and_entropy(logit, token)))
+        of_token = reduce_logits(logit, token, ("logp", "entropy"))
+        token, logp, entropy = (
+            x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"])
+        )
         live = ~s.done_bs
         note = lambda x_bsc, x: jax.lax.dynamic_update_slice(x_bsc, jnp.where(live, x, 0)[..., None], (0, 0, s.step))
         position = prompt.next_position_b[:, None] + s.step

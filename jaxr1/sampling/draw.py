@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import zlib
 
 import jax
@@ -10,6 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 FILTERED = -1e30
+
+
+class RandomStream(enum.IntEnum):
+    """Tells apart draws that share a seed: those of `generate`, of evaluation, of each stage."""
+
+    GENERATE = 0
+    EVALUATION = 1
+    TRAINING = 2  # of the first stage; stage i has TRAINING + i
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +41,7 @@ def prompt_key(seed: int, stream: int, draw_id: int | str) -> np.ndarray:
 
     Args:
       seed: of the run.
-      stream: tells apart the stages of a run, and evaluation from training.
+      stream: see `RandomStream`.
       draw_id: of the prompt; strings are hashed.
     """
     number = zlib.crc32(draw_id.encode()) if isinstance(draw_id, str) else draw_id

@@ -17,8 +17,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import Buckets, EncodedPrompt
+from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.patches import block_size, make_rows
+from jaxr1.inputs.sizes import Buckets
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_multiple, mesh_of, place_rows

@@ -10,15 +10,15 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import Buckets, EncodedPrompt, make_batch
+from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets, make_batch
 from jaxr1.inputs.images import MediaError
-from jaxr1.inputs.patches import geometric, rows_for
 from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.sizes import Buckets, geometric, rows_for
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
 from jaxr1.sampling import decode as loop
-from jaxr1.sampling.draw import Filters, prompt_key, sample_keys
+from jaxr1.sampling.draw import Filters, RandomStream, prompt_key, sample_keys
 
 # Cache slots added before the host looks at the responses again (stop strings, compaction).
 FIRST_SLOTS = 32
@@ -145,8 +145,8 @@ def generate(
     encoded = encode_all(processor, prompts)
     if not encoded:
         return []
-    keys = [prompt_key(seed, 0, i if p.id is None else p.id) for i, p in enumerate(prompts)]
-    buckets = Buckets.fitting(encoded, max_new_tokens)
+    keys = [prompt_key(seed, RandomStream.GENERATE, i if p.id is None else p.id) for i, p in enumerate(prompts)]
+    buckets = fitting_buckets(encoded, max_new_tokens)
     sampler = Sampler(model, processor, options, buckets)
     drawn = 1 if temperature == 0 else n
     out: list[list[Completion] | None] = [None] * len(prompts)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import Buckets, EncodedPrompt
+from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets
 from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import Plan, gather, make_strips, plan_prompts, plan_strips
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
@@ -17,44 +19,64 @@ from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_multiple, mesh_of, place_rows
 from jaxr1.sampling.generate import encode_all
 
+READS = ("logp",)
 
-@functools.partial(jax.jit, static_argnames=("model", "forbidden"))
-def score_batch(model: Model, params: dict, batch, strips, temperature, forbidden: tuple[int, ...]):
-    """Log-probs and entropies float32[B, S, T] of packed responses."""
+
+@functools.partial(jax.jit, static_argnames=("model", "reads", "forbidden"))
+def score_batch(
+    model: Model,
+    params: dict,
+    batch,
+    strips,
+    temperature,
+    reads: tuple[str, ...],
+    forbidden: tuple[int, ...],
+) -> dict[str, jax.Array]:
+    """What the model says of packed responses, {name: float32[B, S, T]}."""
     params = vlm.cast(model, params)
     with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
-        return vlm.response_logp(model, params, prompt, strips, temperature=temperature, forbidden=forbidden)
+        return vlm.said(
+            model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden
+        )
 
 
 def score_plans(
     model: Model,
     params: dict,
     prompts: Sequence[EncodedPrompt],
-    tokens: Sequence[Sequence[np.ndarray]],
     plans: Sequence[Plan],
+    token_n: np.ndarray,
     buckets: Buckets,
     *,
     temperature: float,
     forbidden: tuple[int, ...],
-) -> dict[tuple[int, int], np.ndarray]:
-    """{(prompt, sample): float32 log-probs} of the responses that the plans place."""
-    mesh, out = mesh_of(params), {}
-    ones = [[1.0] * len(t) for t in tokens]
-    with jax.set_mesh(mesh):
-        for plan in plans:
-            batch = plan_prompts(plan, prompts, buckets, model.layout, multiple=batch_multiple(mesh, model.rules))
-            strips = make_strips(plan, prompts, tokens, ones)
-            logp, _ = score_batch(
-                model,
-                params,
-                place_rows(batch, mesh, model.rules),
-                place_rows(strips, mesh, model.rules),
-                np.float32(temperature),
-                forbidden,
+    reads: tuple[str, ...] = READS,
+) -> dict[str, np.ndarray]:
+    """Columns of what the model says of the responses that the plans place; 0 for all others.
+
+    Args:
+      prompts: all prompts that the plans' numbers refer to.
+      token_n: int32[N], the tokens of all responses.
+      reads: names of the columns; see `vlm.said`.
+
+    Returns:
+      {name: float32[N]}.
+    """
+    mesh = mesh_of(params)
+    multiple = batch_multiple(mesh, model.rules)
+    columns = {name: np.zeros(len(token_n), np.float32) for name in reads}
+    for plan in plans:
+        batch = plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple)
+        strips = make_strips(plan, prompts, token_n)
+        with jax.set_mesh(mesh):
+            batch, strips = place_rows((batch, strips), mesh, model.rules)
+            found = score_batch(
+                model, params, batch, strips, np.float32(temperature), reads, forbidden
             )
-            out.update(gather(plan, np.asarray(logp)))
-    return out
+        for name, array_bst in found.items():
+            gather(plan, np.asarray(array_bst), columns[name])
+    return columns
 
 
 def score(
@@ -100,17 +122,26 @@ def score(
                     raise ValueError(f"response {j} of prompt {i}: id {ids[at]} at position {at} is {what}")
             tokens[-1].append(ids.astype(np.int32))
     encoded = encode_all(processor, prompts)
-    longest = max((len(t) for group in tokens for t in group), default=1)
-    buckets = Buckets.fitting(encoded, longest)
-    lengths = [[len(t) for t in group] for group in tokens]
+    counts = [[len(t) for t in group] for group in tokens]
+    longest = max((max(group, default=1) for group in counts), default=1)
+    buckets = fitting_buckets(encoded, longest)
     plans = plan_strips(
         [len(p) for p in encoded],
-        lengths,
+        counts,
         buckets,
         token_budget=token_budget,
         multiple=batch_multiple(mesh_of(params), model.rules),
     )
-    found = score_plans(
-        model, params, encoded, tokens, plans, buckets, temperature=temperature, forbidden=processor.media_token_ids
-    )
-    return [[found[i, j] for j in range(len(group))] for i, group in enumerate(tokens)]
+    token_n = np.concatenate([np.zeros(0, np.int32), *itertools.chain.from_iterable(tokens)])
+    column = score_plans(
+        model,
+        params,
+        encoded,
+        plans,
+        token_n,
+        buckets,
+        temperature=temperature,
+        forbidden=processor.media_token_ids,
+    )["logp"]
+    each = iter(np.split(column, np.cumsum(list(itertools.chain.from_iterable(counts)))))
+    return [[next(each) for _ in group] for group in counts]

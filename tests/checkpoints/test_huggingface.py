@@ -149,11 +149,11 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
     theirs.save_pretrained(again)
     assert_same(jaxr1.load_model(again)[1], params)
 
-    from jaxr1.inputs.batch import Buckets, make_batch
+    from jaxr1.inputs.batch import fitting_buckets, make_batch
     from jaxr1.models.vlm import prompt_logits
 
     encoded = [processor.encode(p) for p in mixed_prompts(rng, 2)]
-    batch = make_batch(encoded, Buckets.fitting(encoded, 8), model.layout, rows=2)
+    batch = make_batch(encoded, fitting_buckets(encoded, 8), model.layout, rows=2)
     logits = np.asarray(prompt_logits(ours, back, batch))
     for i, prompt in enumerate(encoded):
         with torch.no_grad():

@@ -5,16 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxr1.inputs.batch import (
-    Buckets,
-    EncodedPrompt,
-    TooLong,
-    batch_waste,
-    bucket,
-    make_batch,
-)
-from jaxr1.inputs.patches import PatchLayout, geometric, pack_first_fit, patch_places, rows_for
+from jaxr1.inputs.batch import EncodedPrompt, batch_waste, fitting_buckets, make_batch
+from jaxr1.inputs.patches import PatchLayout, patch_places
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.sizes import Buckets, TooLong, bucket, geometric, pack_first_fit, rows_for
 from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
 
 LAYOUT = PatchLayout(merge=2, values=2)
@@ -81,7 +75,7 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
     """Unique values: the embedding that a placeholder names is made of its own image's patches, in one row and segment."""
     for _ in range(20):
         prompts = [made_prompt(rng, random_grids(rng, merge), merge) for _ in range(int(rng.integers(1, 6)))]
-        buckets = Buckets.fitting(prompts, 8)
+        buckets = fitting_buckets(prompts, 8)
         batch = make_batch(prompts, buckets, PatchLayout(merge, 2), rows=8, multiple=multiple)
         r, m, _ = batch.media.patch_rmc.shape
         assert r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
@@ -252,7 +246,7 @@ def test_prompts_of_a_plan(rng):
     prompts = [made_prompt(rng, random_grids(rng)) for _ in range(6)]
     lengths = [len(p) for p in prompts]
     responses = [rng.integers(0, 9, 3).tolist() for _ in prompts]
-    buckets = Buckets.fitting(prompts, 8)
+    buckets = fitting_buckets(prompts, 8)
     for plan in plan_strips(lengths, responses, buckets, token_budget=200, multiple=2):
         batch = plan_prompts(plan, prompts, buckets, LAYOUT, multiple=2)
         assert batch.token_bp.shape == (plan.rows, plan.prompt_len)

@@ -13,7 +13,7 @@ from reference import make_checkpoint, mixed_prompts, random_image, torch_inputs
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.inputs.positions import Span, mrope_positions
-from jaxr1.inputs.processor import TooLong
+from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import PromptError, end_of_turn
 from jaxr1.models.presets import make_tokenizer
 

@@ -9,7 +9,7 @@ import pytest
 from reference import make_checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.inputs.batch import Buckets
+from jaxr1.inputs.batch import fitting_buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.nn.attention import causal_attention, decode_attention, segment_attention, strip_attention
 from jaxr1.nn.params import flatten
@@ -38,7 +38,7 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
     common = rng.integers(20, 24, (rows, group, length))  # four tokens make up half of the text
     mixed = np.where(rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)).astype(np.int32)
     tokens = [list(row) for row in mixed]
-    buckets = Buckets.fitting(prompts, length)
+    buckets = fitting_buckets(prompts, length)
     [plan] = plan_strips([len(p) for p in prompts], [[length] * group] * rows, buckets, token_budget=10**9)
     zero, weight = fill(plan, [[0.0] * group] * rows), 1 / mixed.size
 

@@ -10,7 +10,7 @@ from reference import FAMILIES, hf_arrays, make_checkpoint, mixed_prompts, rando
 
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError, open_checkpoint, write_checkpoint
-from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.batch import fitting_buckets, make_batch
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.inputs.template import PromptError
 from jaxr1.models.vlm import prompt_logits
@@ -177,7 +177,7 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
     assert processor.template == "internvl2_5" and processor.images == jaxr1.load_processor(folder).images
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
     logits = np.asarray(
-        prompt_logits(model, loaded, make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1))
+        prompt_logits(model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1))
     )
     with torch.no_grad():
         theirs = reference(**torch_inputs(encoded, ours)).logits[0].numpy()
@@ -240,7 +240,7 @@ def test_gradients_equal_torch(world, rng):
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 2, (2, 1))]
     tokens = [[rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)], [rng.integers(20, 400, 4).astype(np.int32)]]
     weights = [[float(w) for w in rng.uniform(0.2, 1, len(row))] for row in tokens]
-    buckets = Buckets.fitting(prompts, 8)
+    buckets = fitting_buckets(prompts, 8)
     [plan] = plan_strips(
         [len(p) for p in prompts], [[len(t) for t in row] for row in tokens], buckets, token_budget=10**6
     )
@@ -348,7 +348,7 @@ def test_video_equals_transformers(world, rng, frames):
     with torch.no_grad():
         theirs = reference(**inputs).logits[0].numpy()
     ours = np.asarray(
-        prompt_logits(model, params, make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1))
+        prompt_logits(model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1))
     )
     np.testing.assert_allclose(ours[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
 
@@ -376,7 +376,7 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
     _, model, params, processor, _ = world
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 4, (0, 1, 3, 2))]
     tokens = [[rng.integers(20, 400, 6).astype(np.int32)] for _ in prompts]
-    buckets = Buckets.fitting(prompts, 8)
+    buckets = fitting_buckets(prompts, 8)
     plans = plan_strips([len(p) for p in prompts], [[6]] * 4, buckets, token_budget=10**6)
     options = dict(temperature=1.0, forbidden=processor.media_token_ids)
     whole = score_plans(model, params, prompts, tokens, plans, buckets, **options)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxr1
-from jaxr1.inputs.batch import Buckets, EncodedPrompt
+from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import plan_strips
 from jaxr1.models.flops import forward_flops, plan_flops, total_flops, training_flops
 from jaxr1.run import monitor

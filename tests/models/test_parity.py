@@ -7,7 +7,7 @@ import pytest
 from reference import make_checkpoint, mixed_prompts, pixels_of, torch_inputs
 
 import jaxr1
-from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.batch import fitting_buckets, make_batch
 from jaxr1.models import vit
 from jaxr1.models.flops import forward_flops
 from jaxr1.models.vlm import prompt_logits
@@ -48,7 +48,7 @@ def images_for(model):
 
 
 def logits(model, params, encoded, **options):
-    buckets = Buckets.fitting(encoded, 8)
+    buckets = fitting_buckets(encoded, 8)
     return np.asarray(prompt_logits(model, params, make_batch(encoded, buckets, model.layout, rows=4, **options)))
 
 
@@ -72,7 +72,7 @@ def test_every_tower_block_equals_transformers(case, rng):
     if model.vision is None:
         pytest.skip("no tower")
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
-    batch = make_batch([encoded], Buckets.fitting([encoded], 8), model.layout, rows=1)
+    batch = make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1)
     ours = np.asarray(vit.tower(model.vision, params["vision"], batch.media, model.rules, every_block=True))
     kept = []
     visual = reference.model.vision_tower if model.family == "internvl" else reference.model.visual

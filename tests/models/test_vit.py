@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import jaxr1
-from jaxr1.inputs.patches import block_size, geometric, make_rows
+from jaxr1.inputs.patches import block_size, make_rows
+from jaxr1.inputs.sizes import geometric
 from jaxr1.models import vlm
 from jaxr1.models.vit import bicubic
 

@@ -11,7 +11,8 @@ import pytest
 from reference import make_checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.inputs.batch import Buckets, make_batch
+from jaxr1.inputs.batch import make_batch
+from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.parallel import batch_multiple, make_mesh, place_rows
 from jaxr1.rl import step as rl

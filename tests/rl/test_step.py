@@ -10,7 +10,7 @@ import pytest
 from reference import hf_arrays, make_checkpoint, mixed_prompts, torch_inputs
 
 import jaxr1
-from jaxr1.inputs.batch import Buckets
+from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.vlm import cast
 from jaxr1.nn.params import flatten

@@ -9,6 +9,8 @@ from PIL import Image
 from reference import one_stage
 
 import jaxr1
+from jaxr1.base.checks import OptionError
+from jaxr1.base.jsonl import read_jsonl
 from jaxr1.checkpoints.tensors import CheckpointError
 from jaxr1.data import Files
 from jaxr1.data.example import DataError
@@ -17,8 +19,6 @@ from jaxr1.parallel import MeshOptions
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl
 from jaxr1.run import Evaluation
-from jaxr1.run.check import OptionError
-from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.resume import ResumeError
 
 

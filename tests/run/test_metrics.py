@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from jaxr1.base.jsonl import AppendLog, read_jsonl
 from jaxr1.run.console import Console, format_number, format_seconds
-from jaxr1.run.metrics import AppendLog, MetricsLog, read_jsonl
+from jaxr1.run.metrics import MetricsLog
 
 
 def lines(path):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxr1.base.jsonl import read_jsonl
 from jaxr1.checkpoints.tensors import open_checkpoint
-from jaxr1.run.metrics import read_jsonl
 
 SCRIPT = Path(__file__).with_name("killed.py")
 

@@ -9,6 +9,7 @@ from PIL import Image
 from reference import BUCKETS, one_stage
 
 import jaxr1
+from jaxr1.base.jsonl import read_jsonl
 from jaxr1.config import load_config
 from jaxr1.data import Files, Sat
 from jaxr1.export import main as export
@@ -18,7 +19,6 @@ from jaxr1.rl import Optimizer
 from jaxr1.rl import step as rl
 from jaxr1.run import BucketOptions, Rl
 from jaxr1.run.final import export_checkpoint
-from jaxr1.run.metrics import read_jsonl
 from jaxr1.run.monitor import CompileCounter
 from jaxr1.run.resume import ResumeError
 

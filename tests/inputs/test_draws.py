@@ -7,7 +7,8 @@ from reference import random_image
 
 import jaxr1
 from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.run.stream import Stream, unparsable_rows
+from jaxr1.inputs.draws import Draw, Draws
+from jaxr1.run.dropped import unparsable_rows
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,13 @@ def with_image(image) -> dict:
     return {"messages": ({"role": "user", "content": content},)}
 
 
-def make(examples, processor, drops=None, **options) -> Stream:
+def make(examples, processor, drops=None, **options) -> Draws:
     drop = lambda *row: (drops if drops is not None else []).append(row)
-    return Stream(dataset(examples), processor, **{"seed": 0, "max_prompt_tokens": 200, "on_drop": drop} | options)
+    return Draws(dataset(examples), processor, **{"seed": 0, "max_prompt_tokens": 200, "on_drop": drop} | options)
 
 
-def drawn(stream, position, count) -> list[tuple[int, int]]:
-    return [(d.position, d.row) for d in stream.take(position, count)[1]]
+def drawn(draws, position, count) -> list[tuple[int, int]]:
+    return [(d.position, d.row) for d in draws.take(position, count)[1]]
 
 
 def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
@@ -55,7 +56,7 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
         count = int(rng.integers(1, 9))
         position, part = make(examples, processor, seed=seed).take(
             position, count
-        )  # a fresh stream: as after a restart
+        )  # a fresh draws: as after a restart
         pieces += [(d.position, d.row) for d in part]
         assert position == pieces[-1][0] + 1
     assert pieces[:60] == whole
@@ -73,8 +74,8 @@ def test_too_long_rows_are_passed_over_and_named_once(processor, rng):
     long, wordy = ({"role": "user", "content": "x " * 500},), "y " * 500
     examples = rows(9, r2={"messages": long}, r5={"messages": long, "response": wordy})
     drops: list = []
-    stream = make(examples, processor, drops)
-    found = drawn(stream, 0, 35)
+    draws = make(examples, processor, drops)
+    found = drawn(draws, 0, 35)
     assert {r for _, r in found} == {0, 1, 3, 4, 6, 7, 8}
     assert sorted(s for s, _ in drops) == ["mine.jsonl:3", "mine.jsonl:6"]
     assert all("tokens, over the limit of 200" in reason for _, reason in drops)
@@ -91,10 +92,10 @@ def test_rows_known_to_be_unusable_are_not_even_read(processor):
         assert i != 2
         return examples[i]
 
-    stream = Stream(
+    draws = Draws(
         Dataset("mine", 4, get), processor, seed=0, max_prompt_tokens=99, on_drop=pytest.fail, unusable=frozenset({2})
     )
-    assert {r for _, r in drawn(stream, 0, 9)} == {0, 1, 3}
+    assert {r for _, r in drawn(draws, 0, 9)} == {0, 1, 3}
 
 
 def test_no_usable_row(processor):
@@ -110,8 +111,8 @@ def test_an_image_over_the_patch_limit_is_dropped(processor, rng):
     examples = rows(3, r1=with_image(thin), r2=with_image(random_image(rng)))
     limit = processor.images.max_pixels // processor.images.patch_size**2
     drops: list = []
-    stream = make(examples, processor, drops, max_prompt_tokens=4096, max_patches=limit)
-    assert {r for _, r in drawn(stream, 0, 9)} == {0, 2}
+    draws = make(examples, processor, drops, max_prompt_tokens=4096, max_patches=limit)
+    assert {r for _, r in drawn(draws, 0, 9)} == {0, 2}
     [(source, reason)] = drops
     assert source == "mine.jsonl:2" and f"patches, over the limit of {limit}" in reason
 
@@ -122,9 +123,9 @@ def test_a_broken_image_names_its_row(processor, tmp_path, rng):
     (tmp_path / "cut.png").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     (tmp_path / "empty.png").write_bytes(b"")
     for name in ("cut.png", "empty.png", "absent.png"):
-        stream = make(rows(3, r1=with_image(str(tmp_path / name))), processor)
+        draws = make(rows(3, r1=with_image(str(tmp_path / name))), processor)
         with pytest.raises(DataError) as caught:
-            stream.take(0, 3)
+            draws.take(0, 3)
         assert str(caught.value).startswith("mine.jsonl:2: ") and name in str(caught.value)
     with pytest.raises(DataError, match=r"^mine\.jsonl:2: message 0"):
         make(rows(3, r1={"messages": ({"role": "robot", "content": "x"},)}), processor).take(0, 3)
@@ -137,9 +138,9 @@ def test_answers_that_cannot_be_parsed_are_named():
     assert unparsable_rows(dataset(rows(4))) == {}
 
 
-def responses(processor, examples, **options) -> dict[int, jaxr1.run.stream.Drawn]:
-    stream = make(examples, processor, with_response=True, max_response_tokens=40, **options)
-    return {d.row: d for d in stream.take(0, len(examples))[1]}
+def responses(processor, examples, **options) -> dict[int, Draw]:
+    draws = make(examples, processor, with_response=True, max_response_tokens=40, **options)
+    return {d.row: d for d in draws.take(0, len(examples))[1]}
 
 
 def test_a_response_ends_with_the_stop_token(processor):
@@ -169,8 +170,8 @@ def test_a_response_does_not_repeat_the_prefix():
 def test_responses_too_long_or_absent(processor):
     drops: list = []
     examples = rows(3, r0={"response": "7"}, r1={"response": "z " * 100}, r2={"response": "8"})
-    stream = make(examples, processor, drops, with_response=True, max_response_tokens=40)
-    assert {r for _, r in drawn(stream, 0, 6)} == {0, 2}
+    draws = make(examples, processor, drops, with_response=True, max_response_tokens=40)
+    assert {r for _, r in drawn(draws, 0, 6)} == {0, 2}
     [(source, reason)] = drops
     assert source == "mine.jsonl:2" and "the response has" in reason and "limit of 40" in reason
     with pytest.raises(DataError, match=r"mine\.jsonl:1: field 'response': a supervised stage needs one"):

@@ -9,19 +9,19 @@ import grain
 import numpy as np
 
 from jaxr1.data.example import DataError, Dataset, Example, refusal
-from jaxr1.inputs.batch import EncodedPrompt, TooLong
+from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
+from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import Prompt, PromptError, check_text
-from jaxr1.rewards.accuracy import parse_answer_problem
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
-    """One draw of the stream.
+class Draw:
+    """One draw of an example.
 
     Attributes:
-      position: in the stream; it keys the random draws of this prompt, so that a row met again is drawn anew.
+      position: in the order of draws; it keys the random draws of this prompt, so that a row met again is drawn anew.
       row: in the data set.
     """
 
@@ -32,7 +32,7 @@ class Drawn:
     response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
-class Stream:
+class Draws:
     """A data set in a seeded order without end; position i is a function of (seed, i), so a resume needs one number.
 
     Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`.
@@ -57,13 +57,13 @@ class Stream:
         self.max_patches, self.last_drop = max_patches, ""
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
 
-    def take(self, position: int, count: int) -> tuple[int, list[Drawn]]:
+    def take(self, position: int, count: int) -> tuple[int, list[Draw]]:
         """`count` draws from `position` on, and the position after them.
 
         Raises:
           DataError: a row that cannot be read, or no usable row left.
         """
-        out: list[Drawn] = []
+        out: list[Draw] = []
         while len(out) < count:
             if len(self.unusable) >= len(self.dataset):
                 why = f"; the last one: {self.last_drop}" if self.last_drop else ""
@@ -73,7 +73,7 @@ class Stream:
                 example = self.dataset[row]
                 try:
                     prompt, response = self.encode(example)
-                    out.append(Drawn(position, row, example, prompt, response))
+                    out.append(Draw(position, row, example, prompt, response))
                 except (TooLong, MediaError, PromptError) as e:
                     refused = None if isinstance(e, TooLong) else refusal(self.dataset, example, e)
                     if refused is not None:
@@ -105,13 +105,3 @@ class Stream:
         if len(ids) > self.limits[1]:
             raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
         return prompt, np.asarray(ids, np.int32)
-
-
-def unparsable_rows(dataset: Dataset) -> dict[int, str]:
-    """Rows whose reference answer cannot be parsed, and why: no response could be graded against it."""
-    bad = {}
-    for row in range(len(dataset)):
-        answer = dataset[row].answer
-        if (reason := parse_answer_problem(answer)) is not None:
-            bad[row] = f"answer {answer!r:.80}: {reason}"
-    return bad

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxr1.run.history import Evaluated, History, StageResult
-from jaxr1.run.metrics import read_jsonl
-from jaxr1.run.table import COLUMNS, cells
+from jaxr1.base.jsonl import read_jsonl
+from jaxr1.report.history import Evaluated, History, StageResult
+from jaxr1.report.table import COLUMNS, cells
 
 SAMPLES = 12  # pictures on the page, for each evaluation set
 MAX_RESPONSE_CHARS = 4000

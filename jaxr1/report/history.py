@@ -6,7 +6,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jaxr1.run.metrics import read_jsonl
+from jaxr1.base.jsonl import read_jsonl
 
 Values = dict[str, float | None]
 

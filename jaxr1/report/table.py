@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from jaxr1.run.history import StageResult
+from jaxr1.report.history import StageResult
 
 
 def _percent(value: float | None) -> str:

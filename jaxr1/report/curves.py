@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from jaxr1.run.history import History
+from jaxr1.report.history import History
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from jaxr1.run.curves import DARK, LIGHT, draw_curves
-from jaxr1.run.history import StageResult, read_history, stage_results
-from jaxr1.run.page import page_html
-from jaxr1.run.table import results_table
+from jaxr1.report.curves import DARK, LIGHT, draw_curves
+from jaxr1.report.history import StageResult, read_history, stage_results
+from jaxr1.report.page import page_html
+from jaxr1.report.table import results_table
 
 
 @dataclass(frozen=True)

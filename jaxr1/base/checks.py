@@ -10,23 +10,28 @@ import types
 import typing
 from typing import Any
 
+from jaxr1.base.errors import UserError
 
-def check_types(options: Any, path: str = "") -> None:
-    """Checks the fields of a dataclass tree against their annotations.
+
+def check_types(options: Any, path: str | None = None) -> None:
+    """Checks the fields of a dataclass against their annotations.
+
+    A field that is a dataclass is taken to have checked itself.
 
     Args:
       options: a dataclass instance.
-      path: of `options` in the whole tree, as messages begin with it.
+      path: what messages begin with; None is the name of its class.
 
     Raises:
-      ValueError: a field of another type; names its path, what would be accepted and what is there.
+      ValueError: a field of another type; names it, what would be accepted and what is there.
     """
     hints = typing.get_type_hints(type(options))
     for field in dataclasses.fields(options):
-        _check(getattr(options, field.name), hints[field.name], f"{path}{field.name}")
+        where = _where(options, path) + field.name
+        _check(getattr(options, field.name), hints[field.name], where)
 
 
-class OptionError(ValueError):
+class OptionError(UserError):
     """An option that does not fit the model, the data or the machine; names its path."""
 
 
@@ -39,28 +44,39 @@ def option(path: str) -> collections.abc.Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, ImportError) as e:
-        if type(e) not in (ValueError, ImportError):
-            raise
         raise OptionError(f"{path}: {e}") from e
 
 
-def check_least(options: Any, path: str, **least: float) -> None:
+def check_least(options: Any, path: str | None = None, **least: float) -> None:
     """Checks fields against their least values.
+
+    Args:
+      options: a dataclass instance.
+      path: what messages begin with; None is the name of its class.
+      least: the least value of each field.
 
     Raises:
       ValueError: one is less (or NaN); names its path, the least value and what is there.
     """
     for name, bound in least.items():
         if not getattr(options, name) >= bound:
-            raise ValueError(f"{path}{name} must be at least {bound}, got {getattr(options, name)!r}")
+            where = _where(options, path)
+            raise ValueError(f"{where}{name} must be at least {bound}, got {getattr(options, name)!r}")
 
 
-def check_positive(options: Any, path: str, *names: str) -> None:
-    """Raises ValueError where one of these fields is not over 0; names its path."""
+def check_positive(options: Any, *names: str, path: str | None = None) -> None:
+    """Raises ValueError where one of these fields is not over 0; `path` as in `check_least`."""
     for name in names:
         if not getattr(options, name) > 0:
-            raise ValueError(f"{path}{name} must be over 0, got {getattr(options, name)!r}")
+            where = _where(options, path)
+            raise ValueError(f"{where}{name} must be over 0, got {getattr(options, name)!r}")
+
+
+def _where(options: Any, path: str | None) -> str:
+    return f"{type(options).__name__}." if path is None else path
 
 
 def _check(value: Any, hint: Any, path: str) -> None:
@@ -69,8 +85,6 @@ def _check(value: Any, hint: Any, path: str) -> None:
     if isinstance(value, tuple):
         for i, item in enumerate(value):
             _check(item, _item_hint(hint, i), f"{path}.{i}")
-    elif dataclasses.is_dataclass(value):
-        check_types(value, f"{path}.")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:

@@ -1,0 +1,67 @@
+"""What was computed in a step: counted where it is done, for `perf/...`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, batch_waste
+from jaxr1.inputs.strips import Plan, Strips
+from jaxr1.models.flops import forward_flops
+from jaxr1.models.vlm import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Padding:
+    """What a micro-batch wasted: fractions of padded places, attention pairs computed / needed."""
+
+    prompt: float
+    patches: float
+    strips: float
+    vision_pairs: float
+    tokens: int  # padded, prompts and strips
+
+    @classmethod
+    def of(cls, plan: Plan, prompt: PromptBatch, strips: Strips) -> Padding:
+        waste = batch_waste(prompt)
+        used = float((strips.segment_bst > 0).mean())
+        return cls(waste["prompt"], waste["patches"], 1 - used, waste["vision_pairs"], plan.tokens)
+
+
+@dataclasses.dataclass
+class Work:
+    """What was computed.
+
+    Attributes:
+      flops: floating-point operations that the model needed (`models.flops`), on all devices.
+      padding: of each micro-batch that was differentiated.
+    """
+
+    flops: int = 0
+    padding: list[Padding] = dataclasses.field(default_factory=list)
+
+    def forward(
+        self,
+        model: Model,
+        prompts: Sequence[EncodedPrompt],
+        counts: Sequence[Sequence[int]] = (),
+        times: int = 1,
+    ) -> None:
+        """Counts a forward pass over prompts, and over responses of so many tokens."""
+        for prompt, group in zip(prompts, counts or [()] * len(prompts), strict=True):
+            self.flops += times * sum(forward_flops(model, prompt, group).values())
+
+    def metrics(self) -> dict[str, float]:
+        """Padding as means over micro-batches, weighted by their padded tokens."""
+        if not self.padding:
+            return {}
+        tokens = [p.tokens for p in self.padding]
+        mean = lambda name: float(np.average([getattr(p, name) for p in self.padding], weights=tokens))
+        return {
+            "perf/padding_prompt": mean("prompt"),
+            "perf/padding_patches": mean("patches"),
+            "perf/padding": mean("strips"),
+            "perf/vision_pairs": mean("vision_pairs"),
+        }

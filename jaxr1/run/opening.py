@@ -1,0 +1,201 @@
+"""A run directory is opened in three steps: looked at, loaded and checked for, and only then touched."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxr1.base.checks import option
+from jaxr1.base.jsonl import AppendLog
+from jaxr1.checkpoints.tensors import fingerprint
+from jaxr1.evaluation.heldout import HeldOut
+from jaxr1.inputs.draws import Draws
+from jaxr1.models import registry
+from jaxr1.models.vlm import Model
+from jaxr1.run.console import Console
+from jaxr1.run.dropped import Dropped, unparsable_rows
+from jaxr1.run.machine import CompileCounter, environment
+from jaxr1.run.metrics import MetricsLog
+from jaxr1.run.options import Config
+from jaxr1.run.resume import check_config, resolved, write_config
+from jaxr1.run.state import Checkpoints, Progress, ResumeError
+from jaxr1.sampling.draw import RandomStream
+from jaxr1.stages import Context
+
+FINISHED = "finished.jsonl"
+
+
+class Opened:
+    """A run directory with all that a run in it needs.
+
+    Attributes:
+      progress: how far the run is.
+      saved_at: total step of the latest checkpoint, None without one.
+      model, params: what the run starts from.
+      data: the examples of each stage.
+      held_out: the held-out sets.
+      metrics, dropped: the append-only files.
+    """
+
+    def __init__(
+        self, config: Config, console: Console, stack: contextlib.ExitStack, override: bool
+    ):
+        self.config, self.console, self.stack = config, console, stack
+        self.dir = Path(config.run_dir)
+        self.resolved = resolved(config)
+        begun = self.look()
+        changed = self.load(begun, override)
+        self.take_over(begun, changed)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return (self.dir / FINISHED).is_file()
+
+    def look(self) -> bool:
+        """Whether the directory holds a run, and how far it is."""
+        self.checkpoints = Checkpoints(self.dir / "checkpoints", self.config.keep_checkpoints)
+        self.stack.callback(self.checkpoints.close)
+        self.saved_at = self.checkpoints.latest()
+        self.progress = Progress()
+        if self.saved_at is not None:
+            self.progress = self.checkpoints.progress(self.saved_at)
+        return self.saved_at is not None or self.finished
+
+    def load(self, begun: bool, override: bool) -> list[str]:
+        """Loads and checks all that the run needs; the directory is not touched.
+
+        Returns:
+          What differs from the run in the directory, and is accepted.
+        """
+        config = self.config
+        changed = check_config(self.dir, self.resolved, override) if begun else []
+        with option("mesh"):
+            self.mesh = config.mesh.build()
+        dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        self.model, self.params = registry.load_model(
+            config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
+        )
+        changed += self._same_weights(override)
+        with option("processor"):
+            self.processor = registry.load_processor(
+                config.model, **dataclasses.asdict(config.processor)
+            )
+        self.held_out = HeldOut(self.dir, config.evaluations, self.processor, config.seed)
+        self.data = [stage.data.load() for stage in config.stages]
+        for number, stage in enumerate(config.stages):
+            path = f"stages.{number}"
+            stage.check(path, self.model, self.dir)
+            for warning in stage.warnings(self.model):
+                self.console.print(f"warning: {path}: {warning}")
+        pairs = zip(config.stages, self.data, strict=True)
+        self.unparsable = [unparsable_rows(stage, dataset) for stage, dataset in pairs]
+        return changed
+
+    def _same_weights(self, override: bool) -> list[str]:
+        """Checkpoints do not hold frozen parts: the model's files must be those of the beginning."""
+        weights = fingerprint(registry.resolve(self.config.model))
+        before, self.progress.model = self.progress.model, weights
+        if before in ("", weights):
+            return []
+        line = f"model: the weights in {self.config.model} are not those that the run began with"
+        if not override:
+            raise ResumeError(f"{self.dir}: {line} (--override-resume goes on with them)")
+        return [line]
+
+    def take_over(self, begun: bool, changed: list[str]) -> None:
+        """Cuts the directory back to its checkpoint, and writes down what goes on in it."""
+        with option("wandb"):
+            log = MetricsLog(self.dir, tensorboard=self.config.tensorboard, wandb=self.config.wandb)
+        self.metrics = log
+        self.stack.callback(log.close)
+        self.dropped = Dropped(self.dir, self.console)
+        self.stack.callback(self.dropped.close)
+        self.compiles = self.stack.enter_context(CompileCounter())
+        offsets, total = self.progress.offsets, self.progress.total_step
+        if changed or not self.finished:
+            log.truncate(offsets.get("metrics.jsonl", 0), global_step=total + 1)
+            self.dropped.cut(offsets.get("dropped.jsonl", 0))
+        if changed or not begun:
+            self._forget_later()
+        if changed:
+            (self.dir / FINISHED).unlink(missing_ok=True)  # there may be steps to do now
+            with AppendLog(self.dir / "overrides.jsonl") as overrides:
+                overrides.write({"total_step": total, "changed": changed})
+        (self.dir / "environment.json").write_text(json.dumps(environment(), indent=2))
+        # Last: until here, the directory is the old configuration's.
+        write_config(self.dir, self.resolved)
+        self.dropped.open()
+        if not self.finished:
+            self._report_rows()
+
+    def _forget_later(self) -> None:
+        """Removes what another configuration left for the steps to come: grades, and parameters."""
+        for number, stage in enumerate(self.config.stages):
+            begun = {self.progress.stage: self.progress.step}.get(number, 0)
+            if number < self.progress.stage:
+                continue
+            for file in (self.dir / "rollouts").glob(f"{stage.name}_*.jsonl"):
+                step = file.stem.removeprefix(f"{stage.name}_")
+                if step.isdecimal() and int(step) > begun:
+                    file.unlink()
+            if begun == 0:
+                for kept in ("reference", "frozen"):
+                    shutil.rmtree(self.dir / kept / stage.name, ignore_errors=True)
+
+    def _report_rows(self) -> None:
+        """Rows that readers left out, and those that no rule can grade."""
+        for stage, data, bad in zip(self.config.stages, self.data, self.unparsable, strict=True):
+            self.dropped.report(stage, data, bad)
+        for options, data in self.held_out.sets:
+            self.dropped.report(options, data, unparsable_rows(options, data))
+
+    # ---------------------------------------------------------------- for a stage
+
+    def context(
+        self,
+        number: int,
+        model: Model,
+        snapshot: Callable[[dict], dict],
+        check: Callable[[], None],
+    ) -> Context:
+        """What a stage gets of the run; `snapshot` and `check` as in `Context`."""
+        stage, data = self.config.stages[number], self.data[number]
+        limits = (stage.max_prompt_tokens, stage.max_response_tokens)
+        return Context(
+            model=model,
+            processor=self.processor,
+            buckets=self.processor.buckets(stage.buckets, *limits, videos=data.videos),
+            folder=self.dir,
+            examples=len(data),
+            seed=self.config.seed,
+            stream=RandomStream.TRAINING + number,
+            phase=self.console.phase,
+            check=check,
+            drop=functools.partial(self.dropped.drop, stage.name),
+            snapshot=snapshot,
+        )
+
+    def draws(self, number: int, context: Context) -> Draws:
+        """A stage's examples in their order."""
+        stage = self.config.stages[number]
+        seeds = np.random.SeedSequence([self.config.seed, number])
+        return Draws(
+            self.data[number],
+            self.processor,
+            seed=int(seeds.generate_state(1)[0]),
+            max_prompt_tokens=stage.max_prompt_tokens,
+            max_response_tokens=stage.max_response_tokens,
+            max_patches=context.buckets.patches[-1],
+            with_response=stage.reads_response,
+            on_drop=context.drop,
+            unusable=frozenset(self.unparsable[number] if stage.leaves_out else ()),
+        )
