@@ -11,8 +11,7 @@ import dataclasses
 from jaxr1.data import Arithmetic, Dataset
 from jaxr1.rewards import Reward
 from jaxr1.rl import Advantage, Optimizer
-from jaxr1.run import Config, Evaluation, Rl, Sft
-from jaxr1.run.options import BucketOptions
+from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
 
 WORKED = 208  # worked examples of the cold start: too few to read digits well; RL goes on with the rows after them
 # One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a new compilation.

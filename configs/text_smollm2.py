@@ -37,7 +37,10 @@ def config() -> Config:
                 data=Arithmetic(count=64, split="test", pictures=False),
                 max_prompt_tokens=64,
                 max_response_tokens=32,
-                tail=True,
+                rewards=(
+                    Reward("accuracy", options={"tail": True}),
+                    Reward("format", options={"variant": "whitespace"}),
+                ),
             ),
         ),
     )

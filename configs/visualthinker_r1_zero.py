@@ -10,7 +10,7 @@ import dataclasses
 
 from jaxr1.data import Sat, Spatial
 from jaxr1.rewards import Reward
-from jaxr1.rl import Advantage, Kl, Optimizer, Surrogate
+from jaxr1.rl import Advantage, Kl, Optimizer
 from jaxr1.run import Config, Evaluation, ProcessorOptions, Rl
 
 
@@ -35,7 +35,7 @@ def paper() -> Config:
                 waves=2,
                 updates_per_rollout=1,  # the ratio is exactly 1, so the clip never acts
                 advantage=Advantage(baseline="mean", scale="std", eps=1e-4),
-                surrogate=Surrogate(aggregation="seq-mean-token-mean"),
+                aggregation="seq-mean-token-mean",
                 kl=Kl(coef=0.04, estimator="k3"),
                 rewards=(
                     Reward("accuracy", options={"tail": True}),

@@ -180,10 +180,7 @@ def run(args: Bench) -> dict:
         "memory_gib": memory.get("memory/device_gib", memory.get("memory/host_peak_gib", 0.0)),
         "prompt_tokens": longest,
         "backend": jax.default_backend(),
-        **{
-            name: getattr(args, name)
-            for name in ("image", "prompts", "group", "tokens", "steps", "dtype")
-        },
+        **{name: getattr(args, name) for name in ("image", "prompts", "group", "tokens", "steps", "dtype")},
     }
 
 

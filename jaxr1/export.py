@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
     prepare()
     args = arguments(Export, "export", argv)
-    from jaxr1.run.final import export_checkpoint
+    from jaxr1.run.export import export_checkpoint
 
     def export() -> int:
         print(export_checkpoint(args.run_dir, args.out, args.dtype, args.step))

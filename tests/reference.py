@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -54,6 +56,26 @@ def make_checkpoint(out: Path, seed: int, family: str = "qwen2_vl", **changes):
         (out / "preprocessor_config.json").write_text(json.dumps({**image, **stats}))
     (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return model
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A random checkpoint: its directory, the torch model, and what is loaded from it."""
+
+    folder: Path
+    reference: Any
+    model: Any
+    params: dict
+    processor: Any
+
+    @classmethod
+    def make(cls, folder: Path, seed: int, family: str = "qwen2_vl", **changes) -> Checkpoint:
+        """As `make_checkpoint`, and loads it."""
+        import jaxr1
+
+        reference = make_checkpoint(folder, seed, family, **changes)
+        model, params = jaxr1.load_model(folder)
+        return cls(folder, reference, model, params, jaxr1.load_processor(folder))
 
 
 def torch_config(family: str, size: dict, ident):
@@ -186,6 +208,32 @@ def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
             whole = out.setdefault(name, np.zeros(p.hf_shape, np.float32))
             p.of(whole)[...] = p.to_hf(np.asarray(flat[path][i] if p.layers else flat[path]))
     return out
+
+
+def given(prompts, responses, **columns):
+    """Episodes of encoded prompts and responses[b][g]; a column is values[b][g], arrays or numbers."""
+    from jaxr1.data import Example
+    from jaxr1.inputs.draws import Draw
+    from jaxr1.rl.episodes import Episodes
+
+    draws = [Draw(b, b, Example((), None), prompt) for b, prompt in enumerate(prompts)]
+    episodes = Episodes.given(draws, responses)
+    for name, values in columns.items():
+        parts = []
+        for group, row in zip(responses, values, strict=True):
+            parts += [np.broadcast_to(x, len(t)) for t, x in zip(group, row, strict=True)]
+        episodes.columns[name] = np.concatenate(parts).astype(np.float32)
+    return episodes
+
+
+def learner(model, processor, terms, buckets, *, budget=10**6, freeze=(), optimizer=None, **objective):
+    """A policy with these terms."""
+    from jaxr1.rl.learner import Learner
+    from jaxr1.rl.objectives import Objective
+
+    made = Objective(tuple(terms), forbidden=processor.media_token_ids, **objective)
+    optimizer = optimizer or Optimizer()
+    return Learner(model, made, buckets, optimizer, 10, freeze, micro_batch_tokens=budget)
 
 
 BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-ROOMS = ("run", "evaluation", "rl", "rewards", "sampling", "models", "nn", "inputs", "data", "checkpoints", "parallel")
+ROOMS = (
+    "run", "report", "stages", "evaluation", "rl", "sampling", "models", "inputs", "rewards", "data", "checkpoints",
+    "nn", "parallel", "base",
+)  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "jaxr1"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)
 

@@ -203,9 +203,7 @@ class Processor:
         frame = 0 if self.videos is None else self.videos.max_pixels // self.videos.patch_size**2
         return max(self.max_patches, frame)
 
-    def buckets(
-        self, options: BucketOptions, prompt: int, response: int, *, videos: bool
-    ) -> Buckets:
+    def buckets(self, options: BucketOptions, prompt: int, response: int, *, videos: bool) -> Buckets:
         """Static sizes: those of the options, and geometric series up to the limits.
 
         Args:
@@ -215,9 +213,7 @@ class Processor:
         """
         if self.tiles:
             options = dataclasses.replace(options, patches=(self.max_patches,))
-        return options.build(
-            prompt, response, self.max_frame_patches if videos else self.max_patches
-        )
+        return options.build(prompt, response, self.max_frame_patches if videos else self.max_patches)
 
     @property
     def tiles(self) -> bool:

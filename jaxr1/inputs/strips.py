@@ -180,9 +180,7 @@ def _plan(
             offset = 0
             for segment, k in enumerate(members, 1):
                 j = row.samples[k]
-                places.append(
-                    Place(row.prompt, j, start[j], number, s, offset, length[j], segment)
-                )
+                places.append(Place(row.prompt, j, start[j], number, s, offset, length[j], segment))
                 offset += length[j]
     return Plan(
         prompts=tuple(row.prompt for row in rows),

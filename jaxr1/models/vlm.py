@@ -64,7 +64,9 @@ class Model:
         """The logical axes of every parameter by its path, of adapters too ("lora/...")."""
         table = self.table()
         adapters = adapter_table(table, self.lora) if self.lora is not None else {}
-        return {path: p.axes for path, p in table.items()} | {f"{ADAPTERS}/{path}": p.axes for path, p in adapters.items()}
+        return {path: p.axes for path, p in table.items()} | {
+            f"{ADAPTERS}/{path}": p.axes for path, p in adapters.items()
+        }
 
 
 def cast(model: Model, params: dict) -> dict:

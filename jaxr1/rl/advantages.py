@@ -82,9 +82,7 @@ AnyEstimator = Advantage | Estimator
 """What may stand as the advantage of a stage: one of this file, or one of the user's own."""
 
 
-def group_advantage(
-    reward_bg: np.ndarray, valid_bg: np.ndarray, options: Advantage = Advantage()
-) -> np.ndarray:
+def group_advantage(reward_bg: np.ndarray, valid_bg: np.ndarray, options: Advantage = Advantage()) -> np.ndarray:
     """Reward minus baseline, over standard deviation + eps, among the samples of a prompt.
 
         mean             r_i - mean(r)              arXiv:2402.03300, eq. in section 4.1.2

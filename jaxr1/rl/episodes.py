@@ -67,23 +67,25 @@ class Episodes:
     ) -> Episodes:
         """What a sampler gave, not graded yet; its log-probs are the column "sampled_logp"."""
         said = list(itertools.chain.from_iterable(groups))
-        episodes = cls._of(draws, [c.token_ids for c in said])
+        episodes = cls.given(draws, [[c.token_ids for c in group] for group in groups])
         episodes.groups, episodes.views = groups, views or {}
         episodes.valid_bg = np.zeros(episodes.counts_bg.shape, bool)
         episodes.columns["sampled_logp"] = _joined([c.logprobs for c in said], np.float32)
         return episodes
 
     @classmethod
-    def worked(cls, draws: list[Draw]) -> Episodes:
-        """The responses that the data hold, one to each prompt."""
-        return cls._of(draws, [d.response for d in draws])
+    def given(cls, draws: list[Draw], responses: Sequence[Sequence[np.ndarray]]) -> Episodes:
+        """Responses that nobody sampled: responses[b][g] holds the int32 tokens of one.
 
-    @classmethod
-    def _of(cls, draws: list[Draw], tokens: Sequence[np.ndarray]) -> Episodes:
-        counts_bg = np.array([len(t) for t in tokens], np.int64).reshape(len(draws), -1)
-        token_n = _joined(tokens, np.int32)
+        Groups may differ in size: what a smaller one lacks has no tokens.
+        """
+        samples = max((len(group) for group in responses), default=0)
+        counts_bg = np.zeros((len(draws), samples), np.int64)
+        for b, group in enumerate(responses):
+            counts_bg[b, : len(group)] = [len(tokens) for tokens in group]
+        token_n = _joined(list(itertools.chain.from_iterable(responses)), np.int32)
         own = np.ones(len(token_n), np.float32)
-        return cls(draws, token_n, counts_bg, {"own": own}, np.ones(counts_bg.shape, bool))
+        return cls(draws, token_n, counts_bg, {"own": own}, counts_bg > 0)
 
     def grade(self, grades: Sequence[Grade]) -> None:
         """Takes the grades of all responses, in order."""

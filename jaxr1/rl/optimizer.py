@@ -64,9 +64,7 @@ class Optimizer:
     @functools.lru_cache  # noqa: B019
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a stage of `steps` optimiser steps."""
-        adamw = optax.adamw(
-            self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay
-        )
+        adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
         if not self.clip_norm:
             return adamw
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

@@ -50,9 +50,7 @@ class Sums:
     metrics: Metrics
 
 
-def in_chunks(
-    said: Callable[[Strips], dict[str, jax.Array]], strips: Strips, size: int
-) -> dict[str, jax.Array]:
+def in_chunks(said: Callable[[Strips], dict[str, jax.Array]], strips: Strips, size: int) -> dict[str, jax.Array]:
     """What the model says of all strips, `size` strips of each row at once (0 is all).
 
     Rematerialised: the backward pass keeps one chunk's activations; the prompt's gradient adds up

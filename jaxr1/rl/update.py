@@ -18,7 +18,7 @@ from jaxr1.models.flops import plan_flops, total_flops, training_flops
 from jaxr1.parallel import batch_multiple, mesh_of, place_rows
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
-from jaxr1.rl.step import TrainBatch, accumulate, apply, zero_sums
+from jaxr1.rl.step import Sums, TrainBatch, accumulate, apply, zero_sums
 from jaxr1.rl.work import Padding, Work
 from jaxr1.sampling.scoring import score_plans
 
@@ -27,9 +27,7 @@ from jaxr1.sampling.scoring import score_plans
 OF_ROLLOUT = "rollout/"
 
 
-def plan_episodes(
-    learner: Learner, params: dict, episodes: Episodes, placed_bg: np.ndarray
-) -> list[Plan]:
+def plan_episodes(learner: Learner, params: dict, episodes: Episodes, placed_bg: np.ndarray) -> list[Plan]:
     """The micro-batches of the responses in `placed_bg`, bool[B, G].
 
     `params` say which devices share a batch.
@@ -77,7 +75,7 @@ def score(
     return found["logp"]
 
 
-def update(
+def gradients(
     learner: Learner,
     state: TrainState,
     episodes: Episodes,
@@ -85,17 +83,13 @@ def update(
     *,
     scalars: Mapping[str, float] | None = None,
     check: Callable[[], None] = lambda: None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimiser step on all episodes, which hold every column that the objective takes.
+) -> Sums:
+    """The gradient of the loss over all episodes, which hold every column that the objective takes.
 
     Args:
-      state: donated.
       work: what is computed is added to it.
       scalars: coefficients that move, by name; a new value compiles nothing.
-      check: called before each micro-batch; what it raises leaves the state as it was.
-
-    Returns:
-      The new state, and metrics on the device (`read`).
+      check: called before each micro-batch.
     """
     model, objective = learner.model, learner.objective
     prompts = episodes.seen_by(learner.name)
@@ -113,10 +107,29 @@ def update(
         work.padding.append(Padding.of(plan, batch.prompt, batch.strips))
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
-            sums = accumulate(
-                model, objective, state.trainable, state.frozen, sums, placed, moving
-            )
-    return apply(learner.tx, learner.rate, state, sums, objective.name)
+            sums = accumulate(model, objective, state.trainable, state.frozen, sums, placed, moving)
+    return sums
+
+
+def update(
+    learner: Learner,
+    state: TrainState,
+    episodes: Episodes,
+    work: Work,
+    *,
+    scalars: Mapping[str, float] | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on all episodes; see `gradients`.
+
+    Args:
+      state: donated, but not before all gradients are there: what `check` raises leaves it as it was.
+
+    Returns:
+      The new state, and metrics on the device (`read`).
+    """
+    sums = gradients(learner, state, episodes, work, scalars=scalars, check=check)
+    return apply(learner.tx, learner.rate, state, sums, learner.name)
 
 
 def make_batch(

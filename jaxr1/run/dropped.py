@@ -38,9 +38,7 @@ def unparsable_rows(options: Graded, dataset: Dataset) -> dict[int, str]:
         if (reason := parse_answer_problem(answer)) is not None:
             bad[row] = f"answer {answer!r:.80}: {reason}"
     if bad and len(bad) == len(dataset) and options.leaves_out:
-        raise DataError(
-            f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}"
-        )
+        raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}")
     return bad
 
 

@@ -45,9 +45,7 @@ class Loaded:
     params: dict
 
 
-def export_checkpoint(
-    run_dir: str | Path, out: str | Path, dtype: str | None = None, step: int | None = None
-) -> Path:
+def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None, step: int | None = None) -> Path:
     """Writes the Hugging Face directory of a checkpoint of a run.
 
     Args:
@@ -90,9 +88,7 @@ def _chosen(checkpoints: Checkpoints, step: int | None) -> int:
         raise CheckpointError(f"{checkpoints.folder} holds no complete checkpoint")
     if step is not None and step not in steps:
         known = listed(map(str, steps))
-        raise CheckpointError(
-            f"{checkpoints.folder} has no checkpoint of step {step}, only of {known}"
-        )
+        raise CheckpointError(f"{checkpoints.folder} has no checkpoint of step {step}, only of {known}")
     return steps[-1] if step is None else step
 
 

@@ -49,9 +49,7 @@ class Result:
     signal: int | None = None
 
 
-def train(
-    config: Config, *, override_resume: bool = False, console: Console | None = None
-) -> Result:
+def train(config: Config, *, override_resume: bool = False, console: Console | None = None) -> Result:
     """Runs all stages of a configuration, or goes on where a run in the same directory stopped.
 
     Ctrl-C and SIGTERM save a checkpoint and return; the same call then resumes, bit for bit.
@@ -79,9 +77,7 @@ def train(
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(Console()) if console is None else console
         stack.enter_context(only_process(folder))
-        notice = lambda name: shown.print(
-            f"{name}: stopping where nothing is lost; once more stops at once"
-        )
+        notice = lambda name: shown.print(f"{name}: stopping where nothing is lost; once more stops at once")
         signals = stack.enter_context(Signals(notice))
         return Run(Opened(config, shown, stack, override_resume), signals).execute()
 
@@ -106,9 +102,7 @@ class Run:
         """All stages in order, from where the last checkpoint stands."""
         try:
             if self.at.finished:
-                self.console.print(
-                    f"{self.at.dir} is finished: nothing to do. Use another --run-dir for a new run."
-                )
+                self.console.print(f"{self.at.dir} is finished: nothing to do. Use another --run-dir for a new run.")
                 self.params = self._final_params()
                 return self._result()
             for number in range(self.progress.stage, len(self.config.stages)):
@@ -118,8 +112,7 @@ class Run:
         except Interrupted:
             name = signal.Signals(self.signals.received or signal.SIGINT).name
             self.console.print(
-                f"{name}: saved at step {self.progress.total_step} of {self.at.dir}; "
-                "the same command resumes"
+                f"{name}: saved at step {self.progress.total_step} of {self.at.dir}; the same command resumes"
             )
         return self._result()
 
@@ -157,9 +150,7 @@ class Run:
         count = len(self.config.stages)
         return f" ({number + 1} of {count})" if count > 1 else ""
 
-    def _steps(
-        self, stage: Stage, worker: Worker, draws: Draws, model: Model, states: States
-    ) -> States:
+    def _steps(self, stage: Stage, worker: Worker, draws: Draws, model: Model, states: States) -> States:
         """The steps that are left of a stage; saved where a signal, a row or a grader ends it."""
         try:
             self._evaluate(stage.name, model, states)

@@ -22,7 +22,6 @@ from jaxr1.run.state import ResumeError
 FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints")
 
 
-
 def resolved(config: Any) -> Any:
     """A config tree as plain JSON values; each dataclass names its class, so that a change of kind shows."""
     if isinstance(config, Reward):

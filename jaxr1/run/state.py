@@ -183,8 +183,7 @@ class Kept:
         """
         if self.begun and not self.reference.is_dir():
             raise ResumeError(
-                f"stage {self.stage!r} was begun without a KL term: there is no reference in "
-                f"{self.reference}"
+                f"stage {self.stage!r} was begun without a KL term: there is no reference in {self.reference}"
             )
         return _once(self.reference, tree)
 

@@ -129,9 +129,7 @@ def decode_until(
         logit = tempered_logits(s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden)
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
         of_token = reduce_logits(logit, token, ("logp", "entropy"))
-        token, logp, entropy = (
-            x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"])
-        )
+        token, logp, entropy = (x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"]))
         live = ~s.done_bs
         note = lambda x_bsc, x: jax.lax.dynamic_update_slice(x_bsc, jnp.where(live, x, 0)[..., None], (0, 0, s.step))
         position = prompt.next_position_b[:, None] + s.step

@@ -36,9 +36,7 @@ def score_batch(
     params = vlm.cast(model, params)
     with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
-        return vlm.said(
-            model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden
-        )
+        return vlm.said(model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden)
 
 
 def score_plans(
@@ -71,9 +69,7 @@ def score_plans(
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):
             batch, strips = place_rows((batch, strips), mesh, model.rules)
-            found = score_batch(
-                model, params, batch, strips, np.float32(temperature), reads, forbidden
-            )
+            found = score_batch(model, params, batch, strips, np.float32(temperature), reads, forbidden)
         for name, array_bst in found.items():
             gather(plan, np.asarray(array_bst), columns[name])
     return columns

@@ -71,9 +71,7 @@ class RlStage(Worker):
     def __init__(self, options: Rl, context: Context):
         self.options, self.policy = options, policy_learner(options, context)
         super().__init__(context, {POLICY: self.policy}, options.steps, options.prompts_per_step)
-        sampling = SamplingOptions(
-            options.max_response_tokens, options.temperature, options.top_p, options.top_k
-        )
+        sampling = SamplingOptions(options.max_response_tokens, options.temperature, options.top_p, options.top_k)
         self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
         self.journal = Journal(context.folder / "rollouts", options.name)
         self.pool = self.enter_context(

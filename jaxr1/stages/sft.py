@@ -35,7 +35,7 @@ class SftStage(Worker):
         """One optimiser step on the draws; see `Worker.step`."""
         clock, work = Clock(), Work()
         self.context.phase("update")
-        episodes = Episodes.worked(draws)
+        episodes = Episodes.given(draws, [[draw.response] for draw in draws])
         episodes.columns |= self.policy.weights(episodes)
         check = self.context.check
         state, found = update(self.policy, states[POLICY], episodes, work, check=check)

@@ -216,8 +216,8 @@ def test_the_drawing_of_strips(rng):
     """Ten tokens in one strip; 4, 3 and 5 (here sorted by size) share the next."""
     [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=1000)
     prompt = made_prompt(rng, [(1, 4, 4)], text=1)
-    tokens = [[np.full(n, 100 * (j + 1)) + np.arange(n) for j, n in enumerate((10, 4, 3, 5, 0))]]
-    strips = make_strips(plan, [prompt], tokens, [[0.1, 0.2, 0.3, 0.4, 0.5]])
+    tokens = [100 * (j + 1) + np.arange(n) for j, n in enumerate((10, 4, 3, 5, 0))]
+    strips = make_strips(plan, [prompt], np.concatenate(tokens))
     assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
     assert strips.token_bst.tolist()[0][1] == [400, 401, 402, 403, 404, 200, 201, 202, 203, 300, 301, 302]
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
@@ -225,21 +225,24 @@ def test_the_drawing_of_strips(rng):
     assert at < len(prompt), "an image takes fewer positions than tokens"
     for axis in np.moveaxis(strips.position_bst3, -1, 0):
         assert axis[0, 1].tolist() == [*range(at, at + 5), *range(at, at + 4), *range(at, at + 3)]
-    np.testing.assert_allclose(strips.weight_bst[0, 1], [0.4] * 5 + [0.2] * 4 + [0.3] * 3, rtol=1e-6)
-    assert strips.weight_bst[0, 0].tolist()[10:] == [0, 0] and strips.media_index_bst is None
+    weight = fill(plan, np.repeat(np.float32([0.1, 0.2, 0.3, 0.4, 0.5]), (10, 4, 3, 5, 0)))
+    np.testing.assert_allclose(weight[0, 1], [0.4] * 5 + [0.2] * 4 + [0.3] * 3, rtol=1e-6)
+    assert weight[0, 0].tolist()[10:] == [0, 0] and strips.media_index_bst is None
 
 
 def test_gather_inverts_fill(rng):
+    """Over all plans, with responses that are left out: these stay as they were."""
     prompts, responses = random_group(rng)
-    values = [[rng.standard_normal(n).astype(np.float32) for n in ns] for ns in responses]
-    found = {}
-    for plan in plan_strips(prompts, responses, BUCKETS, token_budget=300):
-        array = fill(plan, values)
+    samples = max(len(group) for group in responses)
+    counts = np.array([group + [0] * (samples - len(group)) for group in responses])
+    placed = rng.random(counts.shape) < 0.7
+    column = rng.standard_normal(counts.sum()).astype(np.float32)
+    found = np.zeros_like(column)
+    for plan in plan_strips(prompts, counts, BUCKETS, token_budget=300, placed=placed):
+        array = fill(plan, column)
         assert np.count_nonzero(array) == sum(p.length for p in plan.places)
-        found |= gather(plan, array)
-    assert set(found) == {(i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n}
-    for (i, j), value in found.items():
-        np.testing.assert_array_equal(value, values[i][j])
+        gather(plan, array, found)
+    np.testing.assert_array_equal(found, np.where(np.repeat(placed.ravel(), counts.ravel()), column, 0))
 
 
 def test_prompts_of_a_plan(rng):

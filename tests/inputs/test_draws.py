@@ -1,13 +1,18 @@
 """Invariants 6 and 9 for data: the order is a function of (seed, position), and nothing is left out silently."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 from reference import random_image
 
 import jaxr1
+from jaxr1.data import Arithmetic
 from jaxr1.data.example import DataError, Dataset, Example
 from jaxr1.inputs.draws import Draw, Draws
+from jaxr1.rewards import Reward
+from jaxr1.run import Evaluation
 from jaxr1.run.dropped import unparsable_rows
 
 
@@ -54,9 +59,7 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
     position, pieces = 0, []
     while len(pieces) < 60:
         count = int(rng.integers(1, 9))
-        position, part = make(examples, processor, seed=seed).take(
-            position, count
-        )  # a fresh draws: as after a restart
+        position, part = make(examples, processor, seed=seed).take(position, count)  # a fresh draws: as after a restart
         pieces += [(d.position, d.row) for d in part]
         assert position == pieces[-1][0] + 1
     assert pieces[:60] == whole
@@ -133,9 +136,12 @@ def test_a_broken_image_names_its_row(processor, tmp_path, rng):
 
 def test_answers_that_cannot_be_parsed_are_named():
     examples = rows(5, r1={"answer": ""}, r3={"answer": None})
-    bad = unparsable_rows(dataset(examples))
+    graded = Evaluation(Arithmetic(1))
+    bad = unparsable_rows(graded, dataset(examples))
     assert bad.keys() == {1, 3} and all(reason.startswith("answer ") for reason in bad.values())
-    assert unparsable_rows(dataset(rows(4))) == {}
+    assert unparsable_rows(graded, dataset(rows(4))) == {}
+    only_format = dataclasses.replace(graded, rewards=(Reward("format"),))
+    assert unparsable_rows(only_format, dataset(examples)) == {}
 
 
 def responses(processor, examples, **options) -> dict[int, Draw]:

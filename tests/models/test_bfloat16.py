@@ -6,14 +6,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from reference import make_checkpoint, mixed_prompts
+from reference import Checkpoint, given, learner, mixed_prompts
 
 import jaxr1
 from jaxr1.inputs.batch import fitting_buckets
-from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.nn.attention import causal_attention, decode_attention, segment_attention, strip_attention
 from jaxr1.nn.params import flatten
-from jaxr1.rl import step as rl
+from jaxr1.rl import CrossEntropy, Objective
+from jaxr1.rl.learner import init_state
+from jaxr1.rl.step import apply, round_stochastically, zero_sums
+from jaxr1.rl.update import gradients
+from jaxr1.rl.work import Work
 
 EPSILON = 2.0**-8  # half of the last digit of a bfloat16, relative
 
@@ -21,9 +24,7 @@ EPSILON = 2.0**-8  # half of the last digit of a bfloat16, relative
 @pytest.fixture(scope="module", params=["qwen2_vl", "qwen3_vl", "internvl"])
 def world(request, tmp_path_factory, module_seed):
     folder = tmp_path_factory.mktemp("m") / "m"
-    make_checkpoint(folder, module_seed, request.param, layers=2, tied=False)
-    model, params = jaxr1.load_model(folder)
-    return folder, model, params, jaxr1.load_processor(folder)
+    return Checkpoint.make(folder, module_seed, request.param, layers=2, tied=False)
 
 
 @pytest.mark.parametrize("strips_at_once", [0, 1])
@@ -32,22 +33,20 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
 
     Summed in bfloat16, a norm's gradient over these 8192 tokens is wrong by half of it.
     """
-    folder, _, _, processor = world
+    folder, processor = world.folder, world.processor
     rows, group, length = 16, 8, 64
     prompts = [processor.encode(p) for p in mixed_prompts(rng, rows)]
     common = rng.integers(20, 24, (rows, group, length))  # four tokens make up half of the text
     mixed = np.where(rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)).astype(np.int32)
     tokens = [list(row) for row in mixed]
     buckets = fitting_buckets(prompts, length)
-    [plan] = plan_strips([len(p) for p in prompts], [[length] * group] * rows, buckets, token_budget=10**9)
-    zero, weight = fill(plan, [[0.0] * group] * rows), 1 / mixed.size
 
     def gradient(dtype):
         model, params = jaxr1.load_model(folder, dtype=dtype)
-        objective = rl.Objective(kind="sft", forbidden=processor.media_token_ids, strips_at_once=strips_at_once)
-        strips = make_strips(plan, prompts, tokens, [[weight] * group] * rows)
-        batch = rl.TrainBatch(plan_prompts(plan, prompts, buckets, model.layout), strips, zero, zero, zero, zero)
-        sums = rl.accumulate(model, objective, params, {}, rl.zero_sums(objective, params), batch)
+        policy = learner(model, processor, (CrossEntropy(),), buckets, strips_at_once=strips_at_once)
+        episodes = given(prompts, tokens)
+        episodes.columns |= policy.weights(episodes)
+        sums = gradients(policy, policy.init(params), episodes, Work())
         return {path: np.asarray(g, np.float64) for path, g in flatten(sums.grads).items()}
 
     exact, found = gradient("float32"), gradient("bfloat16")
@@ -95,7 +94,7 @@ def test_large_scores_keep_their_digits(rng, size):
 
 def test_sampler_and_trainer_agree(world, rng):
     """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit, a few roundings of the last hidden state."""
-    folder, *_ = world
+    folder = world.folder
     model, params = jaxr1.load_model(folder, dtype="bfloat16")
     processor = jaxr1.load_processor(folder)
     prompts = mixed_prompts(rng, 4)
@@ -112,17 +111,17 @@ def test_sampler_and_trainer_agree(world, rng):
 
 def test_parameters_in_bfloat16_move(world):
     """Updates far smaller than the last digit arrive on average; moments and sums are float32."""
-    folder, *_ = world
+    folder = world.folder
     _, params = jaxr1.load_model(folder, param_dtype="bfloat16")
     before = jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), params)
     rate, steps = 1e-5, 50
-    tx, schedule, objective = optax.adamw(rate), optax.constant_schedule(rate), rl.Objective()
-    state = rl.init_state(params, tx)
+    tx, schedule, objective = optax.adamw(rate), optax.constant_schedule(rate), Objective((CrossEntropy(),))
+    state = init_state(params, tx)
     assert {x.dtype for x in jax.tree.leaves(state.opt) if x.ndim} == {jnp.dtype("float32")}
     for _ in range(steps):
-        sums = rl.zero_sums(objective, state.trainable)
+        sums = zero_sums(objective, state.trainable)
         ones = sums.replace(grads=jax.tree.map(jnp.ones_like, sums.grads))
-        state, _ = rl.apply(tx, schedule, state, ones)
+        state, _ = apply(tx, schedule, state, ones)
     assert {x.dtype for x in jax.tree.leaves(state.trainable)} == {jnp.dtype("bfloat16")}
     for path, x in flatten(state.trainable).items():
         moved = np.asarray(x.astype(jnp.float32)) - flatten(before)[path]
@@ -133,10 +132,10 @@ def test_parameters_in_bfloat16_move(world):
 def test_stochastic_rounding(rng):
     """Only to one of the two neighbours, exact where there is nothing to round, right on average."""
     x = rng.standard_normal(400).astype(np.float32)
-    draws = jnp.stack([rl.round_stochastically(jnp.asarray(x), jax.random.key(i)) for i in range(500)])
+    draws = jnp.stack([round_stochastically(jnp.asarray(x), jax.random.key(i)) for i in range(500)])
     found = np.asarray(draws.astype(jnp.float32), np.float64)
     gap = np.abs(x) * 2 * EPSILON
     assert (np.abs(found - x) <= gap).all() and (found.max(0) - found.min(0) <= gap).all()
     assert np.abs((found.mean(0) - x) / gap).max() < 0.12  # 5 standard errors of a coin of width 1
     exact = jnp.asarray(x, jnp.bfloat16)
-    assert (rl.round_stochastically(exact.astype(jnp.float32), jax.random.key(1)) == exact).all()
+    assert (round_stochastically(exact.astype(jnp.float32), jax.random.key(1)) == exact).all()

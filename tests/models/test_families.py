@@ -6,26 +6,34 @@ import json
 import jax
 import numpy as np
 import pytest
-from reference import FAMILIES, hf_arrays, make_checkpoint, mixed_prompts, random_image, torch_inputs
+from reference import (
+    FAMILIES,
+    Checkpoint,
+    given,
+    hf_arrays,
+    learner,
+    make_checkpoint,
+    mixed_prompts,
+    random_image,
+    torch_inputs,
+)
 
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError, open_checkpoint, write_checkpoint
 from jaxr1.inputs.batch import fitting_buckets, make_batch
-from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
 from jaxr1.inputs.template import PromptError
 from jaxr1.models.vlm import prompt_logits
 from jaxr1.nn.params import flatten
-from jaxr1.rl import step as rl
+from jaxr1.rl import CrossEntropy, Ppo
+from jaxr1.rl.update import gradients, score
+from jaxr1.rl.work import Work
 from jaxr1.sampling.features import with_features
-from jaxr1.sampling.scoring import score_plans
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def world(request, tmp_path_factory, module_seed):
     folder = tmp_path_factory.mktemp("family") / "m"
-    reference = make_checkpoint(folder, module_seed, request.param)
-    model, params = jaxr1.load_model(folder)
-    return reference, model, params, jaxr1.load_processor(folder), folder
+    return Checkpoint.make(folder, module_seed, request.param)
 
 
 def video_prompt(rng, frames: int, fps: float = 3.0):
@@ -60,7 +68,7 @@ def same_parameters(a: dict, b: dict):
 
 def test_names_of_the_hub(world, tmp_path):
     """A random checkpoint renamed to the other layout gives the same parameters."""
-    _, model, params, processor, folder = world
+    model, params, processor, folder = world.model, world.params, world.processor, world.folder
     layouts = {"qwen2_vl": "v5", "qwen2_5_vl": "v5", "internvl": "v5", "qwen3_vl": "v5"}
     table = model.table(layouts[model.family])
     arrays = hf_arrays(table, flatten(params))
@@ -206,7 +214,7 @@ def test_greedy_text_equals_transformers(world, rng):
     """64 tokens, media ids suppressed there too; from a step whose two best logits are within 1e-4 on, not compared."""
     import torch
 
-    reference, model, params, processor, _ = world
+    reference, model, params, processor = world.reference, world.model, world.params, world.processor
     prompts = mixed_prompts(rng, 4, (0, 1, 3, 2))
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0.0)
     compared = total = 0
@@ -236,25 +244,14 @@ def test_gradients_equal_torch(world, rng):
     """d loss / d parameters of tower, merger and decoder against torch autograd."""
     import torch
 
-    reference, model, params, processor, _ = world
+    reference, model, params, processor = world.reference, world.model, world.params, world.processor
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 2, (2, 1))]
     tokens = [[rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)], [rng.integers(20, 400, 4).astype(np.int32)]]
     weights = [[float(w) for w in rng.uniform(0.2, 1, len(row))] for row in tokens]
     buckets = fitting_buckets(prompts, 8)
-    [plan] = plan_strips(
-        [len(p) for p in prompts], [[len(t) for t in row] for row in tokens], buckets, token_budget=10**6
-    )
-    zero = fill(plan, [[0.0] * len(row) for row in tokens])
-    objective = rl.Objective(kind="sft")
-    batch = rl.TrainBatch(
-        plan_prompts(plan, prompts, buckets, model.layout),
-        make_strips(plan, prompts, tokens, weights),
-        zero,
-        zero,
-        zero,
-        zero,
-    )
-    sums = rl.accumulate(model, objective, params, {}, rl.zero_sums(objective, params), batch)
+    policy = learner(model, processor, (CrossEntropy(),), buckets)
+    policy = dataclasses.replace(policy, objective=dataclasses.replace(policy.objective, forbidden=()))
+    sums = gradients(policy, policy.init(params), given(prompts, tokens, weight=weights), Work())
     reference.zero_grad()
     total = 0.0
     for prompt, row, weight in zip(prompts, tokens, weights, strict=True):
@@ -326,7 +323,7 @@ def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
 def test_video_equals_transformers(world, rng, frames):
     import torch
 
-    reference, model, params, processor, _ = world
+    reference, model, params, processor = world.reference, world.model, world.params, world.processor
     if model.family == "internvl":
         with pytest.raises(PromptError, match="takes none"):
             processor.encode(video_prompt(rng, frames))
@@ -355,7 +352,7 @@ def test_video_equals_transformers(world, rng, frames):
 
 def test_mixed_batch_is_as_good_as_alone(world, rng):
     """Text only, one image, several and a video together, permuted and split: no log-prob changes."""
-    _, model, params, processor, _ = world
+    model, params, processor = world.model, world.params, world.processor
     prompts = mixed_prompts(rng, 5, (0, 1, 4, 1, 2))
     if processor.videos is not None:
         prompts.append(video_prompt(rng, 4))
@@ -373,24 +370,23 @@ def test_mixed_batch_is_as_good_as_alone(world, rng):
 @pytest.mark.parametrize("frozen", [("vision",), ("vision", "merger")])
 def test_frozen_features_are_the_same_model(world, rng, frozen):
     """What a frozen tower (and merger) gave stands in for pixels, deep features too."""
-    _, model, params, processor, _ = world
+    model, params, processor = world.model, world.params, world.processor
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 4, (0, 1, 3, 2))]
     tokens = [[rng.integers(20, 400, 6).astype(np.int32)] for _ in prompts]
     buckets = fitting_buckets(prompts, 8)
-    plans = plan_strips([len(p) for p in prompts], [[6]] * 4, buckets, token_budget=10**6)
-    options = dict(temperature=1.0, forbidden=processor.media_token_ids)
-    whole = score_plans(model, params, prompts, tokens, plans, buckets, **options)
+    policy, episodes = learner(model, processor, (Ppo(),), buckets), given(prompts, tokens)
+    scored = lambda params: score(policy, params, episodes, episodes.valid_bg, Work())
+    whole = scored(params)
     kept = with_features(model, params, prompts, buckets, frozen)
     assert {p.stage for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
     # The frozen parameters are not read any more: other ones give the same.
     other = {k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()}
-    again = score_plans(model, other, kept, tokens, plans, buckets, **options)
-    for key in whole:
-        np.testing.assert_allclose(whole[key], again[key], atol=1e-5)
+    episodes.views["policy"] = kept
+    np.testing.assert_allclose(whole, scored(other), atol=1e-5)
 
 
 def test_swapping_the_image_changes_the_logprobs(world, rng):
-    _, model, params, processor, _ = world
+    model, params, processor = world.model, world.params, world.processor
     image = random_image(rng, 40, 80)
     ask = lambda im: jaxr1.Prompt(
         [{"role": "user", "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}]}]

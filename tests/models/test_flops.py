@@ -10,9 +10,8 @@ import jaxr1
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import plan_strips
-from jaxr1.models.flops import forward_flops, plan_flops, total_flops, training_flops
-from jaxr1.run import monitor
-from jaxr1.run.rl_stage import Clock
+from jaxr1.models.flops import forward_flops, peak_flops, plan_flops, total_flops, training_flops
+from jaxr1.stages.context import Clock
 
 FORWARD = {"vision": 100, "merger": 10, "decoder": 1}
 
@@ -34,7 +33,7 @@ def test_a_gradient_costs_what_lies_above_it(trained, adapted, flops):
 
 def test_a_micro_batch_is_its_prompts_and_responses(rng):
     model, _ = jaxr1.load_model("tiny")
-    position = np.zeros((3, 1), np.int32)
+    position = np.zeros((1, 3), np.int32)
     prompts = [EncodedPrompt(np.zeros(n, np.int32), position, position, n, grids=((1, 4, 2 * n),)) for n in (5, 9)]
     lengths = [list(rng.integers(1, 17, 40)) for _ in prompts]
     # So small a budget that a group takes several micro-batches, each with a copy of its prompt.
@@ -56,9 +55,9 @@ def test_a_micro_batch_is_its_prompts_and_responses(rng):
 )  # fmt: skip
 def test_utilisation_is_told_where_the_device_is_known(monkeypatch, kind, peak):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)] * 4)
-    assert monitor.peak_flops() == 4 * peak
+    assert peak_flops() == 4 * peak
     clock = Clock()
-    clock.seconds, clock.flops = {"sample": 1.5, "update": 0.5}, 10**15
-    metrics = clock.metrics()
+    clock.seconds = {"sample": 1.5, "update": 0.5}
+    metrics = clock.metrics(flops=10**15)
     assert metrics["perf/model_tflops"] == 500 and metrics["time/step_s"] == 2
     assert metrics.get("perf/mfu") == (500e12 / (4 * peak) if peak else None)

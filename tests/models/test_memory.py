@@ -6,14 +6,14 @@ import re
 import jax
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts
+from reference import given, learner, make_checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.inputs.batch import make_batch
 from jaxr1.inputs.sizes import Buckets
-from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
-from jaxr1.rl import step as rl
-from jaxr1.rl.objectives import Kl
+from jaxr1.inputs.strips import plan_prompts
+from jaxr1.rl import Kl, PolicyStats, Ppo
+from jaxr1.rl.step import accumulate, zero_sums
+from jaxr1.rl.update import make_batch, plan_episodes
 from jaxr1.sampling import decode as loop
 from jaxr1.sampling.draw import Filters
 from jaxr1.sampling.scoring import score_batch
@@ -45,21 +45,22 @@ def programs(tmp_path_factory):
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((PROMPT,), (TOKENS,), (64,))
     tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
-    plan = plan_strips([len(p) for p in prompts], [[TOKENS] * GROUP] * ROWS, buckets, token_budget=10**9)[0]
-    zero = fill(plan, [[0.0] * GROUP] * ROWS)
-    strips = make_strips(plan, prompts, tokens, [[1.0] * GROUP] * ROWS)
-    batch = plan_prompts(plan, prompts, buckets, model.layout)
-    objective = rl.Objective(kl=Kl(0.1), on_policy=False, forbidden=processor.media_token_ids)
-    whole = rl.TrainBatch(batch, strips, zero, zero, zero, zero)
-    update = rl.accumulate.lower(model, objective, params, {}, rl.zero_sums(objective, params), whole).compile()
-    score = score_batch.lower(model, params, batch, strips, 1.0, processor.media_token_ids).compile()
-    rows = make_batch(prompts, buckets, model.layout, rows=ROWS)
+    policy = learner(model, processor, (Ppo(), Kl(0.1), PolicyStats()), buckets, on_policy=False)
+    numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
+    episodes = given(prompts, tokens, **numbers)
+    [plan] = plan_episodes(policy, params, episodes, episodes.valid_bg)
+    batch = make_batch(policy, plan, prompts, episodes)
+    sums = zero_sums(policy.objective, params)
+    update = accumulate.lower(model, policy.objective, params, {}, sums, batch, {}).compile()
+    asked = (np.float32(1), ("logp",), processor.media_token_ids)
+    score = score_batch.lower(model, params, batch.prompt, batch.strips, *asked).compile()
+    rows = plan_prompts(plan, prompts, buckets, model.layout)
     prefilled = loop.run_prefill(model, params, rows)
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
     state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)
     static = loop.Static(Filters(), processor.media_token_ids, (2,))
     decode = loop.decode_until.lower(model, params, cache, state, np.int32(9), np.float32(1), static).compile()
-    assert plan.rows == ROWS and batch.token_bp.shape == (ROWS, PROMPT)
+    assert plan.rows == ROWS and batch.prompt.token_bp.shape == (ROWS, PROMPT)
     return plan, {"update": update, "score": score, "decode": decode}
 
 

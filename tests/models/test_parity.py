@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts, pixels_of, torch_inputs
+from reference import Checkpoint, mixed_prompts, pixels_of, torch_inputs
 
 import jaxr1
 from jaxr1.inputs.batch import fitting_buckets, make_batch
@@ -38,9 +38,7 @@ CASES = {
 def case(request, tmp_path_factory, module_seed):
     family, size = CASES[request.param]
     directory = tmp_path_factory.mktemp("parity") / "m"
-    reference = make_checkpoint(directory, module_seed, family, **size)
-    model, params = jaxr1.load_model(directory)
-    return reference, model, params, jaxr1.load_processor(directory), directory
+    return Checkpoint.make(directory, module_seed, family, **size)
 
 
 def images_for(model):
@@ -55,7 +53,7 @@ def logits(model, params, encoded, **options):
 def test_logits_equal_transformers(case, rng):
     import torch
 
-    reference, model, params, processor, _ = case
+    reference, model, params, processor = case.reference, case.model, case.params, case.processor
     encoded = [processor.encode(p) for p in mixed_prompts(rng, 4, images_for(model))]
     ours = logits(model, params, encoded)
     for i, prompt in enumerate(encoded):
@@ -68,7 +66,7 @@ def test_logits_equal_transformers(case, rng):
 def test_every_tower_block_equals_transformers(case, rng):
     import torch
 
-    reference, model, params, processor, _ = case
+    reference, model, params, processor = case.reference, case.model, case.params, case.processor
     if model.vision is None:
         pytest.skip("no tower")
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
@@ -106,7 +104,7 @@ def test_counted_operations_are_those_that_torch_counts(case, rng):
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    reference, model, _, processor, _ = case
+    reference, model, processor = case.reference, case.model, case.processor
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, images_for(model)[-1:])]
     usual = reference.config._attn_implementation
     reference.set_attn_implementation("eager")  # products that the counter sees
@@ -129,7 +127,7 @@ def test_counted_operations_are_those_that_torch_counts(case, rng):
 def test_saved_directory_is_read_by_transformers(case, rng, tmp_path):
     import torch
 
-    reference, model, params, processor, _ = case
+    reference, model, params, processor = case.reference, case.model, case.params, case.processor
     saved = jaxr1.save_model(model, params, processor, tmp_path / "out")
     again = type(reference).from_pretrained(saved).eval()
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, images_for(model)[1:2] or (0,))]

@@ -1,28 +1,42 @@
 """Adapters: the base is frozen, the reference is free, and the merged export is the same model."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts
+from reference import Checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.nn.lora import Lora, adapter_table, init_adapters, merged
+from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, init_adapters, merged
 from jaxr1.nn.params import flatten
 from jaxr1.parallel import mesh_of
-from jaxr1.rl import step as rl
+from jaxr1.rl.learner import init_state
 from jaxr1.rl.optimizer import Optimizer
+
+
+@dataclasses.dataclass
+class World:
+    """A model with adapters, which are apart from its parameters."""
+
+    model: Any
+    params: dict
+    adapters: dict
+    processor: Any
+
+    @property
+    def whole(self) -> dict:
+        return {**self.params, ADAPTERS: self.adapters}
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "internvl"])
 def world(request, tmp_path_factory, module_seed):
-    folder = tmp_path_factory.mktemp("lora") / "m"
-    make_checkpoint(folder, module_seed, request.param)
-    model, params = jaxr1.load_model(folder)
+    base = Checkpoint.make(tmp_path_factory.mktemp("lora") / "m", module_seed, request.param)
     lora = Lora(rank=3, alpha=6.0, targets="decoder/layers/(q|o|down)|vision/blocks/(v|proj)|merger/fc1", layers=(0, 1))
+    model, params = base.model, base.params
     adapters = init_adapters(model.table(), lora, module_seed, mesh_of(params), model.rules)
-    return dataclasses.replace(model, lora=lora), params, adapters, jaxr1.load_processor(folder)
+    return World(dataclasses.replace(model, lora=lora), params, adapters, base.processor)
 
 
 def filled(adapters, rng):
@@ -35,22 +49,22 @@ def responses(rng):
 
 
 def test_fresh_adapters_change_nothing(world, rng):
-    model, params, adapters, processor = world
+    model, params, adapters, processor = world.model, world.params, world.adapters, world.processor
     prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
     base = jaxr1.score(dataclasses.replace(model, lora=None), params, processor, prompts, tokens)
-    ours = jaxr1.score(model, {**params, "lora": adapters}, processor, prompts, tokens)
+    ours = jaxr1.score(model, {**params, ADAPTERS: adapters}, processor, prompts, tokens)
     for a, b in zip(base, ours, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_merged_is_the_same_model(world, rng, tmp_path):
-    model, params, adapters, processor = world
+    model, params, adapters, processor = world.model, world.params, world.adapters, world.processor
     adapters = filled(adapters, rng)
     prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
     plain = dataclasses.replace(model, lora=None)
-    ours = jaxr1.score(model, {**params, "lora": adapters}, processor, prompts, tokens)
-    whole = merged({**params, "lora": adapters}, model.table(), model.lora)
+    ours = jaxr1.score(model, {**params, ADAPTERS: adapters}, processor, prompts, tokens)
+    whole = merged({**params, ADAPTERS: adapters}, model.table(), model.lora)
     out = jaxr1.save_model(plain, whole, processor, tmp_path / "out")
     again = jaxr1.score(*jaxr1.load_model(out), processor, prompts, tokens)
     base = jaxr1.score(plain, params, processor, prompts, tokens)
@@ -67,15 +81,15 @@ def test_merged_is_the_same_model(world, rng, tmp_path):
 
 
 def test_only_adapters_have_optimiser_state(world):
-    model, params, adapters, _ = world
-    state = rl.init_state({**params, "lora": adapters}, Optimizer().build(10))
-    assert set(state.trainable) == {"lora"} and set(state.frozen) == set(params)
+    params, adapters = world.params, world.adapters
+    state = init_state(world.whole, Optimizer().build(10))
+    assert set(state.trainable) == {ADAPTERS} and set(state.frozen) == set(params)
     sizes = {x.shape for x in jax.tree.leaves(state.opt) if x.ndim}
     assert sizes == {x.shape for x in jax.tree.leaves(adapters)}
 
 
 def test_what_is_refused(world):
-    model, *_ = world
+    model = world.model
     with pytest.raises(ValueError, match=r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"):
         init_adapters(model.table(), Lora(targets="decoder/q"), 0, None, model.rules)
     with pytest.raises(ValueError, match="not inside the 3 layers"):

@@ -1,21 +1,25 @@
 """What devices send each other in the compiled programs: parameters and activations, never logits, and no parameter once
 per token. What is stored is split as the parameters are."""
 
+import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 import numpy as np
 import optax
 import pytest
-from reference import make_checkpoint, mixed_prompts
+from reference import given, learner, make_checkpoint, mixed_prompts
 
 import jaxr1
-from jaxr1.inputs.batch import make_batch
 from jaxr1.inputs.sizes import Buckets
-from jaxr1.inputs.strips import fill, make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.strips import plan_prompts
 from jaxr1.parallel import batch_multiple, make_mesh, place_rows
-from jaxr1.rl import step as rl
+from jaxr1.rl import Optimizer, PolicyStats, Ppo
+from jaxr1.rl.learner import init_state
+from jaxr1.rl.step import accumulate, apply, zero_sums
+from jaxr1.rl.update import make_batch, plan_episodes
 from jaxr1.sampling import decode as loop
 from jaxr1.sampling.draw import Filters
 from jaxr1.sampling.scoring import score_batch
@@ -46,6 +50,20 @@ def folder(tmp_path_factory, module_seed):
     return out
 
 
+@dataclasses.dataclass
+class Programs:
+    """Compiled programs on a mesh, and what they are given."""
+
+    mesh: Any
+    model: Any
+    policy: Any
+    state: Any
+    placed: Any
+    cache: Any
+    decoding: Any
+    compiled: dict
+
+
 @pytest.fixture(scope="module", params=[(4, 1, 1), (1, 4, 1), (1, 2, 2)], ids=str)
 def programs(request, folder):
     """Compiled scoring, update and decoding on four devices, and the states that they are given."""
@@ -55,26 +73,21 @@ def programs(request, folder):
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((192,), (TOKENS,), (64,))
     tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
+    policy = learner(model, processor, (Ppo(), PolicyStats()), buckets, optimizer=Optimizer(1e-3, clip_norm=0))
+    numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
+    episodes = given(prompts, tokens, **numbers)
+    [plan] = plan_episodes(policy, params, episodes, episodes.valid_bg)
     multiple = batch_multiple(mesh, model.rules)
-    [plan] = plan_strips(
-        [len(p) for p in prompts], [[TOKENS] * GROUP] * ROWS, buckets, token_budget=10**9, multiple=multiple
-    )
-    zero = fill(plan, [[0.0] * GROUP] * ROWS)
-    batch = rl.TrainBatch(
-        plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple),
-        make_strips(plan, prompts, tokens, [[1.0] * GROUP] * ROWS),
-        zero, zero, zero, zero,
-    )  # fmt: skip
-    objective = rl.Objective(forbidden=processor.media_token_ids)
-    state = rl.init_state(params, optax.adamw(1e-3))
-    sums = rl.zero_sums(objective, state.trainable)
+    batch = make_batch(policy, plan, prompts, episodes, multiple=multiple)
+    state = policy.init(params)
+    sums = zero_sums(policy.objective, state.trainable)
     with jax.set_mesh(mesh):
         placed = place_rows(batch, mesh, model.rules)
-        score = score_batch.lower(
-            model, params, placed.prompt, placed.strips, np.float32(1), processor.media_token_ids
-        ).compile()
-        update = rl.accumulate.lower(model, objective, state.trainable, state.frozen, sums, placed).compile()
-        rows = place_rows(make_batch(prompts, buckets, model.layout, rows=ROWS, multiple=multiple), mesh, model.rules)
+        asked = (np.float32(1), ("logp",), processor.media_token_ids)
+        score = score_batch.lower(model, params, placed.prompt, placed.strips, *asked).compile()
+        whole = (model, policy.objective, state.trainable, state.frozen, sums, placed, {})
+        update = accumulate.lower(*whole).compile()
+        rows = place_rows(plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple), mesh, model.rules)
         on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
         keys = jax.device_put(np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding)
         prefilled = loop.run_prefill(model, params, rows)
@@ -83,13 +96,13 @@ def programs(request, folder):
         args = (model, params, cache, decoding, np.int32(9), np.float32(1), static)
         decode = loop.decode_until.lower(*args).compile()
     compiled = {"score": score, "update": update, "decode": decode}
-    return mesh, model, state, (objective, placed), (cache, decoding), compiled
+    return Programs(mesh, model, policy, state, placed, cache, decoding, compiled)
 
 
 @pytest.mark.parametrize("name", ["score", "update", "decode"])
 def test_logits_stay_on_their_device(programs, name):
     """Over the vocabulary only single numbers per token are added up, and the output matrix is brought together."""
-    mesh, *_, compiled = programs
+    mesh, compiled = programs.mesh, programs.compiled
     share = VOCAB // mesh.shape["tensor"]
     matrices = {(a, b) for a in (VOCAB, share) for b in (WIDTH, WIDTH // 2, WIDTH // 4)}
     matrices |= {(b, a) for a, b in matrices}
@@ -99,7 +112,7 @@ def test_logits_stay_on_their_device(programs, name):
 
 
 def test_no_parameter_is_gathered_for_every_token(programs):
-    mesh, model, *_, compiled = programs
+    model, compiled = programs.model, programs.compiled
     inside = [c for c in collectives(compiled["decode"]) if "while/body" in c[2]]
     activations = ROWS * GROUP * max(WIDTH, model.text.mlp)
     smallest = min(math.prod(p.layer_shape) for p in model.table().values() if p.transpose)
@@ -111,9 +124,9 @@ def test_no_parameter_is_gathered_for_every_token(programs):
 
 def test_states_are_split_as_the_parameters_are(programs):
     """Moments, gradient sums, and all of them again after a step."""
-    mesh, model, state, (objective, placed), _, _ = programs
+    mesh, model, objective, placed = programs.mesh, programs.model, programs.policy.objective, programs.placed
     tx, rate = optax.adamw(1e-3), optax.constant_schedule(1e-3)
-    state = rl.init_state(jax.tree.map(lambda x: x.copy(), state.params), tx)
+    state = init_state(jax.tree.map(lambda x: x.copy(), programs.state.params), tx)
     wanted = [x.sharding for x in jax.tree.leaves(state.trainable)]
     assert any(not s.is_fully_replicated for s in wanted) == (mesh.shape["data"] == 1)
 
@@ -125,18 +138,18 @@ def test_states_are_split_as_the_parameters_are(programs):
         for x in jax.tree.leaves((state, sums)):
             assert x.sharding.device_set == set(mesh.devices.flat)
 
-    sums = rl.zero_sums(objective, state.trainable)
+    sums = zero_sums(objective, state.trainable)
     check(state, sums)
     with jax.set_mesh(mesh):
         for _ in range(2):
-            sums = rl.accumulate(model, objective, state.trainable, state.frozen, sums, placed)
+            sums = accumulate(model, objective, state.trainable, state.frozen, sums, placed, {})
         grads = jax.tree.map(lambda x: x.copy(), sums)
-        state, _ = rl.apply(tx, rate, state, sums)
+        state, _ = apply(tx, rate, state, sums)
     check(state, grads)
 
 
 def test_compaction_and_growth_keep_rows_apart(programs):
-    mesh, model, *_, (cache, decoding), _ = programs
+    mesh, model, cache, decoding = programs.mesh, programs.model, programs.cache, programs.decoding
     multiple = batch_multiple(mesh, model.rules)
     with jax.set_mesh(mesh):
         wide = loop.grow(model, decoding, 64)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from jaxr1.base.jsonl import AppendLog
 from jaxr1.report.history import read_history
-from jaxr1.run.metrics import MetricsLog
 from jaxr1.report.page import choose_samples
 from jaxr1.report.report import write_report
+from jaxr1.run.metrics import MetricsLog
 
 EVIL = '<script>alert("1")</script><img src=x onerror=y>&amp; \x00\u202e $x$ [bold] é'
 
@@ -142,7 +142,7 @@ def test_reports_and_metrics_need_neither_jax_nor_pyplot():
         "import sys, types, jaxr1, os\nroom = types.ModuleType('jaxr1.run')\n"
         "room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), 'run')]\nsys.modules['jaxr1.run'] = room\n"
         "import jaxr1.report.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards\n"
-        "from jaxr1.report.curves import draw_curves\nfrom jaxr1.run.history import History\ndraw_curves(History())\n"
+        "from jaxr1.report.curves import draw_curves\nfrom jaxr1.report.history import History\ndraw_curves(History())\n"
         "print([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

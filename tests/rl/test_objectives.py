@@ -1,13 +1,164 @@
-"""Advantages, surrogate, KL and weights against float64 numpy written from the formulas."""
+"""Advantages, terms and weights against float64 numpy written from the formulas.
+
+A new term or estimator joins with one row of `TERMS` or `ESTIMATORS`.
+"""
+
+import dataclasses
+import inspect
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference import given
 
-from jaxr1.rl.advantages import Advantage, group_advantage, zero_std
-from jaxr1.rl.objectives import clipped_surrogate, kl_estimate, token_weights
+from jaxr1.inputs.draws import Draw
+from jaxr1.rl import advantages, objectives
+from jaxr1.rl.advantages import Advantage, Estimator, group_advantage
+from jaxr1.rl.objectives import (
+    CrossEntropy,
+    Entropy,
+    Kl,
+    Objective,
+    PolicyStats,
+    Ppo,
+    Term,
+    clipped_surrogate,
+    kl_estimate,
+)
 from jaxr1.rl.optimizer import Optimizer
+from jaxr1.rl.weights import token_weights
+
+SHAPE = (3, 2, 8)  # rows, strips, tokens
+
+
+@dataclasses.dataclass
+class Numbers:
+    """What a term may see, in float64: [B, S, T] each; two responses in every strip, the end is padding."""
+
+    segment: np.ndarray
+    own: np.ndarray
+    values: dict
+
+    @classmethod
+    def draw(cls, rng):
+        segment = np.tile([1, 1, 1, 2, 2, 2, 2, 0], (*SHAPE[:2], 1))
+        real = segment > 0
+        own = real & (rng.random(SHAPE) < 0.9)
+        logp = rng.normal(-2.0, 0.5, SHAPE)
+        values = {
+            "logp": logp,
+            "entropy": rng.uniform(0.1, 3.0, SHAPE),
+            "old_logp": logp + rng.normal(0.0, 0.4, SHAPE),
+            "ref_logp": logp + rng.normal(0.0, 0.4, SHAPE),
+            "sampled_logp": logp + rng.normal(0.0, 0.01, SHAPE),
+            "advantage": rng.normal(size=SHAPE),
+            "weight": rng.uniform(0.0, 1.0, SHAPE) * own,
+        }
+        return cls(segment, own, {name: np.where(real, x, 0.0) for name, x in values.items()})
+
+    def __getattr__(self, name):
+        return self.values[name]
+
+    def tokens(self, term, **said):
+        """The arguments of `Objective.__call__`: only what the term asks for."""
+        given = {name: jnp.float32(self.values[name]) for name in term.reads} | said
+        columns = {name: jnp.float32(self.values[name]) for name in (*term.needs, term.weight)}
+        columns["own"] = jnp.float32(self.own)
+        return given, columns, jnp.int32(self.segment), {}
+
+
+def ppo(n, low=0.2, high=0.28):
+    ratio = np.exp(n.logp - n.old_logp)
+    return -np.minimum(ratio * n.advantage, np.clip(ratio, 1 - low, 1 + high) * n.advantage)
+
+
+def k3(n):
+    d = n.logp - n.ref_logp
+    return np.clip(np.exp(-d) - 1 + d, -10, 10)
+
+
+TERMS = [
+    (Ppo(0.2, 0.28), ppo),
+    (Kl(0.3, "k1"), lambda n: 0.3 * (n.logp - n.ref_logp)),
+    (Kl(0.3, "k2"), lambda n: 0.3 * (n.logp - n.ref_logp) ** 2 / 2),
+    (Kl(0.3, "k3"), lambda n: 0.3 * k3(n)),
+    (Entropy(0.1), lambda n: -0.1 * n.entropy),
+    (CrossEntropy(), lambda n: -n.logp),
+    (PolicyStats(), lambda n: 0.0 * n.logp),
+]
+
+
+@pytest.mark.parametrize(("term", "formula"), TERMS, ids=lambda x: str(x) if isinstance(x, Term) else "")
+def test_a_term_equals_its_formula(rng, term, formula):
+    """The loss, its metrics' weights, and its gradient by finite differences in float64."""
+    numbers = Numbers.draw(rng)
+    objective = Objective((term,), on_policy=False)
+    total, metrics = objective(*numbers.tokens(term))
+    want = (formula(numbers) * numbers.weight).sum()
+    assert float(total) == pytest.approx(want, rel=1e-5, abs=1e-5)
+    assert metrics.keys() == objective.no_metrics(()).keys()
+    for metric in metrics.values():
+        assert float(metric.weight) == numbers.own.sum()
+
+    read = term.reads[0]
+    grad = jax.grad(lambda x: objective(*numbers.tokens(term, **{read: x}))[0])
+    found, step = np.asarray(grad(jnp.float32(numbers.values[read]))), 1e-6
+    for at in map(tuple, rng.integers(0, SHAPE, (20, 3))):
+        ends = []
+        for sign in (1, -1):
+            moved = dict(numbers.values)
+            moved[read] = moved[read].copy()
+            moved[read][at] += sign * step
+            ends.append((formula(dataclasses.replace(numbers, values=moved)) * numbers.weight).sum())
+        assert found[at] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def test_every_term_and_estimator_is_in_a_list():
+    """What a file defines is what the lists below and above hold."""
+    for module, base, rows in ((objectives, Term, TERMS), (advantages, Estimator, ESTIMATORS)):
+        defined = {
+            cls
+            for _, cls in inspect.getmembers(module, inspect.isclass)
+            if issubclass(cls, base) and cls is not base and cls.__module__ == module.__name__
+        }
+        assert {type(row[0]) for row in rows} == defined
+
+
+def test_a_term_that_reads_what_it_did_not_name_says_so(rng):
+    class Careless(Ppo):
+        needs = ("advantage",)
+
+    with pytest.raises(
+        AttributeError, match=r"reads 'old_logp': name it in `needs` or `reads`; given: logp, advantage"
+    ):
+        Objective((Careless(),), on_policy=False)(*Numbers.draw(rng).tokens(Careless()))
+
+
+def test_what_an_objective_asks_for():
+    grpo = Objective((Ppo(), PolicyStats()))
+    assert grpo.reads == ("entropy", "logp") and grpo.needs == ("advantage", "sampled_logp")
+    assert grpo.columns == ("advantage", "own", "sampled_logp", "weight") and not grpo.needs_zero_advantage
+    assert Objective((Ppo(), PolicyStats()), on_policy=False).needs == ("advantage", "old_logp", "sampled_logp")
+    assert Objective((Ppo(), Kl(0.1))).needs_zero_advantage and Objective((Ppo(), Entropy(0.1))).needs_zero_advantage
+    assert Objective((CrossEntropy(),)).needs_zero_advantage and Objective((CrossEntropy(),)).reads == ("logp",)
+
+
+def test_sums_over_responses_and_labels(rng):
+    """The drawing of `sum_by`; whatever is summed over a response, is over that of one strip only."""
+    segment = np.int32([[[1, 1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 2, 0, 0]]])
+    x = rng.normal(size=segment.shape).astype(np.float32)
+    tokens = objectives.Tokens({}, {"own": jnp.ones(segment.shape)}, jnp.asarray(segment), {})
+    found = np.asarray(tokens.sum_by(tokens.response, jnp.asarray(x)))
+    for strip, at in ((0, slice(0, 3)), (0, slice(3, 6)), (1, slice(0, 2)), (1, slice(2, 5))):
+        np.testing.assert_allclose(found[0, strip, at], x[0, strip, at].sum(), rtol=1e-5)
+    label = np.int32([[[1, 1, 1, 2, 2, 2, 0], [2, 2, 1, 1, 1, 0, 0]]])
+    found = np.asarray(tokens.sum_by(jnp.asarray(label), jnp.asarray(x)))
+    np.testing.assert_allclose(found[label == 1], x[label == 1].sum(), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- advantages
 
 
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
@@ -31,6 +182,41 @@ def test_group_advantage_equals_the_formulas(rng, baseline, scale):
     assert ours.dtype == np.float32
 
 
+def grpo(reward):
+    return (reward - reward.mean(-1, keepdims=True)) / (reward.std(-1, ddof=1, keepdims=True) + 1e-4)
+
+
+def rloo(reward):
+    others = (reward.sum(-1, keepdims=True) - reward) / (reward.shape[1] - 1)
+    return reward - others
+
+
+ESTIMATORS = [
+    (Advantage(eps=1e-4), grpo),
+    (Advantage("leave_one_out", "none"), rloo),
+]
+
+
+def graded(rng, prompts=3, group=4):
+    """Episodes of random lengths with random rewards."""
+    prompt = SimpleNamespace(prefix="")
+    responses = [[np.ones(n, np.int32) for n in rng.integers(1, 7, group)] for _ in range(prompts)]
+    episodes = given([prompt] * prompts, responses)
+    assert all(isinstance(draw, Draw) for draw in episodes.draws)
+    episodes.reward_bg = rng.normal(size=(prompts, group))
+    return episodes
+
+
+@pytest.mark.parametrize(("estimator", "formula"), ESTIMATORS, ids=lambda x: str(x) if isinstance(x, Estimator) else "")
+def test_an_estimator_equals_its_formula(rng, estimator, formula):
+    """One number a response, the same at each of its tokens, in the order of columns."""
+    episodes = graded(rng)
+    column = estimator(episodes).columns["advantage"]
+    assert column.dtype == np.float32 and column.shape == episodes.token_n.shape
+    want = np.repeat(formula(episodes.reward_bg).ravel(), episodes.counts_bg.ravel())
+    np.testing.assert_allclose(column, want, rtol=1e-4, atol=1e-5)
+
+
 def test_permuting_prompts_and_samples_permutes_advantages(rng):
     reward, valid = rng.normal(size=(5, 4)), np.ones((5, 4), bool)
     rows, columns = rng.permutation(5), rng.permutation(4)
@@ -38,24 +224,36 @@ def test_permuting_prompts_and_samples_permutes_advantages(rng):
     np.testing.assert_allclose(group_advantage(reward[rows][:, columns], valid), whole[rows][:, columns], atol=1e-6)
 
 
-def test_equal_rewards_have_exactly_no_advantage():
+def test_equal_rewards_have_exactly_no_advantage(rng):
     """0.1 three times has a mean that is not 0.1: the difference must not be blown up by a tiny deviation."""
     reward = np.full((1, 3), 0.1)
     assert (group_advantage(reward, np.ones((1, 3), bool), Advantage(eps=1e-9)) == 0).all()
-    assert zero_std(reward, np.ones((1, 3), bool)).all()
+    episodes = graded(rng)
+    episodes.reward_bg[1] = 0.1
+    assert episodes.zero_std_b.tolist() == [False, True, False]
+
+
+# ---------------------------------------------------------------- options
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="baseline"):
-        group_advantage(np.zeros((1, 2)), np.ones((1, 2), bool), Advantage(baseline="median"))
-    with pytest.raises(ValueError, match="scale"):
-        group_advantage(np.zeros((1, 2)), np.ones((1, 2), bool), Advantage(scale="max"))
-    with pytest.raises(ValueError, match="estimator"):
+    with pytest.raises(ValueError, match=r"Advantage\.baseline must be 'mean' \| 'leave_one_out', got 'median'"):
+        Advantage(baseline="median")
+    with pytest.raises(ValueError, match=r"Advantage\.scale"):
+        Advantage(scale="max")
+    with pytest.raises(ValueError, match=r"Kl\.estimator"):
+        Kl(0.1, "k4")
+    with pytest.raises(ValueError, match="estimator must be"):
         kl_estimate(jnp.zeros(1), jnp.zeros(1), "k4")
     with pytest.raises(ValueError, match="aggregation"):
         token_weights([[1]], "mean")
-    with pytest.raises(ValueError, match="schedule"):
-        Optimizer(schedule="step").rate(10)
+    with pytest.raises(ValueError, match=r"Optimizer\.schedule"):
+        Optimizer(schedule="step")
+    with pytest.raises(ValueError, match=r"Ppo\.clip_low must be at least 0, got -1"):
+        Ppo(-1.0)
+
+
+# ---------------------------------------------------------------- losses
 
 
 def test_clipped_surrogate_and_its_gradient(rng):
@@ -110,13 +308,11 @@ def test_k1_and_k3_are_unbiased(rng):
 
 @pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
 def test_token_weights_equal_their_definition(rng, mode):
-    counts = rng.integers(0, 9, (4, 5)).tolist()
-    losses = [[rng.normal(size=n) for n in group] for group in counts]
-    got = sum(
-        w * x.sum() for ws, xs in zip(token_weights(counts, mode, 7.0), losses, strict=True)
-        for w, x in zip(ws, xs, strict=True)
-    )  # fmt: skip
-    flat = [x for group in losses for x in group if len(x)]
+    counts = rng.integers(0, 9, (4, 5))
+    losses = [rng.normal(size=n) for n in counts.ravel()]
+    weights = token_weights(counts, mode, 7.0)
+    got = sum(w * x.sum() for w, x in zip(weights.ravel(), losses, strict=True))
+    flat = [x for x in losses if len(x)]
     want = {
         "token-mean": np.concatenate(flat).mean(),
         "seq-mean-token-mean": np.mean([x.mean() for x in flat]),
@@ -124,7 +320,7 @@ def test_token_weights_equal_their_definition(rng, mode):
         "seq-mean-token-sum-norm": np.mean([x.sum() / 7.0 for x in flat]),
     }[mode]
     assert got == pytest.approx(want, rel=1e-9)
-    assert token_weights([[0, 0]], mode, 7.0) == [[0.0, 0.0]]
+    assert token_weights([[0, 0]], mode, 7.0).tolist() == [[0.0, 0.0]]
 
 
 def test_schedules():

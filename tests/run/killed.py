@@ -23,9 +23,9 @@ import jaxr1
 from jaxr1.config import load_config
 from jaxr1.evaluation import heldout
 from jaxr1.rewards.spec import Reward
-from jaxr1.rl import step as rl
-from jaxr1.run import rl_stage
+from jaxr1.rl import update
 from jaxr1.run.state import Checkpoints
+from jaxr1.stages import rl
 
 
 def die():
@@ -35,7 +35,7 @@ def die():
 def arm(phase: str, folder: Path) -> None:
     """Patches one function so that the process dies inside that phase."""
     if phase == "sampling":
-        sample, calls = rl_stage.Sampler.__call__, []
+        sample, calls = rl.Sampler.__call__, []
 
         def dying(self, params, prompts, keys, n, **kw):
             if n > 1:  # not the evaluation
@@ -44,19 +44,19 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return sample(self, params, prompts, keys, n, **kw)
 
-        rl_stage.Sampler.__call__ = dying
+        rl.Sampler.__call__ = dying
     elif phase == "grading":
-        wait, calls = rl_stage.RlStage._wait, []
+        wait, calls = rl.wait_for, []
 
-        def dying(self, pending):
+        def dying(*args):
             calls.append(1)
             if len(calls) == 3:
                 die()
-            return wait(self, pending)
+            return wait(*args)
 
-        rl_stage.RlStage._wait = dying
+        rl.wait_for = dying
     elif phase == "update":
-        apply, calls = rl.apply, []
+        apply, calls = update.apply, []
 
         def dying(*args):
             calls.append(1)
@@ -64,9 +64,9 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return apply(*args)
 
-        rl.apply = dying
+        update.apply = dying
     elif phase == "evaluation":
-        encoded, calls = heldout._encoded, []
+        encoded, calls = heldout.Asked._encoded, []
 
         def dying(*args):
             calls.append(1)
@@ -74,20 +74,20 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return encoded(*args)
 
-        heldout._encoded = dying
+        heldout.Asked._encoded = dying
     elif phase == "checkpoint":
         save = Checkpoints.save
 
-        def dying(self, state, run, config):
+        def dying(self, states, progress, config):
             def watch():
                 target = folder / "checkpoints"
-                while not [p for p in target.rglob("*") if "tmp" in str(p) and str(run.total_step) in str(p)]:
+                while not [p for p in target.rglob("*") if "tmp" in str(p) and str(progress.total_step) in str(p)]:
                     time.sleep(0.0005)
                 die()
 
-            if run.stage == 1 and run.step == 2:
+            if progress.stage == 1 and progress.step == 2:
                 threading.Thread(target=watch, daemon=True).start()
-            save(self, state, run, config)
+            save(self, states, progress, config)
 
         Checkpoints.save = dying
 

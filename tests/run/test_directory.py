@@ -40,6 +40,7 @@ def test_a_failed_start_is_no_run(tmp_path):
         (dataclasses.replace(config, mesh=MeshOptions(3, 1, 1)), OptionError, "mesh: .*does not fit 4 devices"),
         (changed(config, lora=Lora(targets="nothing")), OptionError, r"stages\.0\.lora: .*no matrix matches"),
         (changed(config, freeze=("vision", "merger", "decoder")), OptionError, r"stages\.0\.freeze: .*nothing is left"),
+        (changed(config, freeze=("visoin",)), OptionError, r"stages\.0\.freeze: 'visoin' is none of .*vision, merger"),
         (changed(config, rewards=(Reward("no.py:f"),)), OptionError, r"stages\.0\.rewards\.0: .*no file"),
         (changed(config, data=Files("none.jsonl")), DataError, r"none\.jsonl: no such file"),
     ):

@@ -12,8 +12,8 @@ from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl, Optimizer
-from jaxr1.run import rl_stage
-from jaxr1.run.final import export_checkpoint
+from jaxr1.rl import update as updating
+from jaxr1.run.export import export_checkpoint
 from jaxr1.sampling import features, generate, scoring
 
 PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
@@ -128,14 +128,15 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
         real = getattr(module, name)
 
         def placed(batch, mesh, rules):
-            rows = getattr(batch, "media", None) or getattr(getattr(batch, "prompt", None), "media", None)
+            first = batch[0] if isinstance(batch, tuple) else batch  # prompts and strips
+            rows = getattr(first, "media", None) or getattr(getattr(first, "prompt", None), "media", None)
             if rows is not None:
                 seen.setdefault(where, set()).add(rows.stage)
             return real(batch, mesh, rules)
 
         monkeypatch.setattr(module, name, placed)
 
-    for module, where in ((generate, "rollout"), (scoring, "score"), (rl_stage, "update")):
+    for module, where in ((generate, "rollout"), (scoring, "score"), (updating, "update")):
         spy(module, "place_rows", where)
     tower = features._compute
     monkeypatch.setattr(features, "_compute", lambda *args: computed.append(1) or tower(*args))

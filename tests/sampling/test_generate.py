@@ -3,12 +3,12 @@
 import jax
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts, torch_inputs
+from reference import Checkpoint, mixed_prompts, torch_inputs
 
 import jaxr1
 from jaxr1.nn.logprob import vocabulary_bias
 from jaxr1.parallel import make_mesh
-from jaxr1.run.monitor import CompileCounter
+from jaxr1.run.machine import CompileCounter
 from jaxr1.sampling import decode as loop
 from jaxr1.sampling.draw import Filters, draw, filtered
 
@@ -17,13 +17,8 @@ LOGP = 1e-5  # times max(1, max |logit|) (design, invariant 2)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A random checkpoint, the torch model, our model, parameters and processor."""
-    folder = tmp_path_factory.mktemp("model") / "m"
-    seed = int(np.random.SeedSequence().entropy % 2**31)
-    print(f"checkpoint seed {seed}")
-    reference = make_checkpoint(folder, seed)
-    return folder, reference, *jaxr1.load_model(folder), jaxr1.load_processor(folder)
+def checkpoint(tmp_path_factory, module_seed):
+    return Checkpoint.make(tmp_path_factory.mktemp("model") / "m", module_seed)
 
 
 def reference_logits(reference, prompt, response):
@@ -44,7 +39,12 @@ def test_greedy_equals_transformers(checkpoint, rng):
     """64 tokens on 16 mixed prompts; after a tie the comparison goes on teacher-forced."""
     import torch
 
-    _, reference, model, params, processor = checkpoint
+    reference, model, params, processor = (
+        checkpoint.reference,
+        checkpoint.model,
+        checkpoint.params,
+        checkpoint.processor,
+    )
     prompts = mixed_prompts(rng, 16)
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0)
     compared = 0
@@ -78,7 +78,12 @@ def test_greedy_equals_transformers(checkpoint, rng):
 
 
 def test_logprobs_equal_transformers_and_score(checkpoint, rng):
-    _, reference, model, params, processor = checkpoint
+    reference, model, params, processor = (
+        checkpoint.reference,
+        checkpoint.model,
+        checkpoint.params,
+        checkpoint.processor,
+    )
     prompts = mixed_prompts(rng, 4)
     temperature = float(rng.uniform(0.6, 1.4))
     groups = jaxr1.generate(model, params, processor, prompts, n=3, max_new_tokens=24, temperature=temperature)
@@ -100,7 +105,7 @@ def test_logprobs_equal_transformers_and_score(checkpoint, rng):
 
 def test_a_draw_depends_on_its_own_prompt_only(checkpoint, rng):
     """Alone, in other company, in another order, in a larger bucket: the same tokens."""
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = [jaxr1.Prompt(p.messages, id=f"row {i}") for i, p in enumerate(mixed_prompts(rng, 6))]
     run = lambda chosen, n=2: jaxr1.generate(model, params, processor, chosen, n=n, max_new_tokens=12, seed=5)
     together = run(prompts)
@@ -117,7 +122,7 @@ def test_a_draw_depends_on_its_own_prompt_only(checkpoint, rng):
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (1, 2, 2)])
 def test_meshes_generate_the_same(checkpoint, rng, sizes):
-    folder, _, model, params, processor = checkpoint
+    folder, model, params, processor = checkpoint.folder, checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 3)
     args = dict(n=2, max_new_tokens=10, seed=1)
     one = jaxr1.generate(model, params, processor, prompts, **args)
@@ -131,7 +136,7 @@ def test_meshes_generate_the_same(checkpoint, rng, sizes):
 
 
 def test_greedy_repeats_and_reports_temperature_one(checkpoint, rng):
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 2)
     groups = jaxr1.generate(model, params, processor, prompts, n=3, max_new_tokens=8, temperature=0)
     assert all(len(g) == 3 and all(list(c.token_ids) == list(g[0].token_ids) for c in g) for g in groups)
@@ -141,7 +146,7 @@ def test_greedy_repeats_and_reports_temperature_one(checkpoint, rng):
 
 def test_stops(checkpoint, rng):
     """A stop id ends a response and is part of its ids; a stop string ends it and is not part of its text."""
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 3)
     free = jaxr1.generate(model, params, processor, prompts, n=2, max_new_tokens=40, seed=3)
     for i, group in enumerate(free):
@@ -165,7 +170,7 @@ def test_stops(checkpoint, rng):
 
 def test_media_ids_are_never_sampled(checkpoint, rng):
     """Even when the model would say nothing else: with the head turned to the image pad, other tokens come."""
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     embed = params["decoder"]["embed"]
     boosted = embed.at[np.array(processor.media_token_ids)].multiply(50.0)
     turned = {**params, "decoder": {**params["decoder"], "embed": boosted}}
@@ -177,7 +182,7 @@ def test_media_ids_are_never_sampled(checkpoint, rng):
 def test_swapping_the_image_changes_the_logprobs(checkpoint, rng):
     from reference import random_image
 
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     image = random_image(rng)
     ask = lambda im: jaxr1.Prompt(
         [{"role": "user", "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}]}]
@@ -190,7 +195,7 @@ def test_swapping_the_image_changes_the_logprobs(checkpoint, rng):
 
 def test_compaction_changes_nothing(checkpoint, rng, monkeypatch):
     """Rows and samples that end early are dropped from the batch; what is left goes on the same."""
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 4)
     args = dict(n=4, max_new_tokens=128, seed=2)
     # Stop ids that leave two responses running and end all others at different places in the first 24 tokens.
@@ -229,7 +234,7 @@ def test_compaction_keeps_every_live_response(rng):
 
 
 def test_second_pass_compiles_nothing(checkpoint, rng):
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 4)
     args = dict(n=2, max_new_tokens=40)
     jaxr1.generate(model, params, processor, prompts, seed=0, **args)
@@ -269,13 +274,13 @@ def test_filters(rng):
     ],
 )
 def test_options_out_of_range(checkpoint, rng, bad, message):
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     with pytest.raises(ValueError, match=message):
         jaxr1.generate(model, params, processor, mixed_prompts(rng, 1), **bad)
 
 
 def test_score_refuses_what_cannot_be_scored(checkpoint, rng):
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts, media = mixed_prompts(rng, 1), processor.media_token_ids[0]
     for response, message in (
         ([], "response 0 of prompt 0"),
@@ -287,7 +292,7 @@ def test_score_refuses_what_cannot_be_scored(checkpoint, rng):
 
 
 def test_streaming_shows_a_growing_answer(checkpoint, rng):
-    _, _, model, params, processor = checkpoint
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     seen = []
     done = jaxr1.generate(
         model, params, processor, mixed_prompts(rng, 1), max_new_tokens=20, seed=1,
