@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxr1.base.checks import check_least, check_types
 from jaxr1.base.jsonl import write_rows
+from jaxr1.base.names import EVALUATION_MEASURES
 from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.batch import EncodedPrompt
@@ -29,8 +30,6 @@ from jaxr1.sampling.generate import Sampler, SamplingOptions
 
 # What a row of rollouts/eval_*.jsonl holds of `Episodes.rows`.
 ROW = ("prompt", "answer", "response", "rewards", "finish_reason", "length", "source")
-# What every set is measured by, besides its rewards.
-MEASURES = ("length_mean", "frac_truncated", "n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +75,7 @@ class Evaluation:
             raise ValueError(f"{path}the name is part of file names: it must not be empty or hold a slash")
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
-        check_labels(self.rewards, path)
-        if taken := [reward.label for reward in self.rewards if reward.label in MEASURES]:
-            raise ValueError(f"{path}a reward may not be called {taken[0]!r}: give it another name")
+        check_labels(self.rewards, path, EVALUATION_MEASURES)
 
     leaves_out: ClassVar[bool] = False
     """No row is left out: a set whose size moves cannot be compared."""

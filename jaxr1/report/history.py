@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jaxr1.base.jsonl import read_jsonl
+from jaxr1.base.names import EVALUATION_MEASURES
 
 Values = dict[str, float | None]
 
 
+def scores(evaluated: Iterable[Values]) -> list[str]:
+    """The names of all scores in some evaluations, in the order in which they appear."""
+    names = dict.fromkeys(itertools.chain.from_iterable(evaluated))
+    return [name for name in names if name not in EVALUATION_MEASURES]
+
+
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluation of one set. `values` holds accuracy, format, length_mean, n as far as they were written."""
+    """One evaluation of one set. `values` holds a score for each reward, length_mean, n, ..."""
 
     set: str
     stage: str

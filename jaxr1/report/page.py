@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxr1.base.jsonl import read_jsonl
-from jaxr1.report.history import Evaluated, History, StageResult
-from jaxr1.report.table import COLUMNS, cells
+from jaxr1.report.history import Evaluated, History, StageResult, scores
+from jaxr1.report.table import cells, columns
 
 SAMPLES = 12  # pictures on the page, for each evaluation set
 MAX_RESPONSE_CHARS = 4000
@@ -49,10 +49,11 @@ def _rollouts(run_dir: Path, evaluation: Evaluated) -> list[dict[str, Any]]:
     return []
 
 
-def _accuracy(row: dict[str, Any] | None) -> float | None:
+def _is_right(row: dict[str, Any] | None, score: str) -> bool:
+    """Whether an answer has a positive value of a score; what was not graded has not."""
     rewards = (row or {}).get("rewards")
-    value = rewards.get("accuracy") if isinstance(rewards, dict) else None
-    return float(value) if isinstance(value, int | float) else None
+    value = rewards.get(score) if isinstance(rewards, dict) else None
+    return isinstance(value, int | float) and value > 0
 
 
 def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int = SAMPLES) -> list[Sample]:
@@ -64,6 +65,7 @@ def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int =
     if not evaluations:
         return []
     first, last = _rollouts(run_dir, evaluations[0]), _rollouts(run_dir, evaluations[-1])
+    score = next(iter(scores(e.values for e in evaluations)), "")  # the first one decides what is right
     if evaluations[0] is evaluations[-1]:
         first = []
 
@@ -79,7 +81,7 @@ def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int =
         before = matches.pop(0) if matches else None
         media = tuple(map(str, row.get("media") or ()))
         sample = Sample(str(row.get("prompt", "")), str(row.get("answer", "")), media, before, row)
-        kinds[(_accuracy(before) or 0.0) > 0, (_accuracy(row) or 0.0) > 0].append(sample)
+        kinds[_is_right(before, score), _is_right(row, score)].append(sample)
     learned = kinds.pop((False, True), [])
     others = [kinds[kind] for kind in ((True, True), (False, False), (True, False)) if kind in kinds]
     rest: list[Sample] = []
@@ -203,14 +205,15 @@ def _sample_html(run_dir: Path, sample: Sample, before: str, after: str) -> str:
 def _table_html(results: Sequence[StageResult]) -> str:
     if not results:
         return '<p class="note">No evaluation has been written yet.</p>'
-    groups = "".join(
-        f'<th class="group" colspan="2">{title}{" (tokens)" if title == "length" else ""}</th>'
-        for title, _, _ in COLUMNS
-    )
-    second = "<th>before</th><th>after</th>" * len(COLUMNS)
+    shown = columns(results)
+    groups = ""
+    for column in shown:
+        unit = " (tokens)" if column.key == "length_mean" else ""
+        groups += f'<th class="group" colspan="2">{_escape(column.title)}{unit}</th>'
+    second = "<th>before</th><th>after</th>" * len(shown)
     rows = []
     for result in results:
-        name, stage, *values, count = (_escape(cell) for cell in cells(result))
+        name, stage, *values, count = (_escape(cell) for cell in cells(result, shown))
         row = f'<td class="name">{name}</td><td class="name">{stage}</td>'
         row += "".join(f"<td{' class=after' if i % 2 else ''}>{cell}</td>" for i, cell in enumerate(values))
         rows.append(f"<tr>{row}<td>{count}</td></tr>")
@@ -229,7 +232,7 @@ def page_html(run_dir: Path, history: History, results: Sequence[StageResult], l
     parts.append(
         '<div class="card curves"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-        f'<img alt="Accuracy, format, reward, length, KL and gradient norm over steps" src="{_data_uri(light)}">'
+        f'<img alt="Scores, reward, length, KL and gradient norm over steps" src="{_data_uri(light)}">'
         "</picture></div>"
     )
     for name, evaluations in history.evaluations.items():

@@ -1,32 +1,55 @@
-"""Accuracy, format and length before and after each stage, as text."""
+"""Scores and length of the held-out sets before and after each stage, as text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.table import Table
 
-from jaxr1.report.history import StageResult
+from jaxr1.report.history import StageResult, scores
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
+@dataclass(frozen=True)
+class Column:
+    """A pair of columns, before and after.
+
+    Attributes:
+      title: above it.
+      key: of the value in an evaluation.
+      is_share: written in percent.
+    """
+
+    title: str
+    key: str
+    is_share: bool
+
+    def show(self, value: float | None) -> str:
+        """A dash where there is no number."""
+        if value is None or not math.isfinite(value):
+            return "–"
+        return f"{100 * value:.1f} %" if self.is_share else f"{value:.1f}"
 
 
-def _plain(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{value:.1f}"
+def columns(results: Sequence[StageResult]) -> list[Column]:
+    """One for each score that was written, and the length."""
+    evaluated = []
+    for result in results:
+        evaluated += [result.before, result.after]
+    found = []
+    for name in scores(evaluated):
+        known = [values.get(name) for values in evaluated]
+        is_share = all(value is None or 0 <= value <= 1 for value in known)
+        found.append(Column(name, name, is_share))
+    return [*found, Column("length", "length_mean", False)]
 
 
-COLUMNS = (("accuracy", "accuracy", _percent), ("format", "format", _percent), ("length", "length_mean", _plain))
-"""(title, value, how it is written) of each pair of columns, before and after."""
-
-
-def cells(result: StageResult) -> list[str]:
+def cells(result: StageResult, shown: Sequence[Column]) -> list[str]:
     """A row as text: set, stage, before and after of each column, number of questions."""
     row = [result.set, result.stage]
-    for _, key, show in COLUMNS:
-        row += [show(result.before.get(key)), show(result.after.get(key))]
+    for column in shown:
+        row += [column.show(values.get(column.key)) for values in (result.before, result.after)]
     count = result.after.get("n")
     return [*row, "–" if count is None else f"{count:.0f}"]
 
@@ -36,17 +59,20 @@ def results_table(results: Sequence[StageResult]) -> Table:
     table = Table(title="Before and after each stage (length in tokens)", title_justify="left")
     table.add_column("set", no_wrap=True)
     table.add_column("stage", no_wrap=True)
-    for title, _, _ in COLUMNS:
-        table.add_column(title, justify="right")  # on a narrow terminal numbers are broken, not names
+    shown = columns(results)
+    for column in shown:
+        # On a narrow terminal numbers are broken, not names.
+        table.add_column(_no_markup(column.title), justify="right")
     table.add_column("n", justify="right", no_wrap=True)
     previous = ""
     for result in results:
-        name, stage, *values, count = cells(result)
-        # one unit is enough: "31.4 → 82.2 %"
-        pairs = [f"{a.removesuffix(' %')} → {b}" for a, b in zip(values[::2], values[1::2], strict=True)]
-        shown = "" if result.set == previous else name
+        name, stage, *values, count = cells(result, shown)
+        # One unit is enough: "31.4 → 82.2 %".
+        pairs = zip(values[::2], values[1::2], strict=True)
+        changes = [f"{before.removesuffix(' %')} → {after}" for before, after in pairs]
+        row = ["" if result.set == previous else name, stage, *changes, count]
         previous = result.set
-        table.add_row(*(_no_markup(cell) for cell in (shown, stage, *pairs, count)))
+        table.add_row(*map(_no_markup, row))
     return table
 
 

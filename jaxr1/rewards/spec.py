@@ -199,9 +199,11 @@ def _builtin_name(function: Callable[..., Any]) -> str | None:
 # --- functions in files ---------------------------------------------------------------------------------------------
 
 
-def check_labels(rewards: Sequence[Reward], path: str = "") -> None:
-    """Raises ValueError, which begins with `path`, where two rewards have one name."""
+def check_labels(rewards: Sequence[Reward], path: str = "", taken: Sequence[str] = ()) -> None:
+    """Raises ValueError, which begins with `path`, where two rewards have one name, or one has a name in `taken`."""
     names = [reward.label for reward in rewards]
+    if wrong := [name for name in names if name in taken]:
+        raise ValueError(f"{path}a reward may not be called {wrong[0]!r}: give it another name")
     if double := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path}two rewards are called {', '.join(double)}: give one of them another name")
 

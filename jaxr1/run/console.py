@@ -22,17 +22,18 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from jaxr1.base.names import is_component, is_score
+
+REWARDS = "reward/*"  # stands for all components
 MAIN = (
     "reward/mean",
-    "reward/accuracy",
-    "reward/format",
+    REWARDS,
     "rollout/length_mean",
     "policy/loss",
     "policy/kl",
     "policy/grad_norm",
     "time/step_s",
 )
-_EVAL_PARTS = ("accuracy", "format", "length_mean")
 _SMOOTHING = 0.1  # of the seconds a step takes, for the time left
 
 
@@ -149,9 +150,16 @@ class Console:
 
     @staticmethod
     def _shown(metrics: Mapping[str, float]) -> list[str]:
-        evaluations = [k for k in metrics if k.startswith("eval/") and k.rpartition("/")[2] in _EVAL_PARTS]
-        lost = ["reward/unscored"] if metrics.get("reward/unscored", 0) > 0 else []
-        return [key for key in MAIN if key in metrics] + lost + sorted(evaluations)
+        shown = []
+        for key in MAIN:
+            if key == REWARDS:
+                shown += [name for name in metrics if is_component(name)]
+            elif key in metrics:
+                shown.append(key)
+        if metrics.get("reward/unscored", 0) > 0:
+            shown.append("reward/unscored")
+        measured = [key for key in metrics if key.startswith("eval/")]
+        return shown + [key for key in measured if is_score(key) or key.endswith("/length_mean")]
 
     def _render(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxr1.base.checks import check_least, check_positive, check_types, option
+from jaxr1.base.names import REWARD_STATISTICS
 from jaxr1.data import Source
 from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.models.vlm import Model
@@ -216,7 +217,7 @@ class Rl(StageOptions):
             )
         if not self.rewards:
             raise ValueError(f"{self.path}no rewards")
-        check_labels(self.rewards, self.path)
+        check_labels(self.rewards, self.path, REWARD_STATISTICS)
 
     @property
     def needs_reference(self) -> bool:

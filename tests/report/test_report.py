@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from jaxr1.base.jsonl import AppendLog
+from jaxr1.report.curves import panels
 from jaxr1.report.history import read_history
 from jaxr1.report.page import choose_samples
 from jaxr1.report.report import write_report
@@ -70,6 +71,24 @@ def test_table_has_before_and_after_each_stage(report):
     assert pairs == [("cold_start", 0.0, 0.4), ("rl", 0.4, 0.8)]
     for part in ("digits_easy", "cold_start", "40.0 %", "80.0 %", "30.2", "20"):
         assert part in report.text
+
+
+def test_every_reward_has_its_columns(tmp_path):
+    """Two sets graded by other rewards than accuracy and format: shares in percent, other numbers as they are."""
+    with MetricsLog(tmp_path, tensorboard=False) as log:
+        for step, value in ((0, 0.25), (1, 0.5)):
+            log.write("rl", step, {"eval/boxes/iou": value, "eval/boxes/length_mean": 9.0, "eval/boxes/n": 4})
+            log.write("rl", step, {"eval/poems/rhymes": 10 * value, "eval/poems/length_mean": 8.0, "eval/poems/n": 3})
+        log.write("rl", 1, {"reward/iou": 0.3, "reward/brevity": -2.0, "reward/std": 1.0})
+    report = write_report(tmp_path)
+    [head] = [line for line in report.text.splitlines() if "stage" in line and "set" in line]
+    assert [cell.strip() for cell in head.split("┃")[3:-1]] == ["iou", "rhymes", "length", "n"]
+    [boxes] = [line for line in report.text.splitlines() if "boxes" in line]
+    assert "25.0 → 50.0 %" in boxes and "– → –" in boxes
+    [poems] = [line for line in report.text.splitlines() if "poems" in line]
+    assert "2.5 → 5.0" in poems
+    titles = [panel.title for panel in panels(read_history(tmp_path))]
+    assert titles == ["Iou", "Rhymes", "Brevity", "Response length"]
 
 
 def test_curves_are_a_picture(report):
