@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Prompt": "jaxr1.inputs.template",
-    "load_model": "jaxr1.models.registry",
-    "load_processor": "jaxr1.models.registry",
-    "save_model": "jaxr1.models.registry",
+    "load_model": "jaxr1.models.load",
+    "load_processor": "jaxr1.models.load",
+    "save_model": "jaxr1.models.load",
     "generate": "jaxr1.sampling.generate",
     "Completion": "jaxr1.sampling.generate",
     "score": "jaxr1.sampling.scoring",

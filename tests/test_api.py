@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import jaxr1
-from jaxr1.inputs.images import MediaError
+from jaxr1.media.images import MediaError
 
 PUBLIC = ("Completion", "Prompt", "generate", "load_model", "load_processor", "save_model", "score", "train")
 ENV = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")

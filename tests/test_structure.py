@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOMS = (
-    "run", "report", "stages", "evaluation", "rl", "sampling", "models", "inputs", "rewards", "data", "checkpoints",
-    "nn", "parallel", "base",
+    "run", "report", "stages", "evaluation", "rl", "sampling", "models", "inputs", "rewards", "data", "media",
+    "checkpoints", "nn", "parallel", "base",
 )  # fmt: skip
 PACKAGE = Path(__file__).parents[1] / "jaxr1"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE)

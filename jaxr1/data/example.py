@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, overload, runtime_checkable
 
 from jaxr1.base.errors import UserError
-from jaxr1.data.media import MediaError
+from jaxr1.media.images import MediaError
 
 
 class DataError(UserError):

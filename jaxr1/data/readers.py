@@ -18,8 +18,8 @@ import numpy as np
 
 from jaxr1.data.choices import shuffle_options, with_options
 from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.data.media import MediaError, decode_data_uri, load_image, probe_image
-from jaxr1.data.video import probe_video
+from jaxr1.media.images import MediaError, decode_data_uri, load_image, probe_image
+from jaxr1.media.videos import probe_video
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")

@@ -17,10 +17,10 @@ from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.draws import Draw
-from jaxr1.inputs.images import MediaError, load_image, media_hash
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
+from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
 from jaxr1.rewards.pool import Pending, RewardPool
 from jaxr1.rewards.spec import Reward, check_labels

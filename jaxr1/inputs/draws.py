@@ -10,10 +10,10 @@ import numpy as np
 
 from jaxr1.data.example import DataError, Dataset, Example, refusal
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import Prompt, PromptError, check_text
+from jaxr1.media.images import MediaError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,19 +10,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from jaxr1.data.media import MAX_PIXELS_DECODED, MediaError, load_image, media_hash, probe_image, to_rgb
-
-__all__ = [
-    "MAX_PIXELS_DECODED",
-    "ImageOptions",
-    "MediaError",
-    "image_grid",
-    "load_image",
-    "media_hash",
-    "preprocess_image",
-    "probe_image",
-    "smart_resize",
-]
+from jaxr1.media.images import MediaError, to_rgb
 
 MAX_ASPECT_RATIO = 200
 

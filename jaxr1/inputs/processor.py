@@ -14,9 +14,8 @@ import numpy as np
 
 from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
-from jaxr1.data.media import MediaError, describe
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.images import ImageOptions, load_image, media_hash, preprocess_image
+from jaxr1.inputs.images import ImageOptions, preprocess_image
 from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
 from jaxr1.inputs.template import (
@@ -30,15 +29,9 @@ from jaxr1.inputs.template import (
     render,
 )
 from jaxr1.inputs.tiles import TileOptions, preprocess_tiles
-from jaxr1.inputs.videos import (
-    VideoOptions,
-    open_video,
-    preprocess_video,
-    seconds_per_grid,
-    timestamp_text,
-    timestamps,
-    video_hash,
-)
+from jaxr1.inputs.videos import VideoOptions, open_video, preprocess_video, seconds_per_grid, timestamp_text, timestamps
+from jaxr1.media.images import MediaError, describe, load_image, media_hash
+from jaxr1.media.videos import video_hash
 
 QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
@@ -480,6 +473,3 @@ def image_options(directory: Path, raw: dict, vision: Any) -> ImageOptions | Til
         temporal_patch_size=vision.temporal_patch_size,
         merge_size=vision.merge_size,
     )
-
-
-__all__ = ["EncodedPrompt", "Processor", "Prompt", "PromptError", "TooLong"]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxr1.inputs.images import ImageOptions, check_shape, preprocess_image, to_rgb
+from jaxr1.inputs.images import ImageOptions, check_shape, preprocess_image
+from jaxr1.media.images import to_rgb
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

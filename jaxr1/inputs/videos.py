@@ -9,35 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxr1.data.frames import Sampling, sample_indices
-from jaxr1.data.media import MAX_PIXELS_DECODED, MediaError
-from jaxr1.data.video import Video, VideoSource, load_video, probe_video, video_hash
-from jaxr1.inputs.images import (
-    MAX_ASPECT_RATIO,
-    PatchOptions,
-    first_given,
-    smart_resize,
-    split_patches,
-)
-
-__all__ = [
-    "VARIANTS",
-    "MediaError",
-    "Video",
-    "VideoOptions",
-    "VideoSource",
-    "load_video",
-    "open_video",
-    "preprocess_video",
-    "probe_video",
-    "sample_indices",
-    "seconds_per_grid",
-    "timestamp_text",
-    "timestamps",
-    "video_grid",
-    "video_hash",
-    "video_size",
-]
+from jaxr1.inputs.images import MAX_ASPECT_RATIO, PatchOptions, first_given, smart_resize, split_patches
+from jaxr1.media.frames import Sampling
+from jaxr1.media.images import MAX_PIXELS_DECODED, MediaError
+from jaxr1.media.videos import Video, VideoSource, load_video
 
 # What the two video processors of transformers differ in when a checkpoint says nothing.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
@@ -91,7 +66,7 @@ class VideoOptions(PatchOptions):
 
     @property
     def sampling(self) -> Sampling:
-        """Where the frames taken lie in the clip, see `jaxr1.data.frames.Sampling`."""
+        """Where the frames taken lie in the clip, see `jaxr1.media.frames.Sampling`."""
         return "stride" if self.variant == "qwen2_vl" else "ends"
 
     @classmethod

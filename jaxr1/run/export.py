@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxr1.checkpoints.tensors import CheckpointError, listed
 from jaxr1.inputs.settings import ProcessorOptions
-from jaxr1.models import registry
+from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, Lora, init_adapters, merged
 from jaxr1.parallel import mesh_of
@@ -70,13 +70,13 @@ def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = 
         step = _chosen(checkpoints, step)
         config = json.loads((folder / "config.json").read_text())
         stage = config["stages"][checkpoints.progress(step).stage]
-        like = Loaded(*registry.load_model(config["model"], param_dtype=config["param_dtype"]))
+        like = Loaded(*load.load_model(config["model"], param_dtype=config["param_dtype"]))
         lora = _lora(stage.get("lora"))
         params = checkpoint_params(folder, checkpoints, step, stage["name"], lora, like)
         names = [field.name for field in dataclasses.fields(ProcessorOptions)]
         bounds = {name: config["processor"].get(name) for name in names}
-        processor = registry.load_processor(config["model"], **bounds)
-        return registry.save_model(like.model, params, processor, out, dtype)
+        processor = load.load_processor(config["model"], **bounds)
+        return load.save_model(like.model, params, processor, out, dtype)
     finally:
         checkpoints.close()
 

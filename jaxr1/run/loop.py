@@ -12,7 +12,7 @@ from jaxr1.base.checks import OptionError
 from jaxr1.base.jsonl import read_jsonl, write_rows
 from jaxr1.data import DataError
 from jaxr1.inputs.draws import Draws
-from jaxr1.models import registry
+from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
 from jaxr1.report.report import write_report
@@ -230,7 +230,7 @@ class Run:
         if self.config.export:
             self.console.phase("export")
             out = self.at.dir / "export"
-            registry.save_model(self.at.model, self.params, self.at.processor, out)
+            load.save_model(self.at.model, self.params, self.at.processor, out)
             self.console.print(f"model: {out}")
         if self.config.report and self.config.evaluations:
             self.console.phase("report")
@@ -245,7 +245,7 @@ class Run:
             saved = (self.at.checkpoints, self.saved_at)
             return checkpoint_params(self.at.dir, *saved, stage.name, stage.lora, like)
         export = self.at.dir / "export"
-        return registry.load_model(export, mesh=self.at.mesh)[1] if export.is_dir() else {}
+        return load.load_model(export, mesh=self.at.mesh)[1] if export.is_dir() else {}
 
     def _result(self) -> Result:
         metrics = read_jsonl(self.at.dir / "metrics.jsonl")

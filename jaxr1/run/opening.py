@@ -18,7 +18,7 @@ from jaxr1.base.jsonl import AppendLog
 from jaxr1.checkpoints.tensors import fingerprint
 from jaxr1.evaluation.heldout import HeldOut
 from jaxr1.inputs.draws import Draws
-from jaxr1.models import registry
+from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.run.console import Console
 from jaxr1.run.dropped import Dropped, unparsable_rows
@@ -79,12 +79,12 @@ class Opened:
         with option("mesh"):
             self.mesh = config.mesh.build()
         dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        self.model, self.params = registry.load_model(
+        self.model, self.params = load.load_model(
             config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
         )
         changed += self._same_weights(override)
         with option("processor"):
-            self.processor = registry.load_processor(config.model, **dataclasses.asdict(config.processor))
+            self.processor = load.load_processor(config.model, **dataclasses.asdict(config.processor))
         self.held_out = HeldOut(self.dir, config.evaluations, self.processor, config.seed)
         self.data = [stage.data.load() for stage in config.stages]
         for number, stage in enumerate(config.stages):
@@ -98,7 +98,7 @@ class Opened:
 
     def _same_weights(self, override: bool) -> list[str]:
         """Checkpoints do not hold frozen parts: the model's files must be those of the beginning."""
-        weights = fingerprint(registry.resolve(self.config.model))
+        weights = fingerprint(load.resolve(self.config.model))
         before, self.progress.model = self.progress.model, weights
         if before in ("", weights):
             return []

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets, make_batch
-from jaxr1.inputs.images import MediaError
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets, geometric, rows_for
 from jaxr1.inputs.template import Prompt, PromptError
+from jaxr1.media.images import MediaError
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
 from jaxr1.sampling import decode as loop

@@ -16,7 +16,7 @@ from reference import make_checkpoint, mixed_prompts, torch_inputs
 import jaxr1
 from jaxr1.checkpoints.tensors import INDEX, SINGLE, CheckpointError, TensorFile, open_checkpoint, write_checkpoint
 from jaxr1.models import presets
-from jaxr1.models.registry import resolve
+from jaxr1.models.load import resolve
 from jaxr1.nn.params import flatten
 
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jaxr1.data.example import DataError
-from jaxr1.data.media import MediaError, load_image
 from jaxr1.data.readers import Files, Sat, parse_printed_bytes
+from jaxr1.media.images import MediaError, load_image
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 

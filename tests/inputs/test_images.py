@@ -15,16 +15,8 @@ import pytest
 from PIL import Image, ImageFile
 from transformers import Qwen2VLImageProcessorPil
 
-from jaxr1.inputs.images import (
-    ImageOptions,
-    MediaError,
-    image_grid,
-    load_image,
-    media_hash,
-    preprocess_image,
-    probe_image,
-    smart_resize,
-)
+from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image, smart_resize
+from jaxr1.media.images import MediaError, load_image, media_hash, probe_image
 
 SEED = int(os.environ.get("JAXR1_TEST_SEED", random.SystemRandom().randrange(2**31)))
 MODES = ("RGB", "RGBA", "L", "LA", "P", "P+transparency", "1", "CMYK", "YCbCr", "L+transparency", "RGB+transparency")

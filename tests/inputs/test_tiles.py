@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 from reference import pixels_of
 
-from jaxr1.inputs.images import MediaError, load_image
 from jaxr1.inputs.tiles import TileOptions, cut_tiles, preprocess_tiles, tile_grid
+from jaxr1.media.images import MediaError, load_image
 
 
 def random_picture(rng) -> Image.Image:

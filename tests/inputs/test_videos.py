@@ -11,14 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from jaxr1.data.frames import sample_indices
-from jaxr1.data.video import Video
 from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image
 from jaxr1.inputs.videos import (
     VARIANTS,
-    MediaError,
     VideoOptions,
-    load_video,
     open_video,
     preprocess_video,
     seconds_per_grid,
@@ -27,6 +23,9 @@ from jaxr1.inputs.videos import (
     video_grid,
     video_size,
 )
+from jaxr1.media.frames import sample_indices
+from jaxr1.media.images import MediaError
+from jaxr1.media.videos import Video, load_video
 
 
 def noise(rng, frames, height, width):

@@ -5,7 +5,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from jaxr1.data.media import MediaError
+from jaxr1.media.images import MediaError
 
 Sampling: TypeAlias = Literal["stride", "ends"]
 """Where n of N frames lie. "stride" (Qwen2-VL): at i * N / n, rounded down, so the end of the clip is never quite

@@ -10,8 +10,7 @@ from pathlib import Path
 import jax
 
 from jaxr1.checkpoints import huggingface
-from jaxr1.checkpoints.huggingface import CheckpointError
-from jaxr1.checkpoints.tensors import open_checkpoint
+from jaxr1.checkpoints.tensors import CheckpointError, open_checkpoint
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import CHATML
 from jaxr1.models import families, presets
@@ -164,6 +163,3 @@ def save_model(model: Model, params: dict, processor, path: str | os.PathLike, d
     changed = processor.changed_files() if processor is not None else None
     huggingface.save_directory(out, flatten(params), model.table(), model.raw_config, source, dtype or own, changed)
     return out
-
-
-__all__ = ["FAMILIES", "CheckpointError", "describe", "load_model", "load_processor", "resolve", "save_model"]

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from jaxr1.data import video as module
-from jaxr1.data.frames import sample_indices
-from jaxr1.data.media import MediaError
-from jaxr1.data.video import load_video, probe_video, video_hash
+from jaxr1.media.frames import sample_indices
+from jaxr1.media.images import MediaError
+from jaxr1.media.videos import load_video, probe_video, video_hash
 
 av = pytest.importorskip("av")
 

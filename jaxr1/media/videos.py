@@ -15,9 +15,9 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from PIL import Image
 
-from jaxr1.data.containers import check_whole
-from jaxr1.data.frames import Sampling, check_rate, sample_indices
-from jaxr1.data.media import (
+from jaxr1.media.containers import check_whole
+from jaxr1.media.frames import Sampling, check_rate, sample_indices
+from jaxr1.media.images import (
     MAX_PIXELS_DECODED,
     ImageSource,
     MediaError,

@@ -3,7 +3,7 @@
 import os
 from typing import BinaryIO
 
-from jaxr1.data.media import MediaError
+from jaxr1.media.images import MediaError
 
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")

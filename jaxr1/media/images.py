@@ -1,7 +1,4 @@
-"""Opening images: from any reference a row may hold to an upright RGB picture, or a clear refusal.
-
-It lives here, below `jaxr1.inputs`, because readers check the header of every image when a data set is loaded.
-"""
+"""Opening images: from any reference a row may hold to an upright RGB picture, or a clear refusal."""
 
 import base64
 import binascii

@@ -1,0 +1,1 @@
+"""Opening pictures and clips, or a clear refusal."""
