@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from jaxr1.data import Arithmetic
-from jaxr1.models.presets import CHAT_TEMPLATE, INTERN, SPECIAL, make_tokenizer
+from jaxr1.models.presets import CHAT_TEMPLATE, PRESETS, SPECIAL, make_tokenizer
 from jaxr1.rewards import Reward
 from jaxr1.rl import Optimizer
 from jaxr1.run import BucketOptions, Config, Rl
@@ -34,7 +34,7 @@ def make_checkpoint(out: Path, seed: int, family: str = "qwen2_vl", **changes):
 
     size = {**SIZE, **changes}
     out.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(VOCAB, SPECIAL + INTERN)
+    tokenizer = make_tokenizer(VOCAB, (*SPECIAL, *PRESETS["tiny-internvl"].tokens))
     tokenizer.save_pretrained(out)
     config, kind = torch_config(family, size, tokenizer.convert_tokens_to_ids)
     torch.manual_seed(seed)

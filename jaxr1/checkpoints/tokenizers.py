@@ -5,11 +5,14 @@ What is built is a `tokenizers` pipeline, saved and loaded like any other fast t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxr1.checkpoints.tensors import CheckpointError, listed, read_json
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, in sentencepiece and in GGUF
 SPACE = "▁"
@@ -243,3 +246,53 @@ def _added_token(token: dict):
 
     flags = {key: bool(token.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
     return AddedToken(token["content"], **flags)
+
+
+def load_tokenizer(directory: Path, *, with_media: bool = False):
+    """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does not use.
+
+    Args:
+      with_media: the chat template of the directory's processor, where it has one, takes the place of
+        the tokenizer's own.
+
+    Raises:
+      CheckpointError: no tokenizer, or none that transformers can read.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    config = read_json(directory / "tokenizer_config.json", missing={})
+    if config.get("tokenizer_class") == "InternLM2Tokenizer":
+        tokenizer = internlm2_tokenizer(directory)  # its own code is remote, and never run
+    else:
+        tokenizer = _auto_tokenizer(directory)
+    if with_media:
+        tokenizer.chat_template = _processor_template(directory) or tokenizer.chat_template
+    return tokenizer
+
+
+def _auto_tokenizer(directory: Path):
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        # transformers would make one without a vocabulary
+        raise CheckpointError(f"{directory}: no tokenizer (expected one of {', '.join(TOKENIZER_FILES)})")
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # transformers raises whatever its parsers do
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise CheckpointError(f"{directory}: no tokenizer that transformers can read ({reason:.200})") from e
+
+
+def _processor_template(directory: Path) -> str | None:
+    """The chat template of a directory's processor, where it is not the tokenizer's own file.
+
+    That of a tokenizer may know text only: Qwen2.5-VL's is the one of Qwen2.5, and
+    `chat_template.json` beside it has the places of images.
+    """
+    # Newer files: one template for both, which the tokenizer has read.
+    if (directory / "chat_template.jinja").is_file():
+        return None
+    for name in ("chat_template.json", "processor_config.json"):
+        found = read_json(directory / name, missing={}).get("chat_template")
+        if isinstance(found, str):
+            return found
+    return None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.patches import PatchLayout, PatchRows, block_size, make_rows, rows_waste
+from jaxr1.inputs.patches import Held, PatchGeometry, PatchRows, block_size, make_rows, rows_waste
 from jaxr1.inputs.sizes import Buckets, bucket, power_of_two
+
+PATCHES = "patches"
+"""The kind of media that images and videos are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,8 @@ class EncodedPrompt:
       spans: for each run of media tokens (start, end) in `token_ids`.
       hashes: for each image or video a short hash of its pixels.
       prefix: the text that opens the response; it is part of the prompt, and of what rewards read.
-      stage: what `patches` are: "pixels", or the output of a frozen "tower" or "merger" (`sampling.features`).
+      held: what `patches` are: "pixels", or the output of a frozen "tower" or "merger"
+        (`sampling.features`).
     """
 
     token_ids: np.ndarray
@@ -40,7 +44,7 @@ class EncodedPrompt:
     spans: tuple[tuple[int, int], ...] = ()
     hashes: tuple[str, ...] = ()
     prefix: str = ""
-    stage: str = "pixels"
+    held: Held = "pixels"
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -48,7 +52,7 @@ class EncodedPrompt:
 
 @struct.dataclass
 class PromptBatch:
-    """B prompt rows and the patch rows of their media (None for a model without a tower).
+    """B prompt rows and the rows of their media, by kind.
 
     prompt row   [ v v v v t t t . . ]        media_index  [ 0 1 2 3 -1 -1 -1 -1 -1 ]
     """
@@ -58,7 +62,7 @@ class PromptBatch:
     position_bp3: Any  # int32[B, P, 3]
     length_b: Any  # int32[B]; 0 = a row added to fill the batch
     next_position_b: Any  # int32[B]
-    media: PatchRows | None = None
+    media: dict[str, PatchRows]  # by kind; {} for a model without a tower
 
 
 def fitting_buckets(prompts: Sequence[EncodedPrompt], response: int) -> Buckets:
@@ -70,17 +74,22 @@ def fitting_buckets(prompts: Sequence[EncodedPrompt], response: int) -> Buckets:
 
 
 def make_batch(
-    prompts: Sequence[EncodedPrompt], buckets: Buckets, layout: PatchLayout | None, *, rows: int, multiple: int = 1
+    prompts: Sequence[EncodedPrompt],
+    buckets: Buckets,
+    media: Mapping[str, PatchGeometry],
+    *,
+    rows: int,
+    multiple: int = 1,
 ) -> PromptBatch:
-    """Packs prompts into `rows` rows (the rest is filled with empty ones) and their media into patch rows.
+    """Packs prompts into `rows` rows (the rest is filled with empty ones) and their media into rows.
 
-    A batch without media still has patch rows, all padding, so that text and image prompts share programs and may be
-    mixed.
+    A batch without media still has media rows, all padding, so that text and image prompts share
+    programs and may be mixed.
 
     Args:
-      layout: of the tower; None for a model without one.
+      media: the kinds that the model takes, and what to know of each; {} for text only.
       rows: B.
-      multiple: of patch rows (devices that share a batch).
+      multiple: of media rows (devices that share a batch).
 
     Raises:
       TooLong: a prompt or an image is over the largest bucket.
@@ -91,34 +100,43 @@ def make_batch(
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    packed = {kind: ROWS[kind](prompts, buckets, geometry, multiple) for kind, geometry in media.items()}
     for b, p in enumerate(prompts):
         n = len(p)
         token[b, :n], position[b, :n] = p.token_ids, p.position
         length[b], following[b] = n, p.next_position
-    if layout is None:
-        return PromptBatch(token, media_index, position, length, following)
+        for _, numbers in packed.values():
+            real = p.media_index >= 0
+            media_index[b, :n][real] = numbers[b][p.media_index[real]]
+    media_rows = {kind: made for kind, (made, _) in packed.items()}
+    return PromptBatch(token, media_index, position, length, following, media_rows)
 
-    found = [(b, i) for b, p in enumerate(prompts) for i in range(len(p.grids))]
-    media, start = make_rows(
-        [prompts[b].patches[i] for b, i in found],
-        [prompts[b].grids[i] for b, i in found],
+
+def _patch_rows(
+    prompts: Sequence[EncodedPrompt], buckets: Buckets, geometry: PatchGeometry, multiple: int
+) -> tuple[PatchRows, list[np.ndarray]]:
+    """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
+    units = [(b, i) for b, prompt in enumerate(prompts) for i in range(len(prompt.grids))]
+    rows, start = make_rows(
+        [prompts[b].patches[i] for b, i in units],
+        [prompts[b].grids[i] for b, i in units],
         buckets.patches,
-        layout,
+        geometry,
         multiple=multiple,
         block=block_size(buckets.patches[-1]),
-        stage=next((p.stage for p in prompts if p.grids), "pixels"),
+        held=next((p.held for p in prompts if p.grids), "pixels"),
     )
-    first = dict(zip(found, start.tolist(), strict=True))
-    for b, p in enumerate(prompts):
-        if p.grids:
-            merged = [t * h * w // layout.merge**2 for t, h, w in p.grids]
-            numbers = np.concatenate([first[b, i] + np.arange(k) for i, k in enumerate(merged)])
-            real = p.media_index >= 0
-            media_index[b, : len(p)][real] = numbers[p.media_index[real]]
-    return PromptBatch(token, media_index, position, length, following, media)
+    numbers: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in prompts]
+    for (b, i), first in zip(units, start.tolist(), strict=True):
+        t, h, w = prompts[b].grids[i]
+        numbers[b].append(first + np.arange(t * h * w // geometry.merge**2))
+    return rows, [np.concatenate(found) for found in numbers]
+
+
+ROWS = {PATCHES: _patch_rows}
 
 
 def batch_waste(batch: PromptBatch) -> dict[str, float]:
-    """Padding and attention of a batch: fractions of padded positions, and attention pairs computed / needed."""
-    media = {"patches": 0.0, "vision_pairs": 1.0} if batch.media is None else rows_waste(batch.media)
-    return {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size, **media}
+    """Padding and attention of a batch: fractions of padded positions, attention pairs computed / needed."""
+    waste = {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size}
+    return waste | rows_waste(batch.media.get(PATCHES))

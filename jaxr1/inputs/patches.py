@@ -14,16 +14,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flax import struct
 
 from jaxr1.inputs.sizes import TooLong, finely, pack_first_fit, power_of_two, rows_for
 
+Held = Literal["pixels", "tower", "merger"]
+"""What stands in the place of patches: pixels, or what was computed of them."""
+
 
 @dataclasses.dataclass(frozen=True)
-class PatchLayout:
+class PatchGeometry:
     """What batches must know of a vision tower.
 
     Attributes:
@@ -56,7 +59,7 @@ class PatchRows:
         segment      [ 1 1 1 1 1 1 1 1 2 2 2 2 0 0 0 0 ]      frames of a video are segments of their own
 
     Row r, embedding j is the batch's embedding number r * M / merge^2 + j. What is frozen may be computed once: then
-    `patch_rmc` holds the output of the last frozen computation instead of pixels, and `stage` says which.
+    `patch_rmc` holds the output of the last frozen computation instead of pixels, and `held` says which.
     """
 
     patch_rmc: Any  # float32[R, M, C]; [R, M / merge^2, C] after the merger
@@ -65,7 +68,7 @@ class PatchRows:
     segment_rm: Any  # int32[R, M]; 0 = padding
     pair_rp2: Any = None  # int32[R, P, 2], pairs of blocks that attend; None = plain attention in rows
     windows: Windows | None = None
-    stage: str = struct.field(pytree_node=False, default="pixels")  # "pixels", "tower" or "merger"
+    held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
 
 
@@ -101,7 +104,7 @@ def block_size(largest: int) -> int:
 
 
 def arrange(
-    sizes: Sequence[int], allowed: Sequence[int], layout: PatchLayout, multiple: int, block: int
+    sizes: Sequence[int], allowed: Sequence[int], geometry: PatchGeometry, multiple: int, block: int
 ) -> tuple[list[list[int]], int, int, bool]:
     """Which image goes into which row.
 
@@ -118,10 +121,10 @@ def arrange(
       TooLong: an image is over the largest row.
       ValueError: a row length does not hold whole merge blocks.
     """
-    if bad := [m for m in allowed if m % layout.merge**2]:
-        raise ValueError(f"patch buckets must be multiples of {layout.merge**2} (one merge block), got {bad[0]}")
-    if layout.tile:
-        return [[i] for i in range(len(sizes))], finely(max(1, len(sizes)), multiple), layout.tile, False
+    if bad := [m for m in allowed if m % geometry.merge**2]:
+        raise ValueError(f"patch buckets must be multiples of {geometry.merge**2} (one merge block), got {bad[0]}")
+    if geometry.tile:
+        return [[i] for i in range(len(sizes))], finely(max(1, len(sizes)), multiple), geometry.tile, False
     largest = max(sizes, default=1)
     length = next((m for m in sorted(allowed) if m >= largest), None)
     if length is None:
@@ -134,7 +137,7 @@ def arrange(
     padding, pairs = 1 - sum(sizes) / max(1, used), used * length / max(1, sum(n * n for n in sizes))
     if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
         return bins, rows, length, False
-    unit = math.lcm(block, layout.merge**2)
+    unit = math.lcm(block, geometry.merge**2)
     long = finely(max(largest, -(-sum(sizes) // multiple)), unit)
     while len(bins := pack_first_fit(sizes, long)) > multiple:
         long = finely(long + 1, unit)
@@ -198,11 +201,11 @@ def make_rows(
     patches: Sequence[np.ndarray],
     grids: Sequence[tuple[int, int, int]],
     allowed: Sequence[int],
-    layout: PatchLayout,
+    geometry: PatchGeometry,
     *,
     multiple: int = 1,
     block: int = 16,
-    stage: str = "pixels",
+    held: Held = "pixels",
 ) -> tuple[PatchRows, np.ndarray]:
     """Patch rows of some images, and the number of each image's first embedding.
 
@@ -212,7 +215,7 @@ def make_rows(
       allowed: row lengths M.
       multiple: R is a multiple of it.
       block: of paired attention.
-      stage: what `patches` are; see `PatchRows`.
+      held: what `patches` are; see `PatchRows`.
 
     Returns:
       The rows, and int[images].
@@ -221,11 +224,11 @@ def make_rows(
       TooLong: an image is over the largest row.
       ValueError: a row length does not hold whole merge blocks.
     """
-    unit = layout.merge**2
+    unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    bins, rows, length, packed = arrange(sizes, allowed, layout, multiple, block)
-    shrink = unit if stage == "merger" else 1
-    values = patches[0].shape[1] if len(patches) else layout.values
+    bins, rows, length, packed = arrange(sizes, allowed, geometry, multiple, block)
+    shrink = unit if held == "merger" else 1
+    values = patches[0].shape[1] if len(patches) else geometry.values
     patch = np.zeros((rows, length // shrink, values), patches[0].dtype if len(patches) else np.float32)
     place, size = np.zeros((rows, length, 2), np.int32), np.ones((rows, length, 2), np.int32)
     segment = np.zeros((rows, length), np.int32)
@@ -235,28 +238,34 @@ def make_rows(
         for i in members:
             end = offset + sizes[i]
             patch[r, offset // shrink : end // shrink] = patches[i]
-            place[r, offset:end], frame = patch_places(grids[i], layout.merge)
+            place[r, offset:end], frame = patch_places(grids[i], geometry.merge)
             size[r, offset:end] = grids[i][1:]
             segment[r, offset:end] = number + 1 + frame
             number += grids[i][0]
             start[i] = (r * length + offset) // unit
             offset = end
     pairs = block_pairs(segment, block) if packed else None
-    windows = make_windows(place, segment, layout.window) if layout.window else None
-    if stage != "pixels":  # attention is over; only the shape is left to know
+    windows = make_windows(place, segment, geometry.window) if geometry.window else None
+    if held != "pixels":  # attention is over; only the shape is left to know
         pairs = windows = None
-    found = PatchRows(patch, place, size, segment, pairs, windows, stage, block if pairs is not None else 0)
+    found = PatchRows(patch, place, size, segment, pairs, windows, held, block if pairs is not None else 0)
     return found, start
 
 
-def rows_waste(rows: PatchRows) -> dict[str, float]:
+def rows_waste(rows: PatchRows | None) -> dict[str, float]:
     """Padding of patch rows, and attention pairs computed / needed (full attention)."""
+    nothing = {"patches": 0.0, "vision_pairs": 1.0}
+    if rows is None:
+        return nothing
     segment = np.asarray(rows.segment_rm)
-    needed = sum(int(np.sum(np.unique(row[row > 0], return_counts=True)[1] ** 2)) for row in segment)
+    needed = 0
+    for row in segment:
+        _, sizes = np.unique(row[row > 0], return_counts=True)
+        needed += int(np.sum(sizes**2))
     if not needed:
-        return {"patches": 0.0, "vision_pairs": 1.0}
+        return nothing
     computed = segment.shape[0] * segment.shape[1] ** 2
-    if rows.stage != "pixels":
+    if rows.held != "pixels":
         computed = needed  # the tower's attention is computed already
     elif rows.pair_rp2 is not None:
         computed = rows.pair_rp2.shape[0] * rows.pair_rp2.shape[1] * rows.block**2

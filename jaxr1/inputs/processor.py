@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from jaxr1.checkpoints.tensors import CheckpointError, read_json
-from jaxr1.checkpoints.tokenizers import internlm2_tokenizer
+from jaxr1.checkpoints.tokenizers import load_tokenizer
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.images import ImageOptions, preprocess_image
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.settings import MediaRules, changed_files, image_options, video_options
 from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
@@ -33,50 +34,7 @@ from jaxr1.inputs.videos import VideoOptions, open_video, preprocess_video, seco
 from jaxr1.media.images import MediaError, describe, load_image, media_hash
 from jaxr1.media.videos import video_hash
 
-QWEN_MEDIA = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-INTERN_MEDIA = ("<IMG_CONTEXT>", "<img>", "</img>", "<video>")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
-CONFIG_MEDIA = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id")
-
-
-def load_tokenizer(directory: Path):
-    """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does not use."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if _read(directory / "tokenizer_config.json").get("tokenizer_class") == "InternLM2Tokenizer":
-        return internlm2_tokenizer(directory)  # its own code is remote, and never run
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
-        # transformers would make one without a vocabulary
-        raise CheckpointError(f"{directory}: no tokenizer (expected one of {', '.join(TOKENIZER_FILES)})")
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # transformers raises whatever its parsers do
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise CheckpointError(f"{directory}: no tokenizer that transformers can read ({reason:.200})") from e
-
-
-def _read(file: Path) -> dict:
-    return read_json(file, missing={})
-
-
-def _processor_template(directory: Path) -> str | None:
-    """The chat template of a directory's processor, where it is not the tokenizer's own file.
-
-    That of a tokenizer may know text only: Qwen2.5-VL's is the one of Qwen2.5, and `chat_template.json` beside it has
-    the places of images.
-    """
-    if (
-        directory / "chat_template.jinja"
-    ).is_file():  # newer files: one template for both, which the tokenizer has read
-        return None
-    for name in ("chat_template.json", "processor_config.json"):
-        found = _read(directory / name).get("chat_template")
-        if isinstance(found, str):
-            return found
-    return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,22 +61,25 @@ class Processor:
 
     Attributes:
       directory: where it came from.
-      family: the `model_type` of its config.json.
+      family: the `model_type` of its config.json, for messages.
       tokenizer: the transformers tokenizer.
+      rules: what its family makes of media; None for a model of text only.
       images: how images are resized and normalised; None for a model of text only.
-      media_token_ids: ids that stand for media (pads, vision start and end): never sampled, outside the normaliser.
-      stop_token_ids: ids that end a response: the generation config's, the tokenizer's and the template's.
+      media_token_ids: ids that stand for media (pads, vision start and end): never sampled, outside
+        the normaliser.
+      stop_token_ids: ids that end a response: the generation config's, the tokenizer's and the
+        template's.
       turn_end_id: the one that the template ends an answer with; supervised stages train on it.
-      image_token_id: the placeholder that an image's embeddings replace; -1 for a model of text only.
+      image_token_id: the placeholder that an image's embeddings replace; -1 for text only.
       template: None or a name of `TEMPLATES`.
       videos: how videos are sampled and resized; None for a model that takes none.
       video_token_id: the placeholder of a video; -1 for a model that takes none.
-      tokens_per_second: M-RoPE positions in a second of video (Qwen2.5-VL), 0 where frames count one by one.
     """
 
     directory: Path
     family: str
     tokenizer: Any  # transformers.PreTrainedTokenizerFast
+    rules: MediaRules | None
     images: ImageOptions | TileOptions | None
     media_token_ids: tuple[int, ...]
     stop_token_ids: tuple[int, ...]
@@ -127,62 +88,76 @@ class Processor:
     template: str | None = None
     videos: VideoOptions | None = None
     video_token_id: int = -1
-    tokens_per_second: float = 0.0
 
     @classmethod
     def from_directory(
         cls,
         directory: Path,
         raw: dict,
-        vision: Any,
+        rules: MediaRules | None,
         *,
         min_pixels: int | None,
         max_pixels: int | None,
         template: str | None,
     ) -> Processor:
-        """Reads a Hugging Face directory whose parsed config.json is `raw`, and whose tower is `vision` (or None)."""
+        """Reads a Hugging Face directory.
+
+        Args:
+          raw: its parsed config.json.
+          rules: of its family; None for a model of text only.
+          min_pixels, max_pixels: bounds of images other than its own.
+          template: a name of `TEMPLATES`, or None for its own.
+
+        Raises:
+          CheckpointError: a file is missing or holds what is not supported.
+          ValueError: an unknown template, or a bound out of range.
+        """
         if template is not None and template not in TEMPLATES:
             raise ValueError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
-        tokenizer = load_tokenizer(directory)
-        if vision is not None:
-            tokenizer.chat_template = _processor_template(directory) or tokenizer.chat_template
-        known = tokenizer.get_vocab()
-        said = _read(directory / "generation_config.json").get("eos_token_id")
+        tokenizer = load_tokenizer(directory, with_media=rules is not None)
+        generation = read_json(directory / "generation_config.json", missing={})
+        said = generation.get("eos_token_id")
         turn_end = end_of_turn(tokenizer, template)
         stops = [*(said if isinstance(said, list) else [said]), tokenizer.eos_token_id, turn_end]
-        images, media, image_token = None, set(), None
-        videos, video_token = None, raw.get("video_token_id")
-        if vision is not None:
-            try:
-                images = image_options(directory, raw, vision)
-            except ValueError as e:
-                raise CheckpointError(f"{directory}: image settings: {e}") from e
-            if min_pixels is not None or max_pixels is not None:
-                images = images.with_pixels(min_pixels, max_pixels)
-            names = INTERN_MEDIA if isinstance(images, TileOptions) else QWEN_MEDIA
-            media = {raw.get(name) for name in CONFIG_MEDIA} | {known.get(name) for name in names}
-            image_token = raw.get("image_token_id", known.get(names[0]))
-            if image_token is None:
-                raise CheckpointError(
-                    f"{directory}: neither config.json nor the tokenizer has a placeholder for images"
-                )
-            if not vision.tile_side and video_token is not None:
-                videos = video_options(directory, raw, vision)
-        return cls(
+        text_only = cls(
             directory=directory,
             family=raw["model_type"],
             tokenizer=tokenizer,
-            images=images,
-            media_token_ids=tuple(sorted(int(i) for i in media if i is not None)),
+            rules=rules,
+            images=None,
+            media_token_ids=(),
             stop_token_ids=tuple(sorted({int(i) for i in stops if i is not None})),
             turn_end_id=tokenizer.eos_token_id if turn_end is None else turn_end,
-            image_token_id=-1 if image_token is None else int(image_token),
+            image_token_id=-1,
             template=template,
-            videos=videos,
-            video_token_id=-1 if videos is None or video_token is None else int(video_token),
-            tokens_per_second=raw["vision_config"].get("tokens_per_second", 4)
-            if raw["model_type"] == "qwen2_5_vl"
-            else 0,
+        )
+        return text_only if rules is None else text_only._with_media(raw, min_pixels, max_pixels)
+
+    def _with_media(self, raw: dict, min_pixels: int | None, max_pixels: int | None) -> Processor:
+        """The processor of a model that takes pictures."""
+        rules, known = self.rules, self.tokenizer.get_vocab()
+        assert rules is not None
+        try:
+            images = image_options(self.directory, raw, rules)
+        except ValueError as e:
+            raise CheckpointError(f"{self.directory}: image settings: {e}") from e
+        if min_pixels is not None or max_pixels is not None:
+            images = images.with_pixels(min_pixels, max_pixels)
+        image_token = raw.get("image_token_id", known.get(rules.tokens[0]))
+        if image_token is None:
+            raise CheckpointError(
+                f"{self.directory}: neither config.json nor the tokenizer has a placeholder for images"
+            )
+        media = {raw.get(key) for key in rules.token_keys}
+        media |= {known.get(name) for name in rules.tokens}
+        video_token = raw.get("video_token_id") if rules.video is not None else None
+        return dataclasses.replace(
+            self,
+            images=images,
+            media_token_ids=tuple(sorted(int(i) for i in media if i is not None)),
+            image_token_id=int(image_token),
+            videos=None if video_token is None else video_options(self.directory, rules),
+            video_token_id=-1 if video_token is None else int(video_token),
         )
 
     @property
@@ -204,53 +179,13 @@ class Processor:
           response: most tokens of a response.
           videos: whether frames of videos are to be counted among the images.
         """
-        if self.tiles:
+        if isinstance(self.images, TileOptions):  # of one size
             options = dataclasses.replace(options, patches=(self.max_patches,))
         return options.build(prompt, response, self.max_frame_patches if videos else self.max_patches)
 
-    @property
-    def tiles(self) -> bool:
-        """Whether images are cut into tiles (InternVL)."""
-        return isinstance(self.images, TileOptions)
-
     def changed_files(self) -> dict[str, dict]:
-        """{name: keys to set} of the directory's files that a saved copy must have anew: bounds given on loading.
-
-        Without them an exported model would be asked about images of another size than it was trained on.
-        """
-        if self.images is None:
-            return {}
-        name = next((n for n in PREPROCESSORS if _read(self.directory / n)), PREPROCESSORS[0])
-        raw = _read(self.directory / name)
-        settings = raw.get("image_processor", raw)
-        if isinstance(self.images, TileOptions):
-            config, changes = self.images.changed(_read(self.directory / "config.json"), settings)
-        else:
-            config, changes, bounds = {}, {}, (self.images.min_pixels, self.images.max_pixels)
-            before = ImageOptions.from_preprocessor_config(settings)
-            if (before.min_pixels, before.max_pixels) != bounds:
-                changes = dict(zip(("min_pixels", "max_pixels"), bounds, strict=True))
-                if "size" in settings:
-                    changes["size"] = dict(zip(("shortest_edge", "longest_edge"), bounds, strict=True))
-        if changes and "image_processor" in raw:
-            changes = {"image_processor": settings | changes}
-        found: dict[str, dict] = {}
-        for file, keys in (("config.json", config), (name, changes), self._changed_videos()):
-            found[file] = found.get(file, {}) | keys
-        return {file: keys for file, keys in found.items() if keys}
-
-    def _changed_videos(self) -> tuple[str, dict]:
-        """As `changed_files`, of the settings of videos."""
-        if self.videos is None:
-            return "", {}
-        file, settings = video_settings(self.directory)
-        said = VideoOptions.from_config(settings, variant=self.videos.variant)
-        bounds = ("fps", "max_frames", "min_pixels", "max_pixels")
-        if all(getattr(said, name) == getattr(self.videos, name) for name in bounds):
-            return file, {}
-        inner = dict(settings.get("video_processor", settings)) | {name: getattr(self.videos, name) for name in bounds}
-        inner["size"] = {"shortest_edge": self.videos.min_pixels, "longest_edge": self.videos.max_pixels}
-        return file, {"video_processor": inner} if "video_processor" in settings else inner
+        """{name: keys to set} of the directory's files that a saved copy must have anew."""
+        return changed_files(self.directory, self.images, self.videos)
 
     @property
     def prefix(self) -> str:
@@ -279,15 +214,18 @@ class Processor:
     @functools.cached_property
     def video_pad(self) -> str:
         """One video in rendered text."""
-        if self.videos is None:
+        if self.rules is None or self.videos is None:
             return ""
-        return f"<|vision_start|>{self.tokenizer.convert_ids_to_tokens(self.video_token_id)}<|vision_end|>"
+        name = self.tokenizer.convert_ids_to_tokens(self.video_token_id)
+        return self.rules.video_pad.format(name)
 
     @functools.cached_property
     def image_pad(self) -> str:
         """One image in rendered text: start, placeholder, end."""
+        if self.rules is None:
+            return ""
         name = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        return f"<img>{name}</img>\n" if self.tiles else f"<|vision_start|>{name}<|vision_end|>"
+        return self.rules.image_pad.format(name)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of user text: every special string in it is spelled out."""
@@ -320,9 +258,40 @@ class Processor:
             raise PromptError(f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only")
         units = [self._unit(part) for part in parts]
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
-        rendered, hidden = render(prompt, self.tokenizer, self.template, pads, self._special, flat=self.tiles)
+        flat = self.rules is not None and self.rules.flat
+        rendered, hidden = render(prompt, self.tokenizer, self.template, pads, self._special, flat=flat)
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         opened = _THOUGHT_OPENED.search(rendered)  # a template may begin the answer itself
+        ids, spans = self._tokens(rendered, units, hidden)
+        ids += self.text_ids(prefix)
+        if max_tokens is not None and len(ids) > max_tokens:
+            media = sum(s.end - s.start for s in spans)
+            share = f" ({media} of them for {len(units)} images)" if units else ""
+            raise TooLong(f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}")
+        position, following = np.tile(np.arange(len(ids), dtype=np.int32)[:, None], 3), len(ids)
+        if self.rules is not None and self.rules.mrope:
+            position, following = mrope_positions(len(ids), spans)
+        return EncodedPrompt(
+            token_ids=np.asarray(ids, np.int32),
+            media_index=_numbered(len(ids), spans),
+            position=position,
+            next_position=following,
+            patches=tuple(itertools.chain.from_iterable(unit.patches for unit in units)),
+            grids=tuple(itertools.chain.from_iterable(unit.grids for unit in units)),
+            spans=tuple((s.start, s.end) for s in spans),
+            hashes=tuple(unit.hash for unit in units),
+            prefix=(opened.group() if opened else "") + prefix,
+        )
+
+    def _tokens(self, rendered: str, units: Sequence[Unit], hidden: Sequence[str]) -> tuple[list[int], list[Span]]:
+        """Token ids of rendered text, and the spans that its units take.
+
+        Args:
+          hidden: the special strings of user text, by the numbers of their sentinels.
+
+        Raises:
+          PromptError: the text has more places for media than there are units, or fewer.
+        """
         ids = [] if self._bos and rendered.startswith(self.tokenizer.bos_token) else list(self._bos)
         spans: list[Span] = []
         rendered, waiting = self._with_times(rendered, units)
@@ -331,7 +300,8 @@ class Processor:
             if not piece:
                 continue
             if not self._special.fullmatch(piece):
-                ids += self.text_ids(SENTINEL_PATTERN.sub(lambda m: hidden[int(m.group(1))], piece))
+                told = SENTINEL_PATTERN.sub(lambda m: hidden[int(m.group(1))], piece)
+                ids += self.text_ids(told)
                 continue
             token = self.tokenizer.convert_tokens_to_ids(piece)
             if token not in (self.image_token_id, self.video_token_id):
@@ -343,32 +313,7 @@ class Processor:
         if waiting:
             placed = len(units) - len(waiting)
             raise PromptError(f"the prompt has {len(units)} images, but the template has a place for {placed}")
-        ids += self.text_ids(prefix)
-        if max_tokens is not None and len(ids) > max_tokens:
-            media = sum(s.end - s.start for s in spans)
-            share = f" ({media} of them for {len(units)} images)" if units else ""
-            raise TooLong(f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}")
-        media_index = np.full(len(ids), -1, np.int32)
-        seen = 0
-        for span in spans:
-            size = span.end - span.start
-            media_index[span.start : span.end] = np.arange(seen, seen + size)
-            seen += size
-        if self.tiles or self.images is None:
-            position, following = np.tile(np.arange(len(ids), dtype=np.int32)[:, None], 3), len(ids)
-        else:
-            position, following = mrope_positions(len(ids), spans)
-        return EncodedPrompt(
-            token_ids=np.asarray(ids, np.int32),
-            media_index=media_index,
-            position=position,
-            next_position=following,
-            patches=tuple(p for unit in units for p in unit.patches),
-            grids=tuple(g for unit in units for g in unit.grids),
-            spans=tuple((s.start, s.end) for s in spans),
-            hashes=tuple(unit.hash for unit in units),
-            prefix=(opened.group() if opened else "") + prefix,
-        )
+        return ids, spans
 
     def _unit(self, part: dict) -> Unit:
         """An image or video of the prompt, cut into patches."""
@@ -392,9 +337,9 @@ class Processor:
         patches, (t, h, w) = preprocess_video(video.frames, self.videos, resize=False)
         step = 1.0
         times: tuple[float, ...] = ()
-        if self.tokens_per_second:
-            step = self.tokens_per_second * seconds_per_grid(video, self.videos)
-        if self.videos.variant == "qwen3_vl":
+        if self.rules is not None and self.rules.tokens_per_second:
+            step = self.rules.tokens_per_second * seconds_per_grid(video, self.videos)
+        if self.videos.rules.says_times:
             times = tuple(timestamps(video, self.videos))
         frames = tuple(patches.reshape(t, h * w, -1))
         return Unit(frames, ((1, h, w),) * t, video_hash(video.frames), times, step)
@@ -431,45 +376,12 @@ class Processor:
         return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
 
 
-def video_settings(directory: Path) -> tuple[str, dict]:
-    """The file of a directory that holds the settings of videos (or would), and these."""
-    whole = _read(directory / "processor_config.json")
-    if "video_processor" in whole:
-        return "processor_config.json", whole
-    name = "video_preprocessor_config.json"
-    settings = _read(directory / name)
-    if not settings:  # bounds of images are not those of videos: only the statistics carry over
-        images = _read(directory / "preprocessor_config.json")
-        settings = {k: images[k] for k in ("image_mean", "image_std", "rescale_factor") if k in images}
-    return name, settings
-
-
-def video_options(directory: Path, raw: dict, vision: Any) -> VideoOptions:
-    """Video settings of a directory; sizes of patches are the tower's."""
-    variant = "qwen3_vl" if raw["model_type"] == "qwen3_vl" else "qwen2_vl"
-    return dataclasses.replace(
-        VideoOptions.from_config(video_settings(directory)[1], variant=variant),
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.merge_size,
-    )
-
-
-def image_options(directory: Path, raw: dict, vision: Any) -> ImageOptions | TileOptions:
-    """Image settings of a directory; sizes of patches are the tower's."""
-    settings = next((found for name in PREPROCESSORS if (found := _read(directory / name))), {})
-    settings = settings.get("image_processor", settings)
-    if vision.tile_side:
-        return TileOptions.from_configs(
-            raw,
-            settings,
-            size=vision.tile_side * vision.patch_size,
-            patch_size=vision.patch_size,
-            merge_size=vision.merge_size,
-        )
-    return dataclasses.replace(
-        ImageOptions.from_preprocessor_config(settings),
-        patch_size=vision.patch_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        merge_size=vision.merge_size,
-    )
+def _numbered(length: int, spans: Sequence[Span]) -> np.ndarray:
+    """int32[length]: the running number of each media token, -1 for all others."""
+    media_index = np.full(length, -1, np.int32)
+    seen = 0
+    for span in spans:
+        size = span.end - span.start
+        media_index[span.start : span.end] = np.arange(seen, seen + size)
+        seen += size
+    return media_index

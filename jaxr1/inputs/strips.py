@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax import struct
 
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, make_batch
-from jaxr1.inputs.patches import PatchLayout
+from jaxr1.inputs.patches import PatchGeometry
 from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, power_of_two, rows_for
 
 
@@ -234,10 +234,10 @@ def plan_prompts(
     plan: Plan,
     prompts: Sequence[EncodedPrompt],
     buckets: Buckets,
-    layout: PatchLayout | None,
+    media: Mapping[str, PatchGeometry],
     *,
     multiple: int = 1,
 ) -> PromptBatch:
     """The prompt rows of a plan."""
     chosen = [prompts[i] for i in plan.prompts]
-    return make_batch(chosen, buckets, layout, rows=plan.rows, multiple=multiple)
+    return make_batch(chosen, buckets, media, rows=plan.rows, multiple=multiple)

@@ -14,18 +14,41 @@ from jaxr1.media.frames import Sampling
 from jaxr1.media.images import MAX_PIXELS_DECODED, MediaError
 from jaxr1.media.videos import Video, VideoSource, load_video
 
-# What the two video processors of transformers differ in when a checkpoint says nothing.
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "qwen2_vl": {},
-    "qwen3_vl": {
-        "patch_size": 16,
-        "min_pixels": 128 * 32 * 32,
-        "max_pixels": 768 * 32 * 32,
-        "max_video_tokens": 768,
-        "image_mean": (0.5, 0.5, 0.5),
-        "image_std": (0.5, 0.5, 0.5),
-    },
-}
+
+@dataclass(frozen=True)
+class VideoRules:
+    """What the video processors of transformers differ in.
+
+    Attributes:
+      sampling: where the frames taken lie in the clip, see `jaxr1.media.frames.Sampling`.
+      whole_clip: bounds of pixels are of all frames together, else of one frame.
+      says_times: the time of each pair of frames is written into the text.
+      defaults: (option, value) where a checkpoint says nothing, besides those of `VideoOptions`.
+    """
+
+    sampling: Sampling
+    whole_clip: bool
+    says_times: bool
+    defaults: tuple[tuple[str, Any], ...] = ()
+
+
+PER_FRAME = VideoRules("stride", whole_clip=False, says_times=False)
+"""Those of Qwen2-VL and Qwen2.5-VL (arXiv:2409.12191)."""
+
+PER_CLIP = VideoRules(
+    "ends",
+    whole_clip=True,
+    says_times=True,
+    defaults=(
+        ("patch_size", 16),
+        ("min_pixels", 128 * 32 * 32),
+        ("max_pixels", 768 * 32 * 32),
+        ("max_video_tokens", 768),
+        ("image_mean", (0.5, 0.5, 0.5)),
+        ("image_std", (0.5, 0.5, 0.5)),
+    ),
+)
+"""Those of Qwen3-VL (arXiv:2511.21631)."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +56,14 @@ class VideoOptions(PatchOptions):
     """How a checkpoint wants its videos; the defaults are those of Qwen2-VL.
 
     Attributes:
-      min_pixels: lower bound of the resized area, in pixels: of a frame (qwen2_vl), of all frames together (qwen3_vl).
+      min_pixels: lower bound of the resized area, in pixels: of a frame, or of all frames together
+        (`VideoRules.whole_clip`).
       max_pixels: upper bound, likewise.
-      variant: "qwen2_vl" (Qwen2-VL, Qwen2.5-VL) or "qwen3_vl": the rule of sampling frames and of sizing them.
-      cap_pixels_per_frame: whether `max_video_tokens` bounds the area of a frame further, see `video_size`.
-      max_video_tokens: with it, tokens of a whole clip that 90 % of may be used (qwen2_vl), or of a frame (qwen3_vl).
+      rules: how frames are sampled and sized.
+      cap_pixels_per_frame: whether `max_video_tokens` bounds the area of a frame further, see
+        `video_size`.
+      max_video_tokens: with it, tokens of a whole clip that 90 % of may be used; tokens of a frame
+        where bounds are of the whole clip.
       fps: frames taken for a second; None takes all, up to `max_frames`.
       num_frames: frames taken whatever the length; where it is given, `fps` is not looked at.
       min_frames: least number of frames taken at `fps`.
@@ -46,7 +72,7 @@ class VideoOptions(PatchOptions):
 
     min_pixels: int = 128 * 28 * 28
     max_pixels: int = 768 * 28 * 28
-    variant: str = "qwen2_vl"
+    rules: VideoRules = PER_FRAME
     cap_pixels_per_frame: bool = False
     max_video_tokens: int = 128_000
     fps: float | None = 2.0
@@ -56,73 +82,57 @@ class VideoOptions(PatchOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         self.check_counts("max_video_tokens", "min_frames", "max_frames")
         if self.num_frames is not None and self.num_frames < 1:
             raise ValueError(f"num_frames must be at least 1, got {self.num_frames}")
         if self.fps is not None and not (self.fps > 0 and math.isfinite(self.fps)):
             raise ValueError(f"fps must be a positive number of frames a second, got {self.fps}")
 
-    @property
-    def sampling(self) -> Sampling:
-        """Where the frames taken lie in the clip, see `jaxr1.media.frames.Sampling`."""
-        return "stride" if self.variant == "qwen2_vl" else "ends"
-
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], *, variant: str | None = None) -> "VideoOptions":
+    def from_config(cls, config: Mapping[str, Any], rules: VideoRules) -> "VideoOptions":
         """Options from a `video_preprocessor_config.json`, `processor_config.json` or `preprocessor_config.json`.
 
         transformers looks for them in this order: `video_processor` in `processor_config.json`, then
-        `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are those of images. Reads
-        `min_pixels`/`max_pixels` and `size: {shortest_edge, longest_edge}` (all in pixels of area). Where both are
-        given the former wins for qwen2_vl and the latter for qwen3_vl, whose processor knows no other. Absent or null
-        keys keep the variant's default; `fps` is then 2, as the tools of these models have it. `do_sample_frames` is
-        not read: clips are sampled always.
+        `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are those of
+        images. Reads `min_pixels`/`max_pixels` and `size: {shortest_edge, longest_edge}` (all in
+        pixels of area). Where both are given the former wins, but for bounds of the whole clip, whose
+        processor knows only the latter. Absent or null keys keep the default of the rules; `fps` is
+        then 2, as the tools of these models have it. `do_sample_frames` is not read: clips are sampled
+        always.
 
         Args:
           config: the parsed file; a `video_processor` object inside it is used where there is one.
-          variant: which rules apply; None: as `video_processor_type` or `processor_class` says.
+          rules: of the family.
 
         Raises:
-          ValueError: resizing is switched off, a value is out of range, or the variant is not told.
+          ValueError: resizing is switched off, or a value is out of range.
         """
-        nested = config.get("video_processor")
-        kinds = [str(c.get(k)) for c in (nested or {}, config) for k in ("video_processor_type", "processor_class")]
-        config = nested or config
-        if variant is None:
-            kind = next((kind for kind in kinds if kind.startswith(("Qwen2", "Qwen3"))), None)
-            if kind is None:
-                raise ValueError(
-                    "neither video_processor_type nor processor_class tells a Qwen-VL family: give variant"
-                )
-            variant = "qwen3_vl" if kind.startswith("Qwen3") else "qwen2_vl"
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        config = config.get("video_processor") or config
         if config.get("do_resize") is False:
             raise ValueError("do_resize is false: frames of any size would not divide into patches")
         size = config.get("size") or {}
         if not isinstance(size, Mapping):
             raise ValueError(f"size must be an object with shortest_edge and longest_edge, got {size!r}")
-        said: dict[str, Any] = {"variant": variant}
+        said: dict[str, Any] = {"rules": rules}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            found = [config.get(name), size.get(edge), size.get(name)]
-            said[name] = first_given(*(found if variant == "qwen2_vl" else found[1:] + found[:1]))
+            own, sizes = config.get(name), (size.get(edge), size.get(name))
+            said[name] = first_given(*sizes, own) if rules.whole_clip else first_given(own, *sizes)
         for field in dataclasses.fields(cls):
             if field.name not in said:
                 value = config.get(field.name)
                 said[field.name] = tuple(value) if isinstance(value, list) else value
-        return cls(**{**VARIANTS[variant], **{name: value for name, value in said.items() if value is not None}})
+        given = {name: value for name, value in said.items() if value is not None}
+        return cls(**dict(rules.defaults) | given)
 
 
 def video_size(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int]:
     """The size the frames of a clip are resized to: multiples of `options.factor`, aspect ratio nearly kept.
 
-    "qwen2_vl" (arXiv:2409.12191) sizes a frame as an image. With `cap_pixels_per_frame`, a frame may have no more
-    pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
-    "qwen3_vl" (arXiv:2511.21631) bounds the pixels of the whole clip, frames * height * width, so that a longer clip
-    has smaller frames. With `cap_pixels_per_frame`, a frame may have no more than its share of `max_pixels` and no
-    more than `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
+    Bounds of a frame (arXiv:2409.12191) size it as an image. With `cap_pixels_per_frame`, it may have
+    no more pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 * `min_pixels`
+    in any case. Bounds of the whole clip (arXiv:2511.21631) are for frames * height * width, so that a
+    longer clip has smaller frames. With `cap_pixels_per_frame`, a frame may have no more than its share
+    of `max_pixels` and no more than `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
 
     Args:
       frames: number of frames taken; fewer than `options.temporal_patch_size` count as so many.
@@ -141,7 +151,7 @@ def video_size(frames: int, height: int, width: int, options: VideoOptions) -> t
     factor, pair = options.factor, options.temporal_patch_size
     low, high = options.min_pixels, options.max_pixels
     floor = int(low * 1.05)
-    if options.variant == "qwen2_vl":
+    if not options.rules.whole_clip:
         if options.cap_pixels_per_frame:
             budget = int(options.max_video_tokens * factor * factor * 0.9)
             high = max(min(high, budget * pair // frames), floor)
@@ -227,7 +237,7 @@ def open_video(
         min_frames=options.min_frames,
         max_frames=options.max_frames,
         frame_factor=options.temporal_patch_size,
-        sampling=options.sampling,
+        sampling=options.rules.sampling,
         resize=lambda frames, height, width: video_size(frames, height, width, options),
         resample=options.resample,
         max_pixels_decoded=max_pixels_decoded,

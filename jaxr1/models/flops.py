@@ -14,28 +14,29 @@ import jax
 
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.strips import Plan
-from jaxr1.models.vlm import PARTS, Model
+from jaxr1.models.vlm import DECODER, Model
 
 
 def forward_flops(model: Model, prompt: EncodedPrompt, responses: Iterable[int]) -> dict[str, int]:
-    """Operations of one forward pass by part (vision, merger, decoder): a prompt once, then its responses.
+    """Operations of one forward pass by part of the model: a prompt once, then its responses.
 
     Args:
-      prompt: what is frozen and computed already (`EncodedPrompt.stage`) is not counted.
+      prompt: what is frozen and computed already (`EncodedPrompt.held`) is not counted.
       responses: their lengths in tokens; each token is predicted by the output matrix.
     """
     p = len(prompt)
-    decoder, head = _sizes(model)["decoder"], model.text.vocab * model.text.width
+    sizes, head = _sizes(model), model.text.vocab * model.text.width
     per_pair = 4 * model.text.layers * model.text.heads * model.text.head_size  # q k^T and p v
-    flops = dict.fromkeys(PARTS, 0)
-    flops["decoder"] = 2 * decoder * p + per_pair * _triangle(p)
+    flops = dict.fromkeys(model.parts, 0)
+    flops[DECODER] = 2 * sizes[DECODER] * p + per_pair * _triangle(p)
     for t in responses:
-        flops["decoder"] += 2 * (decoder + head) * t + per_pair * (t * p + _triangle(t))
-    if prompt.stage == "pixels":
-        flops["vision"] = sum(_tower_flops(model, h, w) * t for t, h, w in prompt.grids)
-    if prompt.stage != "merger" and model.layout is not None:
-        blocks = sum(t * h * w for t, h, w in prompt.grids) // model.layout.merge**2
-        flops["merger"] = 2 * _sizes(model)["merger"] * blocks
+        flops[DECODER] += 2 * (sizes[DECODER] + head) * t + per_pair * (t * p + _triangle(t))
+    for tower in model.towers:
+        if prompt.held == "pixels":
+            flops[tower.part] = sum(_tower_flops(model, h, w) * t for t, h, w in prompt.grids)
+        if prompt.held != "merger":
+            blocks = sum(t * h * w for t, h, w in prompt.grids) // tower.geometry.merge**2
+            flops[tower.merger] = 2 * sizes[tower.merger] * blocks
     return flops
 
 
@@ -49,28 +50,28 @@ def plan_flops(model: Model, plan: Plan, prompts: Sequence[EncodedPrompt]) -> di
 
 def total_flops(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     """The sum, part by part."""
-    total = dict.fromkeys(PARTS, 0)
+    total: dict[str, int] = {}
     for flops in counts:
-        total = {part: total[part] + flops[part] for part in PARTS}
+        total = {part: total.get(part, 0) + n for part, n in flops.items()}
     return total
 
 
 def training_flops(forward: Mapping[str, int], trained: Iterable[str], adapted: Iterable[str] = ()) -> int:
     """Operations of a forward and backward pass.
 
-    A gradient costs a forward pass with respect to activations, needed above the lowest part that is trained, and
-    another one with respect to the parameters.
+    A gradient costs a forward pass with respect to activations, needed above the lowest part that is
+    trained, and another one with respect to the parameters.
 
     Args:
-      forward: by part, of `forward_flops`.
+      forward: by part in the order of the computation, of `forward_flops`.
       trained: parts whose parameters have gradients.
       adapted: frozen parts with adapters that are trained.
     """
     trained, adapted = set(trained), set(adapted)
     total, gradient = 0, False
-    for part in PARTS:  # in the order of the computation
+    for part, flops in forward.items():
         gradient = gradient or part in trained or part in adapted
-        total += forward[part] * (1 + gradient + (part in trained))
+        total += flops * (1 + gradient + (part in trained))
     return total
 
 
@@ -80,8 +81,8 @@ def _triangle(n: int) -> int:
 
 @functools.lru_cache
 def _sizes(model: Model) -> dict[str, int]:
-    """Numbers in the matrices of each part; the embedding and the output matrix are not among them."""
-    sizes = dict.fromkeys(PARTS, 0)
+    """Numbers in the matrices of each part; embedding and output matrix are not among them."""
+    sizes = dict.fromkeys(model.parts, 0)
     for path, p in model.table().items():
         if p.transpose:
             sizes[path.partition("/")[0]] += math.prod(p.shape)
@@ -95,10 +96,19 @@ def _tower_flops(model: Model, h: int, w: int) -> int:
     embed = cfg.patch_values * cfg.width
     tokens = h * w + (cfg.tile_side > 0)  # the CLS token is in the blocks, not among the patches
     whole = len(cfg.full) if cfg.window else cfg.depth
-    cut = lambda size: [min(cfg.window, size - first) for first in range(0, size, cfg.window)]
-    windows = sum((a * b) ** 2 for a in cut(h) for b in cut(w)) if cfg.window else 0
+    windows = 0
+    if cfg.window:
+        # Pairs of patches inside windows, which are cut off at the border of the frame.
+        rows, columns = (_cut(size, cfg.window) for size in (h, w))
+        windows = sum(a * a for a in rows) * sum(b * b for b in columns)
     pairs = whole * tokens**2 + (cfg.depth - whole) * windows
-    return 2 * embed * h * w + 2 * (_sizes(model)["vision"] - embed) * tokens + 4 * cfg.width * pairs
+    blocks = 2 * (_sizes(model)["vision"] - embed) * tokens
+    return 2 * embed * h * w + blocks + 4 * cfg.width * pairs
+
+
+def _cut(size: int, window: int) -> list[int]:
+    """Sides of the windows along a side of `size` patches."""
+    return [min(window, size - first) for first in range(0, size, window)]
 
 
 # ---------------------------------------------------------------- peak rates

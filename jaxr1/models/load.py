@@ -10,46 +10,15 @@ from pathlib import Path
 import jax
 
 from jaxr1.checkpoints import huggingface
-from jaxr1.checkpoints.tensors import CheckpointError, open_checkpoint
+from jaxr1.checkpoints.tensors import open_checkpoint
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import CHATML
-from jaxr1.models import families, presets
-from jaxr1.models.families import FAMILIES
-from jaxr1.models.vlm import Model
+from jaxr1.models import presets
+from jaxr1.models.families.table import FAMILIES
+from jaxr1.models.vlm import DTYPES, Model, describe
 from jaxr1.nn.lora import ADAPTERS, merged
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
-
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
-    """The model that a parsed config.json describes.
-
-    Raises:
-      CheckpointError: a model_type that is not supported (says which are), a setting that the family's decoder does
-        not have, or a missing one.
-      ValueError: an unknown dtype.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    if raw["model_type"] not in FAMILIES:
-        raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
-    try:
-        text, vision = families.configs(raw)
-    except KeyError as e:
-        raise CheckpointError(f"config.json has no {e.args[0]!r}") from e
-    except ValueError as e:
-        raise CheckpointError(str(e)) from e
-    return Model(
-        family=raw["model_type"],
-        text=text,
-        vision=vision,
-        dtype=dtype,
-        rules=rules,
-        remat=remat,
-        raw_config=json.dumps(raw),
-    )
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -90,10 +59,11 @@ def load_model(
     directory = resolve(path)
     raw = huggingface.read_config(directory)
     model = describe(raw, dtype=dtype, rules=rules, remat=remat)
-    if families.head_decides(raw):
+    family = FAMILIES[model.family]
+    if family.head_decides(raw):
         tied = not any(name.endswith("lm_head.weight") for name in open_checkpoint(directory))
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, tied=tied))
-    tables = {layout: model.table(layout) for layout in families.LAYOUTS[model.family]}
+    tables = {layout: model.table(layout) for layout in family.layouts}
     flat = huggingface.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
     return model, nest(flat)
 
@@ -125,11 +95,15 @@ def load_processor(
     """
     directory = resolve(path)
     raw = huggingface.read_config(directory)
-    vision = describe(raw).vision
-    if template is None and raw["model_type"] == "internvl_chat" and raw.get("template") in CHATML:
+    described = describe(raw)  # refuses what is not supported
+    family, vision = FAMILIES[described.family], described.vision
+    if template is None and family.own_template and raw.get("template") in CHATML:
         template = raw["template"]
+    rules = None
+    if family.media is not None and vision is not None:
+        rules = family.media(raw, vision)
     processor = Processor.from_directory(
-        directory, raw, vision, min_pixels=min_pixels, max_pixels=max_pixels, template=template
+        directory, raw, rules, min_pixels=min_pixels, max_pixels=max_pixels, template=template
     )
     bounds = {"fps": video_fps, "max_frames": video_max_frames, "max_pixels": video_max_pixels}
     given = {k: v for k, v in bounds.items() if v is not None}

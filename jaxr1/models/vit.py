@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr1.inputs.patches import PatchLayout, PatchRows
+from jaxr1.inputs.patches import PatchGeometry, PatchRows
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
 from jaxr1.nn.layers import ACTIVATIONS, add, dense, inverse_frequencies, layer_norm, rms_norm, rotate
 from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
@@ -85,14 +85,14 @@ class VisionConfig:
         return self.channels * self.temporal_patch_size * self.patch_size**2
 
     @property
-    def layout(self) -> PatchLayout:
+    def geometry(self) -> PatchGeometry:
         """What batches must know."""
-        return PatchLayout(self.merge_size, self.patch_values, self.tile_side**2, self.window)
+        return PatchGeometry(self.merge_size, self.patch_values, self.tile_side**2, self.window)
 
 
 # ---------------------------------------------------------------- parameters
 
-Names = Mapping[str, str]
+VisionNames = Mapping[str, str]
 """Hugging Face names by role, without ".weight" and ".bias"; "{}" stands for the block. A role ending in "=" is the
 full name of a tensor that is neither. Where "qkv" is given, q, k and v are parts of it."""
 
@@ -114,7 +114,7 @@ def _named(**groups: dict[str, Param]) -> Table:
     return {key + suffix: p for key, group in groups.items() for suffix, p in group.items()}
 
 
-def _attention_table(cfg: VisionConfig, n: Names) -> Table:
+def _attention_table(cfg: VisionConfig, n: VisionNames) -> Table:
     d, heads, size = cfg.width, cfg.heads, cfg.width // cfg.heads
     table: Table = {}
     for i, key in enumerate("qkv"):
@@ -131,7 +131,7 @@ def _attention_table(cfg: VisionConfig, n: Names) -> Table:
     return table
 
 
-def _merger_table(cfg: VisionConfig, n: Names, prefix: str, *, norm_last: bool) -> Table:
+def _merger_table(cfg: VisionConfig, n: VisionNames, prefix: str, *, norm_last: bool) -> Table:
     joined = cfg.width * cfg.merge_size**2
     return _named(
         norm=_norm(n[prefix + "norm"], joined if norm_last else cfg.width, cfg.merger_norm),
@@ -140,7 +140,7 @@ def _merger_table(cfg: VisionConfig, n: Names, prefix: str, *, norm_last: bool) 
     )
 
 
-def vision_table(cfg: VisionConfig, n: Names) -> tuple[Table, Table]:
+def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
     """The tensors of the tower and of the merger (two parts, frozen apart)."""
     d = cfg.width
     block = _attention_table(cfg, n) | _named(

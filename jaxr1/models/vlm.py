@@ -6,20 +6,44 @@ import contextlib
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from jaxr1.inputs.batch import PromptBatch
-from jaxr1.inputs.patches import PatchLayout, PatchRows
+from jaxr1.checkpoints.tensors import CheckpointError
+from jaxr1.inputs.batch import PATCHES, PromptBatch
+from jaxr1.inputs.patches import PatchGeometry, PatchRows
 from jaxr1.inputs.strips import Strips
-from jaxr1.models import families, text, vit
+from jaxr1.models import text, vit
+from jaxr1.models.families.table import FAMILIES
 from jaxr1.nn.logprob import reduce_tokens, tempered_logits
 from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, attach
 from jaxr1.nn.params import Table, flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
 
-PARTS = ("vision", "merger", "decoder")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+DECODER = "decoder"
+"""The part of a model that reads tokens; the other parts are those of its towers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower:
+    """What makes embeddings of one kind of media: two parts of the parameter tree.
+
+    Attributes:
+      kind: of media, the key of its rows in `PromptBatch.media`.
+      part: the tower.
+      merger: what brings its output to the decoder's width.
+      geometry: what batches must know of it.
+    """
+
+    kind: str
+    part: str
+    merger: str
+    geometry: PatchGeometry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +75,34 @@ class Model:
         return tuple(dict.fromkeys(path.partition("/")[0] for path in self.table()))
 
     @property
-    def layout(self) -> PatchLayout | None:
-        """What batches must know of the tower."""
-        return None if self.vision is None else self.vision.layout
+    def towers(self) -> tuple[Tower, ...]:
+        """One for each kind of media that the model takes."""
+        if self.vision is None:
+            return ()
+        return (Tower(PATCHES, "vision", "merger", self.vision.geometry),)
 
-    def table(self, layout: str = "") -> Table:
-        """The parameter table under the Hugging Face names of a file layout, by default the one that is saved."""
-        layout = layout or families.LAYOUTS[self.family][0]
-        return families.table(self.family, json.loads(self.raw_config), self.text, self.vision, layout)
+    @property
+    def media(self) -> dict[str, PatchGeometry]:
+        """What batches must know of each kind of media."""
+        return {tower.kind: tower.geometry for tower in self.towers}
+
+    def table(self, names: str = "") -> Table:
+        """The parameter table, every tensor under its part: vision/..., merger/..., decoder/...
+
+        Args:
+          names: the file layout whose Hugging Face names it holds; "" is the one that is saved.
+        """
+        family = FAMILIES[self.family]
+        named = family.names(names or family.layouts[0], json.loads(self.raw_config))
+        parts: dict[str, Table] = {}
+        if self.vision is not None:
+            assert named.vision is not None
+            parts["vision"], parts["merger"] = vit.vision_table(self.vision, named.vision)
+        parts["decoder"] = text.text_table(self.text, named.text)
+        table: Table = {}
+        for part, entries in parts.items():
+            table |= {f"{part}/{path}": param for path, param in entries.items()}
+        return table
 
     def axes(self) -> dict[str, tuple[str | None, ...]]:
         """The logical axes of every parameter by its path, of adapters too ("lora/...")."""
@@ -67,6 +111,37 @@ class Model:
         return {path: p.axes for path, p in table.items()} | {
             f"{ADAPTERS}/{path}": p.axes for path, p in adapters.items()
         }
+
+
+def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
+    """The model that a parsed config.json describes.
+
+    Raises:
+      CheckpointError: a model_type that is not supported (says which are), a setting that the family's decoder does
+        not have, or a missing one.
+      ValueError: an unknown dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if raw["model_type"] not in FAMILIES:
+        raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
+    family = FAMILIES[raw["model_type"]]
+    try:
+        text = family.text(raw)
+        vision = family.vision(raw, text) if family.vision is not None else None
+    except KeyError as e:
+        raise CheckpointError(f"config.json has no {e.args[0]!r}") from e
+    except ValueError as e:
+        raise CheckpointError(str(e)) from e
+    return Model(
+        family=raw["model_type"],
+        text=text,
+        vision=vision,
+        dtype=dtype,
+        rules=rules,
+        remat=remat,
+        raw_config=json.dumps(raw),
+    )
 
 
 def cast(model: Model, params: dict) -> dict:
@@ -103,19 +178,27 @@ def tower(model: Model, params: dict, rows: PatchRows) -> jax.Array:
     return vit.tower(model.vision, params["vision"], rows, model.rules, remat=model.remat)
 
 
-def encode(model: Model, params: dict, rows: PatchRows | None) -> jax.Array | None:
-    """Media embeddings [R * M / merge^2, (1 + deep) * D], in the order that `media_index` counts; None without media.
+def encode_patches(model: Model, params: dict, rows: PatchRows) -> jax.Array:
+    """Embeddings [R * M / merge^2, (1 + deep) * D] of patch rows.
 
-    Rows may hold what a frozen tower or merger gave (`PatchRows.stage`): then only the rest is computed.
+    Rows may hold what a frozen tower or merger gave (`PatchRows.held`): then only the rest is computed.
     """
-    if rows is None or model.vision is None:
-        return None
+    assert model.vision is not None
     out = rows.patch_rmc.astype(model.dtype)
-    if rows.stage == "pixels":
+    if rows.held == "pixels":
         out = tower(model, params, rows)
-    if rows.stage != "merger":
+    if rows.held != "merger":
         out = vit.merge(model.vision, params["merger"], out)
     return out.reshape(-1, out.shape[-1])
+
+
+ENCODERS = {PATCHES: encode_patches}
+
+
+def encode(model: Model, params: dict, media: Mapping[str, PatchRows]) -> jax.Array | None:
+    """Embeddings of all media, kind after kind, in the order that `media_index` counts; None of none."""
+    found = [ENCODERS[kind](model, params, rows) for kind, rows in media.items()]
+    return jnp.concatenate(found) if found else None
 
 
 def embed(

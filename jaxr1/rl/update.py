@@ -143,7 +143,7 @@ def make_batch(
     """The arrays of a micro-batch: prompt rows, strips, and the columns that the objective takes."""
     columns = {name: fill(plan, episodes.columns[name]) for name in learner.objective.columns}
     return TrainBatch(
-        prompt=plan_prompts(plan, prompts, learner.buckets, learner.model.layout, multiple=multiple),
+        prompt=plan_prompts(plan, prompts, learner.buckets, learner.model.media, multiple=multiple),
         strips=make_strips(plan, prompts, episodes.token_n),
         columns=columns,
     )

@@ -193,7 +193,7 @@ class Sampler:
         mesh = mesh_of(params)
         multiple = batch_multiple(mesh, self.model.rules)
         rows = agree([rows_for(len(prompts), multiple)])[0]
-        batch = make_batch(prompts, self.buckets, self.model.layout, rows=rows, multiple=multiple)
+        batch = make_batch(prompts, self.buckets, self.model.media, rows=rows, multiple=multiple)
         key_b2 = np.zeros((rows, 2), np.uint32)
         key_b2[: len(keys)] = np.stack(keys)
         done = np.zeros((rows, n), bool)

@@ -65,7 +65,7 @@ def score_plans(
     multiple = batch_multiple(mesh, model.rules)
     columns = {name: np.zeros(len(token_n), np.float32) for name in reads}
     for plan in plans:
-        batch = plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple)
+        batch = plan_prompts(plan, prompts, buckets, model.media, multiple=multiple)
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):
             batch, strips = place_rows((batch, strips), mesh, model.rules)

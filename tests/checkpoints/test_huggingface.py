@@ -153,7 +153,7 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
     from jaxr1.models.vlm import prompt_logits
 
     encoded = [processor.encode(p) for p in mixed_prompts(rng, 2)]
-    batch = make_batch(encoded, fitting_buckets(encoded, 8), model.layout, rows=2)
+    batch = make_batch(encoded, fitting_buckets(encoded, 8), model.media, rows=2)
     logits = np.asarray(prompt_logits(ours, back, batch))
     for i, prompt in enumerate(encoded):
         with torch.no_grad():
@@ -392,8 +392,8 @@ RACE = """
 import sys, time
 from jaxr1.models import presets
 write = presets.write_preset
-def slow(preset, out):
-    write(preset, out)
+def slow(*args):
+    write(*args)
     print("made", flush=True)
     sys.stdin.readline()  # both have made one before either moves it into place
 presets.write_preset = slow

@@ -5,13 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxr1.inputs.batch import EncodedPrompt, batch_waste, fitting_buckets, make_batch
-from jaxr1.inputs.patches import PatchLayout, patch_places
+from jaxr1.inputs.batch import PATCHES, EncodedPrompt, batch_waste, fitting_buckets, make_batch
+from jaxr1.inputs.patches import PatchGeometry, patch_places
 from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.sizes import Buckets, TooLong, bucket, geometric, pack_first_fit, rows_for
 from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
 
-LAYOUT = PatchLayout(merge=2, values=2)
+GEOMETRY = PatchGeometry(merge=2, values=2)
+MEDIA = {PATCHES: GEOMETRY}
 BUCKETS = Buckets(prompt=(8, 16, 32, 64), response=(8, 16, 32), patches=(16, 32, 64, 128))
 
 
@@ -59,14 +60,14 @@ def test_the_drawing_of_a_batch(rng):
         a.patches, a.grids, ((0, 4),),
     )  # fmt: skip
     b = made_prompt(rng, [(1, 2, 2)], text=1)
-    batch = make_batch([a, b], Buckets((9,), (8,), (20,)), LAYOUT, rows=4)
+    batch = make_batch([a, b], Buckets((9,), (8,), (20,)), MEDIA, rows=4)
     assert batch.media_index_bp.tolist()[0] == [0, 1, 2, 3, -1, -1, -1, -1, -1]
     assert batch.media_index_bp.tolist()[1] == [-1, 4, -1, -1, -1, -1, -1, -1, -1]
     assert batch.token_bp.tolist() == [[9, 9, 9, 9, 5, 6, 7, 8, 0], [1, 9, 1] + [0] * 6, [0] * 9, [0] * 9]
     assert batch.position_bp3[0, :8].tolist() == np.arange(24).reshape(8, 3).tolist()
     assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [17, b.next_position, 0, 0]
-    assert batch.media.segment_rm.tolist() == [[1] * 16 + [2] * 4]
-    assert (batch.media.place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all()
+    assert batch.media[PATCHES].segment_rm.tolist() == [[1] * 16 + [2] * 4]
+    assert (batch.media[PATCHES].place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all()
 
 
 @pytest.mark.parametrize("merge", [1, 2])
@@ -76,14 +77,14 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
     for _ in range(20):
         prompts = [made_prompt(rng, random_grids(rng, merge), merge) for _ in range(int(rng.integers(1, 6)))]
         buckets = fitting_buckets(prompts, 8)
-        batch = make_batch(prompts, buckets, PatchLayout(merge, 2), rows=8, multiple=multiple)
-        r, m, _ = batch.media.patch_rmc.shape
+        batch = make_batch(prompts, buckets, {PATCHES: PatchGeometry(merge, 2)}, rows=8, multiple=multiple)
+        media = batch.media[PATCHES]
+        r, m, _ = media.patch_rmc.shape
         assert r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
-        assert m in buckets.patches if batch.media.pair_rp2 is None else m % batch.media.block == 0
-        merged = batch.media.patch_rmc[..., 0].reshape(-1, merge**2)
-        segment = (batch.media.segment_rm + 1000 * np.arange(r)[:, None] * (batch.media.segment_rm > 0)).reshape(
-            -1, merge**2
-        )
+        assert m in buckets.patches if media.pair_rp2 is None else m % media.block == 0
+        merged = media.patch_rmc[..., 0].reshape(-1, merge**2)
+        of_row = media.segment_rm + 1000 * np.arange(r)[:, None] * (media.segment_rm > 0)
+        segment = of_row.reshape(-1, merge**2)
         seen = set()
         for b, p in enumerate(prompts):
             n = len(p)
@@ -98,29 +99,29 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
                 assert len(numbers) == 1 and numbers[0] % 1000 > 0, "an image lies in one row under one number"
                 assert numbers[0] not in seen
                 seen.add(numbers[0])
-                places = batch.media.place_rm2.reshape(-1, merge**2, 2)[at].reshape(-1, 2)
+                places = media.place_rm2.reshape(-1, merge**2, 2)[at].reshape(-1, 2)
                 np.testing.assert_array_equal(places, patch_places(grid, merge)[0])
-        used = (batch.media.segment_rm > 0).sum()
+        used = (media.segment_rm > 0).sum()
         assert used == sum(len(x) for p in prompts for x in p.patches)
-        assert not batch.media.patch_rmc[batch.media.segment_rm == 0].any()
+        assert not media.patch_rmc[media.segment_rm == 0].any()
         assert not batch.length_b[len(prompts) :].any()
 
 
 def test_frames_are_segments(rng):
     """Each frame of a clip attends to itself only, as in transformers (cu_seqlens by frame)."""
     prompts = [made_prompt(rng, [(2, 2, 2), (1, 2, 2)])]
-    batch = make_batch(prompts, Buckets((32,), (8,), (16,)), LAYOUT, rows=1)
-    assert batch.media.segment_rm.tolist() == [[1] * 4 + [2] * 4 + [3] * 4 + [0] * 4]
+    batch = make_batch(prompts, Buckets((32,), (8,), (16,)), MEDIA, rows=1)
+    assert batch.media[PATCHES].segment_rm.tolist() == [[1] * 4 + [2] * 4 + [3] * 4 + [0] * 4]
 
 
 def test_what_does_not_fit(rng):
     prompt = made_prompt(rng, [(1, 8, 8)])
     with pytest.raises(TooLong, match=f"a prompt of {len(prompt)} is over the limit of 8"):
-        make_batch([prompt], Buckets((8,), (8,), (64,)), LAYOUT, rows=1)
+        make_batch([prompt], Buckets((8,), (8,), (64,)), MEDIA, rows=1)
     with pytest.raises(TooLong, match="an image's patches of 64 is over the limit of 16"):
-        make_batch([prompt], Buckets((64,), (8,), (16,)), LAYOUT, rows=1)
+        make_batch([prompt], Buckets((64,), (8,), (16,)), MEDIA, rows=1)
     with pytest.raises(ValueError, match="multiples of 4"):
-        make_batch([prompt], Buckets((64,), (8,), (66,)), LAYOUT, rows=1)
+        make_batch([prompt], Buckets((64,), (8,), (66,)), MEDIA, rows=1)
 
 
 def test_buckets(rng):
@@ -156,7 +157,7 @@ def test_first_fit(rng):
 
 
 def test_waste(rng):
-    batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, LAYOUT, rows=2)
+    batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, MEDIA, rows=2)
     waste = batch_waste(batch)  # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8
     assert waste == pytest.approx({"prompt": 1 - 6 / 16, "patches": 0.25, "vision_pairs": 256 / 80})
 
@@ -251,7 +252,7 @@ def test_prompts_of_a_plan(rng):
     responses = [rng.integers(0, 9, 3).tolist() for _ in prompts]
     buckets = fitting_buckets(prompts, 8)
     for plan in plan_strips(lengths, responses, buckets, token_budget=200, multiple=2):
-        batch = plan_prompts(plan, prompts, buckets, LAYOUT, multiple=2)
+        batch = plan_prompts(plan, prompts, buckets, MEDIA, multiple=2)
         assert batch.token_bp.shape == (plan.rows, plan.prompt_len)
         for row, i in enumerate(plan.prompts):
             np.testing.assert_array_equal(batch.token_bp[row, : lengths[i]], prompts[i].token_ids)

@@ -13,7 +13,8 @@ from PIL import Image
 
 from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image
 from jaxr1.inputs.videos import (
-    VARIANTS,
+    PER_CLIP,
+    PER_FRAME,
     VideoOptions,
     open_video,
     preprocess_video,
@@ -36,14 +37,17 @@ def noise(rng, frames, height, width):
     return np.clip(clip + rng.integers(-20, 21, clip.shape), 0, 255).astype(np.uint8)
 
 
+VARIANTS = {"qwen2_vl": PER_FRAME, "qwen3_vl": PER_CLIP}
+
+
 def options_for(variant, **changes):
-    return VideoOptions.from_config({}, variant=variant).replace(**changes)
+    return VideoOptions.from_config({}, VARIANTS[variant]).replace(**changes)
 
 
 def reference_size(frames, height, width, o):
     """Heights and widths as the two processors have them, written out again."""
     unit = o.patch_size * o.merge_size
-    clip = o.variant == "qwen3_vl"
+    clip = o.rules.whole_clip
     if clip:
         frames = max(frames, o.temporal_patch_size)
         if height < unit or width < unit:
@@ -214,7 +218,7 @@ def test_sampling_equals_transformers(variant, processors, rng):
             if variant == "qwen2_vl" and round(how["num_frames"] / 2) * 2 > total:
                 continue
         expected = theirs.sample_frames(VideoMetadata(total_num_frames=total, fps=rate), temporal_patch_size=2, **how)
-        sampling = options_for(variant).sampling
+        sampling = VARIANTS[variant].sampling
         found = sample_indices(total, rate, sampling=sampling, frame_factor=2, **bounds, **how)
         expected = np.asarray(expected)
         # torch.arange rounds its end up: where n steps of total / n fall short of it, there is one frame too many.
@@ -345,7 +349,7 @@ def test_opening_at_size_equals_resizing_later(variant, rng):
             variant, fps=float(rng.uniform(1, 10)), min_pixels=low, max_pixels=low + int(rng.integers(0, 90)) * 1000
         )
         whole = load_video(
-            data, fps=o.fps, min_frames=o.min_frames, max_frames=o.max_frames, sampling=o.sampling, frame_factor=2
+            data, fps=o.fps, min_frames=o.min_frames, max_frames=o.max_frames, sampling=o.rules.sampling, frame_factor=2
         )
         expected, grid = preprocess_video(whole.frames, o)
         small = open_video(data, o)
@@ -385,7 +389,7 @@ def test_options_from_configs():
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
     }
-    assert VideoOptions.from_config(qwen2_5) == VideoOptions(min_pixels=3136, max_pixels=12845056)
+    assert VideoOptions.from_config(qwen2_5, PER_FRAME) == VideoOptions(min_pixels=3136, max_pixels=12845056)
     qwen3 = {  # video_preprocessor_config.json of a Qwen3-VL checkpoint
         "size": {"longest_edge": 25165824, "shortest_edge": 4096},
         "patch_size": 16,
@@ -399,28 +403,24 @@ def test_options_from_configs():
         "video_processor_type": "Qwen3VLVideoProcessor",
     }
     expected = options_for("qwen3_vl", min_pixels=4096, max_pixels=25165824)
-    assert VideoOptions.from_config(qwen3) == expected and expected.variant == "qwen3_vl"
-    assert VideoOptions.from_config({"video_processor": qwen3, "processor_class": "Qwen3VLProcessor"}) == expected
+    assert VideoOptions.from_config(qwen3, PER_CLIP) == expected
+    assert VideoOptions.from_config({"video_processor": qwen3}, PER_CLIP) == expected
     stale = {**qwen3, "min_pixels": 1, "max_pixels": 2}
-    assert VideoOptions.from_config(stale) == expected  # keys that its processor does not know
+    assert VideoOptions.from_config(stale, PER_CLIP) == expected  # keys that its processor does not know
     both = {"min_pixels": 1000, "size": {"shortest_edge": 2000, "longest_edge": 9000}}
-    assert VideoOptions.from_config(both, variant="qwen2_vl") == VideoOptions(min_pixels=1000, max_pixels=9000)
-    assert VideoOptions.from_config({}, variant="qwen2_vl") == VideoOptions()
-    assert VideoOptions.from_config(qwen3, variant="qwen2_vl").sampling == "stride"
-    assert VideoOptions.from_config({"num_frames": 8}, variant="qwen2_vl").num_frames == 8
-    for config, variant, reason in (
-        ({}, None, "give variant"),
-        ({"processor_class": "LlavaProcessor"}, None, "give variant"),
-        ({}, "qwen9_vl", "variant must be one of"),
-        ({"do_resize": False}, "qwen2_vl", "do_resize"),
-        ({"size": 448}, "qwen2_vl", "size must be an object"),
-        ({"fps": 0}, "qwen2_vl", "fps must be"),
-        ({"image_std": [0, 1, 1]}, "qwen2_vl", "image_std"),
-        ({"min_frames": 0}, "qwen3_vl", "min_frames"),
-        ({"size": {"shortest_edge": 9, "longest_edge": 8}}, "qwen3_vl", "min_pixels 9 is above max_pixels 8"),
+    assert VideoOptions.from_config(both, PER_FRAME) == VideoOptions(min_pixels=1000, max_pixels=9000)
+    assert VideoOptions.from_config({}, PER_FRAME) == VideoOptions()
+    assert VideoOptions.from_config({"num_frames": 8}, PER_FRAME).num_frames == 8
+    for config, rules, reason in (
+        ({"do_resize": False}, PER_FRAME, "do_resize"),
+        ({"size": 448}, PER_FRAME, "size must be an object"),
+        ({"fps": 0}, PER_FRAME, "fps must be"),
+        ({"image_std": [0, 1, 1]}, PER_FRAME, "image_std"),
+        ({"min_frames": 0}, PER_CLIP, "min_frames"),
+        ({"size": {"shortest_edge": 9, "longest_edge": 8}}, PER_CLIP, "min_pixels 9 is above max_pixels 8"),
     ):
         with pytest.raises(ValueError, match=reason):
-            VideoOptions.from_config(config, variant=variant)
+            VideoOptions.from_config(config, rules)
     with pytest.raises(ValueError, match="num_frames"):
         VideoOptions(num_frames=0)
     with pytest.raises(ValueError, match="9 is not a valid Resampling"):

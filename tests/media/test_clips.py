@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxr1.data import video as module
+from jaxr1.media import videos as module
 from jaxr1.media.frames import sample_indices
 from jaxr1.media.images import MediaError
 from jaxr1.media.videos import load_video, probe_video, video_hash

@@ -185,7 +185,7 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
     assert processor.template == "internvl2_5" and processor.images == jaxr1.load_processor(folder).images
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
     logits = np.asarray(
-        prompt_logits(model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1))
+        prompt_logits(model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1))
     )
     with torch.no_grad():
         theirs = reference(**torch_inputs(encoded, ours)).logits[0].numpy()
@@ -345,7 +345,7 @@ def test_video_equals_transformers(world, rng, frames):
     with torch.no_grad():
         theirs = reference(**inputs).logits[0].numpy()
     ours = np.asarray(
-        prompt_logits(model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1))
+        prompt_logits(model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1))
     )
     np.testing.assert_allclose(ours[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
 
@@ -378,7 +378,7 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
     scored = lambda params: score(policy, params, episodes, episodes.valid_bg, Work())
     whole = scored(params)
     kept = with_features(model, params, prompts, buckets, frozen)
-    assert {p.stage for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
+    assert {p.held for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
     # The frozen parameters are not read any more: other ones give the same.
     other = {k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()}
     episodes.views["policy"] = kept

@@ -54,7 +54,7 @@ def programs(tmp_path_factory):
     update = accumulate.lower(model, policy.objective, params, {}, sums, batch, {}).compile()
     asked = (np.float32(1), ("logp",), processor.media_token_ids)
     score = score_batch.lower(model, params, batch.prompt, batch.strips, *asked).compile()
-    rows = plan_prompts(plan, prompts, buckets, model.layout)
+    rows = plan_prompts(plan, prompts, buckets, model.media)
     prefilled = loop.run_prefill(model, params, rows)
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
     state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)

@@ -47,7 +47,7 @@ def images_for(model):
 
 def logits(model, params, encoded, **options):
     buckets = fitting_buckets(encoded, 8)
-    return np.asarray(prompt_logits(model, params, make_batch(encoded, buckets, model.layout, rows=4, **options)))
+    return np.asarray(prompt_logits(model, params, make_batch(encoded, buckets, model.media, rows=4, **options)))
 
 
 def test_logits_equal_transformers(case, rng):
@@ -70,8 +70,8 @@ def test_every_tower_block_equals_transformers(case, rng):
     if model.vision is None:
         pytest.skip("no tower")
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
-    batch = make_batch([encoded], fitting_buckets([encoded], 8), model.layout, rows=1)
-    ours = np.asarray(vit.tower(model.vision, params["vision"], batch.media, model.rules, every_block=True))
+    batch = make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
+    ours = np.asarray(vit.tower(model.vision, params["vision"], batch.media["patches"], model.rules, every_block=True))
     kept = []
     visual = reference.model.vision_tower if model.family == "internvl" else reference.model.visual
     blocks = visual.encoder.layer if model.family == "internvl" else visual.blocks
@@ -83,7 +83,7 @@ def test_every_tower_block_equals_transformers(case, rng):
             visual(inputs["pixel_values"])
         else:
             visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-    segment = batch.media.segment_rm
+    segment = batch.media["patches"].segment_rm
     for mine, theirs in zip(ours, kept, strict=True):
         if model.family == "internvl":  # theirs is a CLS token and then patches row by row
             side = model.vision.tile_side

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxr1.models.families import LAYOUTS, configs, table
+from jaxr1.models.families.table import FAMILIES
+from jaxr1.models.vlm import describe
 from jaxr1.nn.params import count
 
 QWEN2_TOWER = dict(depth=32, num_heads=16, in_chans=3, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
@@ -81,5 +82,6 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_as_many_as_the_hub_counts(name):
     total, raw = PUBLISHED[name]
-    for layout in LAYOUTS[raw["model_type"]]:
-        assert count(table(raw["model_type"], raw, *configs(raw), layout)) == total
+    model = describe(raw)
+    for names in FAMILIES[model.family].layouts:
+        assert count(model.table(names)) == total

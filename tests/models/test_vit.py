@@ -33,13 +33,13 @@ def test_twenty_sizes_compile_at_most_as_many_programs_as_buckets(rng, at_once):
     buckets = geometric(16, 1024, multiple=4)
     sides = [(2 * h, 2 * w) for h in range(2, 17) for w in range(2, 17)]
     sizes = [sides[i] for i in rng.permutation(len(sides))[:20]]
-    encode = jax.jit(lambda *args: vlm.encode(*args), static_argnums=0)  # a function of its own: its own cache
+    encode = jax.jit(lambda *args: vlm.encode_patches(*args), static_argnums=0)  # a function of its own: its own cache
     counts = []
     for _ in range(2):
         for i in range(0, 20, at_once):
             grids = [(1, h, w) for h, w in sizes[i : i + at_once]]
-            patches = [rng.standard_normal((h * w, model.layout.values), np.float32) for _, h, w in grids]
-            rows, _ = make_rows(patches, grids, buckets, model.layout, block=block_size(buckets[-1]))
+            patches = [rng.standard_normal((h * w, model.vision.geometry.values), np.float32) for _, h, w in grids]
+            rows, _ = make_rows(patches, grids, buckets, model.vision.geometry, block=block_size(buckets[-1]))
             encode(model, params, rows)
         counts.append(encode._cache_size())
     assert 1 < counts[0] <= len(buckets) and counts[1] == counts[0]

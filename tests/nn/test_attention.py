@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxr1.inputs.patches import PatchLayout, block_pairs, make_rows, make_windows, rows_waste
+from jaxr1.inputs.patches import PatchGeometry, block_pairs, make_rows, make_windows, rows_waste
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
 
 
@@ -59,7 +59,7 @@ def test_pairs_equal_the_plain_softmax(rng, block):
 @pytest.mark.parametrize("side", [2, 3])
 def test_windows_equal_the_plain_softmax(rng, side):
     grids = [(1, int(h), int(w)) for h, w in rng.integers(1, 8, (5, 2)) * 2]
-    layout = PatchLayout(2, 1)
+    layout = PatchGeometry(2, 1)
     patches = [np.zeros((t * h * w, 1), np.float32) for t, h, w in grids]
     rows, _ = make_rows(patches, grids, (256,), layout, block=16)
     windows = make_windows(rows.place_rm2, rows.segment_rm, side)
@@ -76,7 +76,7 @@ def test_an_epoch_of_many_sizes(rng):
     """Images of 20 sizes in batches of 8: little padding, attention near what is needed, few shapes, none new later."""
     sides = rng.permutation(np.arange(8, 33, 1))[:20] * 2  # 112 to 896 px in patches of 14
     grids = [(1, int(a), int(b)) for a, b in zip(sides, rng.permutation(sides), strict=True)]
-    layout = PatchLayout(2, 1, window=8)
+    layout = PatchGeometry(2, 1, window=8)
     allowed = (64, 128, 256, 512, 1024, 2048, 4096)
     shapes, padding, pairs = [], [], []
     for epoch in range(6):

@@ -87,7 +87,7 @@ def programs(request, folder):
         score = score_batch.lower(model, params, placed.prompt, placed.strips, *asked).compile()
         whole = (model, policy.objective, state.trainable, state.frozen, sums, placed, {})
         update = accumulate.lower(*whole).compile()
-        rows = place_rows(plan_prompts(plan, prompts, buckets, model.layout, multiple=multiple), mesh, model.rules)
+        rows = place_rows(plan_prompts(plan, prompts, buckets, model.media, multiple=multiple), mesh, model.rules)
         on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
         keys = jax.device_put(np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding)
         prefilled = loop.run_prefill(model, params, rows)

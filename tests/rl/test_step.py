@@ -235,7 +235,7 @@ def test_a_token_sees_only_what_came_before(world, rng):
     from jaxr1.models import text, vlm
 
     model, params, batch, plan = world.model, world.params, world.batch, world.plan()
-    prompt = vlm.prefill(model, cast(model, params), plan_prompts(plan, batch.prompts, world.buckets, model.layout))
+    prompt = vlm.prefill(model, cast(model, params), plan_prompts(plan, batch.prompts, world.buckets, model.media))
     strips = make_strips(plan, batch.prompts, batch.episodes.token_n)
     shared = [p for p in plan.places if p.length > 2 and p.segment > 1]
     place = shared[0] if shared else next(p for p in plan.places if p.length > 2)

@@ -129,9 +129,9 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
 
         def placed(batch, mesh, rules):
             first = batch[0] if isinstance(batch, tuple) else batch  # prompts and strips
-            rows = getattr(first, "media", None) or getattr(getattr(first, "prompt", None), "media", None)
-            if rows is not None:
-                seen.setdefault(where, set()).add(rows.stage)
+            media = getattr(first, "media", None) or getattr(getattr(first, "prompt", None), "media", {})
+            for rows in media.values():
+                seen.setdefault(where, set()).add(rows.held)
             return real(batch, mesh, rules)
 
         monkeypatch.setattr(module, name, placed)

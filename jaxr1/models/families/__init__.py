@@ -1,0 +1,1 @@
+"""Model families, one file a family; strings that name one stand nowhere else."""
