@@ -1,4 +1,5 @@
-"""The quickstart: a 1.3M-parameter Qwen2-VL learns to add handwritten digits, by a cold start and GRPO.
+"""The quickstart: a 1.3M-parameter Qwen2-VL learns to add handwritten digits, by a cold start and
+GRPO.
 
 python -m jaxr1.train configs/quickstart.py                 # seed 0
 python -m jaxr1.train configs/quickstart.py --seed 1
@@ -14,7 +15,8 @@ from jaxr1.rl import Advantage, Optimizer
 from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
 
 WORKED = 208  # worked examples of the cold start: too few to read digits well; RL goes on with the rows after them
-# One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a new compilation.
+# One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a
+# new compilation.
 SIZES = BucketOptions(prompt=(32,), response=(18,), patches=(8,))
 
 
@@ -60,7 +62,9 @@ def config() -> Config:
 
 @dataclasses.dataclass(frozen=True)
 class OtherAnswers:
-    """A control: the questions of a data set with the answers of the row after. Such rewards can teach nothing."""
+    """A control: the questions of a data set with the answers of the row after. Such rewards can
+    teach nothing.
+    """
 
     data: Arithmetic
 
@@ -82,6 +86,13 @@ def shuffled() -> Config:
 def blank() -> Config:
     """Control: every picture is white, in training and in evaluation; only guessing is left."""
     whole = config()
-    stages = tuple(dataclasses.replace(s, data=dataclasses.replace(s.data, blank=True)) for s in whole.stages)
-    evaluations = tuple(dataclasses.replace(e, data=dataclasses.replace(e.data, blank=True)) for e in whole.evaluations)
-    return dataclasses.replace(whole, stages=stages, evaluations=evaluations, run_dir="runs/quickstart_blank")
+    stages = tuple(
+        dataclasses.replace(s, data=dataclasses.replace(s.data, blank=True)) for s in whole.stages
+    )
+    evaluations = tuple(
+        dataclasses.replace(e, data=dataclasses.replace(e.data, blank=True))
+        for e in whole.evaluations
+    )
+    return dataclasses.replace(
+        whole, stages=stages, evaluations=evaluations, run_dir="runs/quickstart_blank"
+    )

@@ -1,9 +1,11 @@
-"""VisualThinker-R1-Zero (arXiv:2503.05132): GRPO on a base Qwen2-VL-2B, no cold start, spatial reasoning on SAT.
+"""VisualThinker-R1-Zero (arXiv:2503.05132): GRPO on a base Qwen2-VL-2B, no cold start, spatial
+reasoning on SAT.
 
-    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR --stages.0.data.path SAT_static.parquet
-    python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny
+    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR --stages.0.data.path
+    SAT_static.parquet python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny
 
-`paper` has the published numbers; where the authors' code leaves a choice, the comment beside the value says so.
+`paper` has the published numbers; where the authors' code leaves a choice, the comment beside the
+value says so.
 """
 
 import dataclasses
@@ -15,7 +17,9 @@ from jaxr1.run import Config, Evaluation, ProcessorOptions, Rl
 
 
 def paper() -> Config:
-    """The published run: 1500 steps of 8 prompts x 8 responses on the first 15,000 static rows of SAT."""
+    """The published run: 1500 steps of 8 prompts x 8 responses on the first 15,000 static rows of
+    SAT.
+    """
     return Config(
         model="Qwen/Qwen2-VL-2B",
         run_dir="runs/visualthinker_r1_zero",
@@ -25,7 +29,8 @@ def paper() -> Config:
             Rl(
                 name="grpo",
                 data=Sat(path="SAT_static.parquet", limit=15000, bad_rows="drop"),
-                # 4 GPUs x 1 prompt x 2 accumulation steps = 8 prompts, if the per-device batch counts prompts.
+                # 4 GPUs x 1 prompt x 2 accumulation steps = 8 prompts, if the per-device batch
+                # counts prompts.
                 steps=1500,
                 prompts_per_step=8,
                 group_size=8,
@@ -51,7 +56,9 @@ def paper() -> Config:
 
 
 def tiny() -> Config:
-    """The same stage on the built-in model and scenes, in a minute or two on a CPU; too short to learn much."""
+    """The same stage on the built-in model and scenes, in a minute or two on a CPU; too short to
+    learn much.
+    """
     whole = paper()
     stage = whole.stages[0]
     assert isinstance(stage, Rl)
@@ -76,7 +83,10 @@ def tiny() -> Config:
         ),
         evaluations=(
             Evaluation(
-                name="spatial", data=Spatial(count=32, split="test"), max_prompt_tokens=256, max_response_tokens=32
+                name="spatial",
+                data=Spatial(count=32, split="test"),
+                max_prompt_tokens=256,
+                max_response_tokens=32,
             ),
         ),
     )

@@ -1,6 +1,7 @@
 """jaxr1: reinforcement learning from rules for vision-language models, in JAX.
 
-Importing this package imports nothing else: names load on first use, so that a reward worker never pays for jax.
+Importing this package imports nothing else: names load on first use, so that a reward worker never
+pays for jax.
 """
 
 import importlib
@@ -24,7 +25,9 @@ __all__ = [*_HOME, "__version__"]
 
 def __getattr__(name: str):
     if name not in _HOME:
-        raise AttributeError(f"module 'jaxr1' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}")
+        raise AttributeError(
+            f"module 'jaxr1' has no attribute {name!r}; it has {', '.join(sorted(_HOME))}"
+        )
     value = globals()[name] = getattr(importlib.import_module(_HOME[name]), name)
     return value
 
@@ -36,9 +39,9 @@ def __dir__():
 class _Package(types.ModuleType):
     """Keeps `jaxr1.train` the function after `import jaxr1.train`.
 
-    Importing a submodule sets it as an attribute of its package, which would hide the public function of the same
-    name (train, score, ...). Commands stay modules of that name for `python -m jaxr1.train`; they are found in
-    sys.modules, also by `from jaxr1.train import main`.
+    Importing a submodule sets it as an attribute of its package, which would hide the public
+    function of the same name (train, score, ...). Commands stay modules of that name for `python -m
+    jaxr1.train`; they are found in sys.modules, also by `from jaxr1.train import main`.
     """
 
     def __setattr__(self, name, value):

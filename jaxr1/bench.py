@@ -1,4 +1,6 @@
-"""`python -m jaxr1.bench --model DIR --image 448 ...`: seconds of each phase of a GRPO step, compilation apart."""
+"""`python -m jaxr1.bench --model DIR --image 448 ...`: seconds of each phase of a GRPO step,
+compilation apart.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,20 @@ import time
 from pathlib import Path
 from typing import Literal
 
-QUESTION = "How many red circles are in the image? think step by step and give the answer in answer tags"
+QUESTION = (
+    "How many red circles are in the image? think step by step and give the answer in answer tags"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Times the phases of a GRPO step on fixed work: every response has its full length, pictures are new each step.
+    """Times the phases of a GRPO step on fixed work: every response has its full length, pictures
+    are new each step.
 
-    The phases: `encode` is the vision tower alone; `prefill` the prompts, tower included; `decode` all response tokens;
-    `score` log-probs of the responses without gradient; `update` one optimiser step; `step` a whole GRPO step, from
-    pictures to new parameters (it prefills, decodes and updates; it does not score).
+    The phases: `encode` is the vision tower alone; `prefill` the prompts, tower included; `decode`
+    all response tokens; `score` log-probs of the responses without gradient; `update` one optimiser
+    step; `step` a whole GRPO step, from pictures to new parameters (it prefills, decodes and
+    updates; it does not score).
 
     Attributes:
       model: Hugging Face directory, preset name or hub id.
@@ -43,7 +49,13 @@ class Bench:
     json: bool = False
 
     def __post_init__(self):
-        for name, least in (("image", 1), ("prompts", 1), ("group", 2), ("tokens", 1), ("steps", 1)):
+        for name, least in (
+            ("image", 1),
+            ("prompts", 1),
+            ("group", 2),
+            ("tokens", 1),
+            ("steps", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
@@ -141,7 +153,9 @@ def run(args: Bench) -> dict:
         groups = sampler(params, [draw.prompt for draw in draws], keys, args.group)
         episodes = Episodes.sampled(draws, groups)
         assert (episodes.counts_bg == args.tokens).all()
-        episodes.grade([Grade(float(i % args.group % 7), {}) for i in range(args.prompts * args.group)])
+        episodes.grade(
+            [Grade(float(i % args.group % 7), {}) for i in range(args.prompts * args.group)]
+        )
         episodes.columns |= options.advantage(episodes).columns
         episodes.columns |= learner.weights(episodes)
         return episodes
@@ -180,7 +194,10 @@ def run(args: Bench) -> dict:
         "memory_gib": memory.get("memory/device_gib", memory.get("memory/host_peak_gib", 0.0)),
         "prompt_tokens": longest,
         "backend": jax.default_backend(),
-        **{name: getattr(args, name) for name in ("image", "prompts", "group", "tokens", "steps", "dtype")},
+        **{
+            name: getattr(args, name)
+            for name in ("image", "prompts", "group", "tokens", "steps", "dtype")
+        },
     }
 
 

@@ -1,4 +1,5 @@
-"""Config files and the command line: a Python file gives the tree of options, flags change single fields.
+"""Config files and the command line: a Python file gives the tree of options, flags change single
+fields.
 
 configs/quickstart.py            its function `config`, or `paper` where the file has variants
 configs/x.py:tiny                its function `tiny`
@@ -30,15 +31,17 @@ def load_config(spec: str) -> Config:
     """The configuration that "path.py" or "path.py:variant" names.
 
     Raises:
-      ConfigError: no such file or variant (with the nearest one), a wrong key, type or value in it, or the function
-        returns something else.
+      ConfigError: no such file or variant (with the nearest one), a wrong key, type or value in it,
+        or the function returns something else.
     """
     path, _, variant = spec.partition(":")
     file = Path(path)
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path()
         near = difflib.get_close_matches(file.name, [p.name for p in folder.glob("*.py")], 1)
-        raise ConfigError(f"no config file {path!r}" + (f"; did you mean {folder / near[0]}?" if near else ""))
+        raise ConfigError(
+            f"no config file {path!r}" + (f"; did you mean {folder / near[0]}?" if near else "")
+        )
     name = f"jaxr1_config_{file.stem}"
     module_spec = importlib.util.spec_from_file_location(name, file)
     assert module_spec is not None and module_spec.loader is not None
@@ -46,7 +49,9 @@ def load_config(spec: str) -> Config:
     sys.modules[name] = module
     _run(file, lambda: module_spec.loader.exec_module(module))  # type: ignore[union-attr]
     variants = [
-        n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == name and not n.startswith("_")
+        n
+        for n, f in vars(module).items()
+        if inspect.isfunction(f) and f.__module__ == name and not n.startswith("_")
     ]
     variant = variant or next((v for v in DEFAULT_VARIANTS if v in variants), "")
     if variant not in variants:
@@ -58,12 +63,16 @@ def load_config(spec: str) -> Config:
         )
     config = _run(file, getattr(module, variant))
     if not isinstance(config, Config):
-        raise ConfigError(f"{path}:{variant} returned {type(config).__name__}, expected jaxr1.run.Config")
+        raise ConfigError(
+            f"{path}:{variant} returned {type(config).__name__}, expected jaxr1.run.Config"
+        )
     return config
 
 
 def _run(file: Path, function: Callable[[], Any]) -> Any:
-    """Runs a part of a config file; a mistake in an option becomes a ConfigError with its line, bugs stay as they are."""
+    """Runs a part of a config file; a mistake in an option becomes a ConfigError with its line,
+    bugs stay as they are.
+    """
     try:
         return function()
     except SyntaxError as e:
@@ -71,8 +80,11 @@ def _run(file: Path, function: Callable[[], Any]) -> Any:
     except (TypeError, ValueError) as e:
         frames = traceback.extract_tb(e.__traceback__)
         inside = [f for f in frames if Path(f.filename).resolve() == file.resolve()]
-        wrong_call = isinstance(e, TypeError) and re.match(r"(\w+)\.__init__\(\) (got|missing|takes)", str(e))
-        # A ValueError raised by the options themselves; one raised by the file's own code is a bug to be seen whole.
+        wrong_call = isinstance(e, TypeError) and re.match(
+            r"(\w+)\.__init__\(\) (got|missing|takes)", str(e)
+        )
+        # A ValueError raised by the options themselves; one raised by the file's own code is a bug
+        # to be seen whole.
         wrong_value = isinstance(e, ValueError) and bool(inside) and frames[-1] is not inside[-1]
         if not inside or not (wrong_call or wrong_value):
             raise
@@ -80,7 +92,9 @@ def _run(file: Path, function: Callable[[], Any]) -> Any:
 
 
 def _nearest(text: str) -> str:
-    """ "; did you mean 'group_size'?" where an options class was given a keyword that it does not have."""
+    """ "; did you mean 'group_size'?" where an options class was given a keyword that it does not
+    have.
+    """
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     if not found:
         return ""
@@ -88,13 +102,20 @@ def _nearest(text: str) -> str:
     cls = next((c for m in loaded if inspect.isclass(c := vars(m).get(found.group(1)))), None)
     fields = list(inspect.signature(cls).parameters) if cls else []
     near = difflib.get_close_matches(found.group(2), fields, 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(fields)}" if fields else ""
+    return (
+        f"; did you mean {near[0]!r}?"
+        if near
+        else f"; it has {', '.join(fields)}"
+        if fields
+        else ""
+    )
 
 
 def parse(config: Config, flags: Sequence[str], prog: str) -> Config:
     """The configuration with single fields changed: `--seed 3 --stages.1.kl.coef 0.01`.
 
-    Exits with the field's path and what would be accepted when a flag does not fit (and prints help for --help).
+    Exits with the field's path and what would be accepted when a flag does not fit (and prints help
+    for --help).
     """
     import tyro
 

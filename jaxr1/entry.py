@@ -1,4 +1,6 @@
-"""What every `python -m jaxr1.X` does first: quiet libraries, the compilation cache, readable errors."""
+"""What every `python -m jaxr1.X` does first: quiet libraries, the compilation cache, readable
+errors.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,21 @@ def prepare() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def arguments(kind: type[T], command: str, argv: Sequence[str] | None, config: Sequence[Any] = ()) -> T:
-    """The options of `python -m jaxr1.<command>` from the command line, as an instance of the dataclass `kind`.
+def arguments(
+    kind: type[T], command: str, argv: Sequence[str] | None, config: Sequence[Any] = ()
+) -> T:
+    """The options of `python -m jaxr1.<command>` from the command line, as an instance of the
+    dataclass `kind`.
 
-    Exits with status 2 and a message where they do not fit (its `__post_init__` may raise ValueError).
+    Exits with status 2 and a message where they do not fit (its `__post_init__` may raise
+    ValueError).
     """
     import tyro
 
     prog = f"python -m jaxr1.{command}"
-    return tyro.cli(kind, prog=prog, args=None if argv is None else list(argv), config=tuple(config))
+    return tyro.cli(
+        kind, prog=prog, args=None if argv is None else list(argv), config=tuple(config)
+    )
 
 
 def finish(command: Callable[[], int]) -> int:

@@ -1,4 +1,6 @@
-"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's checkpoint."""
+"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's
+checkpoint.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""`python -m jaxr1.sample --model DIR [--image X.png ...] "question"`: asks a model, printing as it answers."""
+"""`python -m jaxr1.sample --model DIR [--image X.png ...] "question"`: asks a model, printing as it
+answers.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Sample:
       prefix: opens the answer.
       min_pixels: lower bound of the area of a resized image.
       max_pixels: upper bound of the area of a resized image.
-      dtype: of the parameters in memory and of the computation: "bfloat16" takes half the memory of "float32".
+      dtype: of the parameters in memory and of the computation: "bfloat16" takes half the memory of
+        "float32".
     """
 
     question: str
@@ -72,7 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     import tyro
 
     marked = Annotated[Sample, tyro.conf.arg(name="")]
-    args = arguments(marked, "sample", argv, (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction))  # type: ignore[arg-type]
+    args = arguments(
+        marked, "sample", argv, (tyro.conf.PositionalRequiredArgs, tyro.conf.UseAppendAction)
+    )  # type: ignore[arg-type]
     import jaxr1
     from jaxr1.base.checks import option
 
@@ -103,7 +108,9 @@ def main(argv: list[str] | None = None) -> int:
         if streaming:
             printer.finish(answers[0].text)
             if answers[0].finish_reason == "length":
-                print(f"(cut at {args.max_new_tokens} tokens, see --max-new-tokens)", file=sys.stderr)
+                print(
+                    f"(cut at {args.max_new_tokens} tokens, see --max-new-tokens)", file=sys.stderr
+                )
             return 0
         for i, answer in enumerate(answers):
             print(f"--- answer {i + 1} ({answer.finish_reason})\n{opened}{answer.text}")
@@ -113,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Printer:
-    """Prints the growing answer; what an incomplete character or a stop string may still change is held back."""
+    """Prints the growing answer; what an incomplete character or a stop string may still change is
+    held back.
+    """
 
     def __init__(self, processor, opened: str, stop: tuple[str, ...]):
         self.processor, self.opened, self.stop, self.shown = processor, opened, stop, ""

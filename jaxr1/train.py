@@ -1,4 +1,6 @@
-"""`python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]`: runs or resumes a training."""
+"""`python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]`: runs or
+resumes a training.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ OVERRIDE = "--override-resume"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status: 0 done, 1 a mistake in the input, 128 + signal when stopped."""
+    """The command; returns the exit status: 0 done, 1 a mistake in the input, 128 + signal when
+    stopped.
+    """
     from jaxr1.entry import finish, prepare
 
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -36,7 +40,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             result = train(config, override_resume=OVERRIDE in argv)
         except KeyboardInterrupt:
-            print("stopped at once; the same command resumes from the last checkpoint", file=sys.stderr)
+            print(
+                "stopped at once; the same command resumes from the last checkpoint",
+                file=sys.stderr,
+            )
             return 128 + signal.SIGINT
         return 128 + result.signal if result.signal else 0
 

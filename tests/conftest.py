@@ -1,4 +1,6 @@
-"""Test settings: four simulated devices, float32, no network, a compilation cache shared by all tests and runs."""
+"""Test settings: four simulated devices, float32, no network, a compilation cache shared by all
+tests and runs.
+"""
 
 import gc
 import os
@@ -13,8 +15,9 @@ import jax
 import numpy as np
 import pytest
 
-# Tests are many small programs, compiled once and run once: code generation without optimisation halves their time, and
-# the older fusion emitters, where XLA still has them, compile the update in a quarter of what is left.
+# Tests are many small programs, compiled once and run once: code generation without optimisation
+# halves their time, and the older fusion emitters, where XLA still has them, compile the update in
+# a quarter of what is left.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
@@ -28,7 +31,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process 65,530."""
+    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process
+    65,530.
+    """
     yield
     jax.clear_caches()
     gc.collect()

@@ -1,4 +1,6 @@
-"""Independent references: random small checkpoints of transformers, and their inputs; the smallest run."""
+"""Independent references: random small checkpoints of transformers, and their inputs; the smallest
+run.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,17 @@ def make_checkpoint(out: Path, seed: int, family: str = "qwen2_vl", **changes):
     config, kind = torch_config(family, size, tokenizer.convert_tokens_to_ids)
     torch.manual_seed(seed)
     model = kind(config).eval()
-    with torch.no_grad():  # biases, norms and some tables start at 0 and 1, which would hide a wrong use of them
+    with (
+        torch.no_grad()
+    ):  # biases, norms and some tables start at 0 and 1, which would hide a wrong use of them
         for name, p in model.named_parameters():
             if p.ndim == 1 or "cls_token" in name or "position_embeddings" in name:
                 p.add_(torch.randn_like(p) * 0.1)
     model.save_pretrained(out)
-    stats = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
+    stats = {
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
     if family == "internvl":
         image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True, "min_patches": 1,
                  "max_patches": size["max_tiles"], "size": {"height": size["tile"], "width": size["tile"]}}  # fmt: skip
@@ -127,17 +134,23 @@ def torch_config(family: str, size: dict, ident):
             text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
         ), hf.Qwen2VLForConditionalGeneration
     vision |= dict(
-        hidden_size=size["vision_width"], out_hidden_size=size["hidden"], intermediate_size=3 * size["vision_width"]
+        hidden_size=size["vision_width"],
+        out_hidden_size=size["hidden"],
+        intermediate_size=3 * size["vision_width"],
     )
     if family == "qwen2_5_vl":
         window = size["window"] * size["patch"] * size["merge"]
-        vision |= dict(window_size=window, fullatt_block_indexes=list(size["full"]), tokens_per_second=2)
+        vision |= dict(
+            window_size=window, fullatt_block_indexes=list(size["full"]), tokens_per_second=2
+        )
         return hf.Qwen2_5_VLConfig(
             text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
         ), hf.Qwen2_5_VLForConditionalGeneration
     vision |= dict(num_position_embeddings=36, deepstack_visual_indexes=list(size["deep"]))
     return hf.Qwen3VLConfig(
-        text_config=dict(text, rope_parameters=dict(mrope, mrope_interleaved=True)), vision_config=vision, **media
+        text_config=dict(text, rope_parameters=dict(mrope, mrope_interleaved=True)),
+        vision_config=vision,
+        **media,
     ), hf.Qwen3VLForConditionalGeneration
 
 
@@ -195,13 +208,19 @@ def mixed_prompts(rng, count: int, images: tuple[int, ...] = (0, 1, 3, 1)) -> li
     prompts = []
     for i in range(count):
         text = " ".join(rng.choice(words, rng.integers(2, 12)))
-        media = [{"type": "image", "image": random_image(rng)} for _ in range(images[i % len(images)])]
-        prompts.append(Prompt([{"role": "user", "content": [*media, {"type": "text", "text": text}]}]))
+        media = [
+            {"type": "image", "image": random_image(rng)} for _ in range(images[i % len(images)])
+        ]
+        prompts.append(
+            Prompt([{"role": "user", "content": [*media, {"type": "text", "text": text}]}])
+        )
     return prompts
 
 
 def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
-    """{Hugging Face name: array} of a flat parameter (or gradient) tree, fused tensors put together."""
+    """{Hugging Face name: array} of a flat parameter (or gradient) tree, fused tensors put
+    together.
+    """
     out: dict[str, np.ndarray] = {}
     for path, p in table.items():
         for i, name in enumerate(p.names()):
@@ -226,7 +245,9 @@ def given(prompts, responses, **columns):
     return episodes
 
 
-def learner(model, processor, terms, buckets, *, budget=10**6, freeze=(), optimizer=None, **objective):
+def learner(
+    model, processor, terms, buckets, *, budget=10**6, freeze=(), optimizer=None, **objective
+):
     """A policy with these terms."""
     from jaxr1.rl.learner import Learner
     from jaxr1.rl.objectives import Objective
@@ -247,5 +268,9 @@ def one_stage(folder, **changes) -> Config:
         optimizer=Optimizer(learning_rate=1e-3),
     )  # fmt: skip
     return Config(
-        model="tiny", run_dir=str(folder), stages=(Rl(**(fields | changes)),), tensorboard=False, report=False
+        model="tiny",
+        run_dir=str(folder),
+        stages=(Rl(**(fields | changes)),),
+        tensorboard=False,
+        report=False,
     )

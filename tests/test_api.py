@@ -10,12 +10,23 @@ import pytest
 import jaxr1
 from jaxr1.media.images import MediaError
 
-PUBLIC = ("Completion", "Prompt", "generate", "load_model", "load_processor", "save_model", "score", "train")
+PUBLIC = (
+    "Completion",
+    "Prompt",
+    "generate",
+    "load_model",
+    "load_processor",
+    "save_model",
+    "score",
+    "train",
+)
 ENV = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")
 
 
 def run(*args, code=0) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, *args], capture_output=True, text=True, env=ENV, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *args], capture_output=True, text=True, env=ENV, timeout=300
+    )
     assert done.returncode == code, done.stderr + done.stdout
     return done
 
@@ -58,7 +69,20 @@ def test_importing_a_command_does_not_hide_the_function():
 
 
 def test_the_benchmark_prints_one_line_of_phases():
-    command = ("-m", "jaxr1.bench", "--image", "56", "--prompts", "2", "--group", "2", "--tokens", "4", "--steps", "2")
+    command = (
+        "-m",
+        "jaxr1.bench",
+        "--image",
+        "56",
+        "--prompts",
+        "2",
+        "--group",
+        "2",
+        "--tokens",
+        "4",
+        "--steps",
+        "2",
+    )
     found = json.loads(run(*command, "--json").stdout.splitlines()[-1])
     assert set(found["phases"]) == {"encode", "prefill", "decode", "score", "update", "step"}
     for phase in found["phases"].values():
@@ -105,7 +129,12 @@ def test_sample_help(capsys):
         main(["--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for part in ("--image", "--max-new-tokens", "draw from the k most likely tokens", "lower bound of the area"):
+    for part in (
+        "--image",
+        "--max-new-tokens",
+        "draw from the k most likely tokens",
+        "lower bound of the area",
+    ):
         assert part in " ".join(text.split()).replace("│ ", "")
 
 
@@ -120,7 +149,10 @@ def test_sample_prints_what_generate_says(tmp_path, rng):
     ).stdout  # fmt: skip
     model, params = jaxr1.load_model("tiny")
     processor = jaxr1.load_processor("tiny")
-    content = [{"type": "image", "image": str(tmp_path / "x.png")}, {"type": "text", "text": "What is it?"}]
+    content = [
+        {"type": "image", "image": str(tmp_path / "x.png")},
+        {"type": "text", "text": "What is it?"},
+    ]
     prompt = jaxr1.Prompt([{"role": "user", "content": content}], prefix="<think>")
     [[c]] = jaxr1.generate(model, params, processor, [prompt], max_new_tokens=20, temperature=0)
     assert shown == f"<think>{c.text}\n"

@@ -12,7 +12,15 @@ from jaxr1.data import Arithmetic
 from jaxr1.rewards import Reward
 from jaxr1.rl import Optimizer
 from jaxr1.run import Config, Evaluation, Rl, Sft
-from jaxr1.run.resume import FREE, ResumeError, check_config, differences, only_process, resolved, write_config
+from jaxr1.run.resume import (
+    FREE,
+    ResumeError,
+    check_config,
+    differences,
+    only_process,
+    resolved,
+    write_config,
+)
 
 ROOT = Path(__file__).parent.parent
 HEADER = "from jaxr1.run import Config, Rl, Sft\nfrom jaxr1.rl import Optimizer\nfrom jaxr1.data import Arithmetic\n"
@@ -48,14 +56,23 @@ def number():
 
 def test_variants(tmp_path):
     spec = write(tmp_path, VARIANTS)
-    assert load_config(spec).seed == 1 and load_config(spec + ":paper").seed == 1  # the default is `paper`
+    assert (
+        load_config(spec).seed == 1 and load_config(spec + ":paper").seed == 1
+    )  # the default is `paper`
     assert load_config(spec + ":tiny").seed == 2
-    assert load_config(write(tmp_path, VARIANTS.replace("number", "config").replace("3", "tiny()"))).seed == 2
+    assert (
+        load_config(
+            write(tmp_path, VARIANTS.replace("number", "config").replace("3", "tiny()"))
+        ).seed
+        == 2
+    )
 
 
 def test_near_misses(tmp_path):
     spec = write(tmp_path, VARIANTS)
-    with pytest.raises(ConfigError, match=r"no variant 'tinny'; did you mean 'tiny'\? It has: paper, tiny, number"):
+    with pytest.raises(
+        ConfigError, match=r"no variant 'tinny'; did you mean 'tiny'\? It has: paper, tiny, number"
+    ):
         load_config(spec + ":tinny")
     with pytest.raises(ConfigError, match="It has: paper, tiny, number"):
         load_config(spec + ":_helper")
@@ -74,10 +91,16 @@ def test_near_misses(tmp_path):
 @pytest.mark.parametrize(
     ("body", "texts"),
     [
-        ("Config(stages=(Rl(Arithmetic(8), group_sise=4),))", ["group_sise", "did you mean 'group_size'?", "mine.py"]),
+        (
+            "Config(stages=(Rl(Arithmetic(8), group_sise=4),))",
+            ["group_sise", "did you mean 'group_size'?", "mine.py"],
+        ),
         ("Config(stage=(Rl(Arithmetic(8)),))", ["'stage'", "did you mean 'stages'?"]),
         ("Config(stages=(Rl(Arithmetic(8), temperature=0),))", ["temperature must be over 0"]),
-        ("Config(stages=(Rl(Arithmetic(8), steps='ten'),))", ["stage 'rl': steps must be int, got 'ten'", "mine.py:5"]),
+        (
+            "Config(stages=(Rl(Arithmetic(8), steps='ten'),))",
+            ["stage 'rl': steps must be int, got 'ten'", "mine.py:5"],
+        ),
         ("Config(stages=(Rl(Arithmetic(8)),), seed=1.5)", ["seed must be int, got 1.5"]),
         ("Config(stages=Rl(Arithmetic(8)))", ["stages must be tuple[Sft | Rl, ...], got Rl("]),
         ("Config(stages=(3,))", ["stages.0 must be Sft | Rl, got 3"]),
@@ -90,10 +113,16 @@ def test_near_misses(tmp_path):
             ["stage 'sft': freeze must be tuple[str, ...], got 'vision'"],
         ),
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
-        ("Config(stages=(Rl(8),))", ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"]),
+        (
+            "Config(stages=(Rl(8),))",
+            ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"],
+        ),
         ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
         ("Config(stages=())", ["at least one stage"]),
-        ("Config(stages=(Rl(Arithmetic(8)), Rl(Arithmetic(8))))", ["stage names must differ, got rl, rl"]),
+        (
+            "Config(stages=(Rl(Arithmetic(8)), Rl(Arithmetic(8))))",
+            ["stage names must differ, got rl, rl"],
+        ),
     ],
 )
 def test_wrong_keys_types_and_values(tmp_path, body, texts):
@@ -133,7 +162,9 @@ def config():
     return Config(stages=(Rl(Mine(), temperature=1),))
 """)  # fmt: skip
     config = parse(load_config(spec), ["--seed", "3", "--stages.0.data.path", "y"], "x")
-    assert config.stages[0].data.path == "y" and config.stages[0].temperature == 1 and config.seed == 3
+    assert (
+        config.stages[0].data.path == "y" and config.stages[0].temperature == 1 and config.seed == 3
+    )
 
 
 # ---------------------------------------------------------------- flags
@@ -196,7 +227,9 @@ def test_a_flag_that_does_not_fit(capsys, flags, texts):
 
 
 def test_every_field_has_help(capsys):
-    """The docstring of each options class names each of its fields on a line of its own, which is what tyro shows."""
+    """The docstring of each options class names each of its fields on a line of its own, which is
+    what tyro shows.
+    """
     text = said(capsys, ["--help"])
     for part in (
         "--stages.1.eval-every",
@@ -217,7 +250,11 @@ def test_every_field_has_help(capsys):
 
     for cls in set(classes(small())):
         lines = [line.strip() for base in cls.__mro__ for line in (base.__doc__ or "").splitlines()]
-        missing = [f.name for f in dataclasses.fields(cls) if not any(s.startswith(f.name + ":") for s in lines)]
+        missing = [
+            f.name
+            for f in dataclasses.fields(cls)
+            if not any(s.startswith(f.name + ":") for s in lines)
+        ]
         assert not missing, f"{cls.__name__} says nothing of {', '.join(missing)}"
 
 
@@ -227,7 +264,9 @@ def test_every_field_has_help(capsys):
 def test_resolved_is_json_and_differences_name_fields():
     old = json.loads(json.dumps(resolved(small())))
     assert differences(old, resolved(small())) == []
-    changed = parse(small(), ["--seed", "3", "--stages.1.kl.coef", "0.25", "--stages.0.data.count", "9"], "x")
+    changed = parse(
+        small(), ["--seed", "3", "--stages.1.kl.coef", "0.25", "--stages.0.data.count", "9"], "x"
+    )
     assert differences(old, json.loads(json.dumps(resolved(changed)))) == [
         "seed: 0 in the run, now 3",
         "stages.0.data.count: 8 in the run, now 9",
@@ -235,17 +274,24 @@ def test_resolved_is_json_and_differences_name_fields():
     ]
     shorter = dataclasses.replace(small(), stages=small().stages[:1])
     assert [line.split(":")[0] for line in differences(old, resolved(shorter))] == ["stages"]
-    swapped = dataclasses.replace(small(), stages=(small().stages[0], dataclasses.replace(small().stages[0], name="b")))
+    swapped = dataclasses.replace(
+        small(), stages=(small().stages[0], dataclasses.replace(small().stages[0], name="b"))
+    )
     found = differences(old, resolved(swapped))
     assert 'stages.1.class: "Rl" in the run, now "Sft"' in found
     for name in FREE:
         assert hasattr(small(), name)
-    assert differences(old, resolved(dataclasses.replace(small(), run_dir="elsewhere", report=False))) == []
+    assert (
+        differences(old, resolved(dataclasses.replace(small(), run_dir="elsewhere", report=False)))
+        == []
+    )
 
 
 def test_a_reward_in_the_resolved_config():
     old = resolved(small())
-    rl = dataclasses.replace(small().stages[1], rewards=(Reward("accuracy"), Reward("format", weight=0.7)))
+    rl = dataclasses.replace(
+        small().stages[1], rewards=(Reward("accuracy"), Reward("format", weight=0.7))
+    )
     new = resolved(dataclasses.replace(small(), stages=(small().stages[0], rl)))
     assert differences(old, new) == ["stages.1.rewards.1.weight: 0.2 in the run, now 0.7"]
 
@@ -265,7 +311,10 @@ def test_check_config(tmp_path):
 
 def test_one_process_works_in_a_directory(tmp_path):
     with only_process(tmp_path):
-        with pytest.raises(ResumeError, match=f"in use by process {os.getpid()}"), only_process(tmp_path):
+        with (
+            pytest.raises(ResumeError, match=f"in use by process {os.getpid()}"),
+            only_process(tmp_path),
+        ):
             pass
     with only_process(tmp_path):
         pass
@@ -281,9 +330,15 @@ def test_one_process_works_in_a_directory(tmp_path):
         ("Rl(D, waves=0)", "waves must be at least 1"),
         ("Rl(D, strips_at_once=3)", "strips_at_once must be a power of two or 0, got 3"),
         ("Rl(D, kl=Kl(-1.0))", "Kl.coef must be at least 0"),
-        ("Rl(D, optimizer=Optimizer(learning_rate=-1.0))", "Optimizer.learning_rate must be at least 0"),
+        (
+            "Rl(D, optimizer=Optimizer(learning_rate=-1.0))",
+            "Optimizer.learning_rate must be at least 0",
+        ),
         ("Rl(D, name='a/b')", "must not be empty or hold a slash"),
-        ("Rl(D, max_prompt_tokens=64, buckets=B(prompt=(32,)))", "buckets.prompt must reach max_prompt_tokens, 64"),
+        (
+            "Rl(D, max_prompt_tokens=64, buckets=B(prompt=(32,)))",
+            "buckets.prompt must reach max_prompt_tokens, 64",
+        ),
         ("Sft(D, batch_size=0)", "batch_size must be at least 1"),
         ("Sft(D, epochs=-1)", "epochs must be over 0"),
     ],
@@ -302,8 +357,14 @@ def test_values_out_of_range(tmp_path, body, text):
         ("run_dir=''", "run_dir must name a folder"),
         ("evaluations=(E(D), E(D))", "evaluation names must differ, got heldout, heldout"),
         ("evaluations=(E(D, rewards=()),)", "evaluation 'heldout': no rewards"),
-        ("evaluations=(E(D, rewards=(R('accuracy'), R('accuracy'))),)", "two rewards are called accuracy"),
-        ("evaluations=(E(D, rewards=(R('accuracy', name='n'),)),)", "a reward may not be called 'n'"),
+        (
+            "evaluations=(E(D, rewards=(R('accuracy'), R('accuracy'))),)",
+            "two rewards are called accuracy",
+        ),
+        (
+            "evaluations=(E(D, rewards=(R('accuracy', name='n'),)),)",
+            "a reward may not be called 'n'",
+        ),
         ("processor=P(template='foo')", "ProcessorOptions.template must be"),
     ],
 )
@@ -311,7 +372,9 @@ def test_run_options_out_of_range(tmp_path, body, text):
     head = "from jaxr1.run import Evaluation as E, ProcessorOptions as P\nfrom jaxr1.rewards import Reward as R\n"
     head += "D = Arithmetic(8)\n"
     with pytest.raises(ConfigError) as caught:
-        load_config(write(tmp_path, f"{head}def config():\n    return Config(stages=(Rl(D),), {body})\n"))
+        load_config(
+            write(tmp_path, f"{head}def config():\n    return Config(stages=(Rl(D),), {body})\n")
+        )
     assert text in str(caught.value)
 
 

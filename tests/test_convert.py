@@ -1,4 +1,6 @@
-"""`python -m jaxr1.convert`: what a GGUF file says is what transformers loads, to the last bit of what was dequantised."""
+"""`python -m jaxr1.convert`: what a GGUF file says is what transformers loads, to the last bit of
+what was dequantised.
+"""
 
 import json
 
@@ -12,7 +14,9 @@ from jaxr1.convert import main
 gguf = pytest.importorskip("gguf")
 
 D, F, N, K, H, LAYERS = 64, 96, 4, 2, 16, 2
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+)
 
 
 def byte_vocabulary():
@@ -56,7 +60,10 @@ def make_model(kind: str, tied: bool, vocab: int, seed: int):
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     torch.manual_seed(seed)
-    config, model = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[kind]
+    config, model = {
+        "llama": (LlamaConfig, LlamaForCausalLM),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    }[kind]
     made = model(
         config(hidden_size=D, intermediate_size=F, num_hidden_layers=LAYERS, num_attention_heads=N,
                num_key_value_heads=K, vocab_size=vocab, tie_word_embeddings=tied, rms_norm_eps=1e-5, rope_theta=50000.0,
@@ -73,12 +80,16 @@ def hf_names() -> dict[str, str]:
     back = {new: old for old, new in TOP.items()}
     for i in range(LAYERS):
         for old, new in LAYER.items():
-            back |= {f"model.layers.{i}.{new}.{e}": f"blk.{i}.{old}.{e}" for e in ("weight", "bias")}
+            back |= {
+                f"model.layers.{i}.{new}.{e}": f"blk.{i}.{old}.{e}" for e in ("weight", "bias")
+            }
     return back
 
 
 def write_gguf(path, kind="llama", tied=True, pieces=False, quant=None, seed=0, change=None):
-    """A file as llama.cpp writes it, and the tensors that a reader should get out of it, by Hugging Face name."""
+    """A file as llama.cpp writes it, and the tensors that a reader should get out of it, by Hugging
+    Face name.
+    """
     tokens, kinds, rest = piece_vocabulary() if pieces else byte_vocabulary()
     model = make_model(kind, tied, len(tokens), seed)
     writer = gguf.GGUFWriter(path, kind)
@@ -114,14 +125,20 @@ def write_gguf(path, kind="llama", tied=True, pieces=False, quant=None, seed=0, 
         x = p.numpy()
         own = names[name]
         stored = (
-            permute(x, N if "attn_q" in own else K) if kind == "llama" and ("attn_q" in own or "attn_k" in own) else x
+            permute(x, N if "attn_q" in own else K)
+            if kind == "llama" and ("attn_q" in own or "attn_k" in own)
+            else x
         )
         if quant is not None and x.ndim == 2:
             data = gguf.quantize(stored, quant)
             writer.add_tensor(own, data, raw_dtype=quant)
             back = gguf.dequantize(data, quant)
             heads = N if "attn_q" in own else K
-            expected[name] = back if stored is x else back.reshape(heads, H // 2, 2, D).swapaxes(1, 2).reshape(x.shape)
+            expected[name] = (
+                back
+                if stored is x
+                else back.reshape(heads, H // 2, 2, D).swapaxes(1, 2).reshape(x.shape)
+            )
         else:
             writer.add_tensor(own, stored)
             expected[name] = x
@@ -152,7 +169,10 @@ def converted(request, tmp_path_factory):
     if "quant" in case:
         case["quant"] = gguf.GGMLQuantizationType[case["quant"]]
     model, expected = write_gguf(folder / "m.gguf", **case)
-    assert main(["--gguf", str(folder / "m.gguf"), "--out", str(folder / "out"), "--dtype", "float32"]) == 0
+    assert (
+        main(["--gguf", str(folder / "m.gguf"), "--out", str(folder / "out"), "--dtype", "float32"])
+        == 0
+    )
     return folder, case, model, expected
 
 
@@ -187,18 +207,33 @@ def test_tokenizer_and_configs(converted):
     out = folder / "out"
     tokenizer = AutoTokenizer.from_pretrained(out)
     messages = [{"role": "user", "content": "the 12"}]
-    assert tokenizer.apply_chat_template(messages, tokenize=False) == "<|im_start|>user\nthe 12<|im_end|>\n"
+    assert (
+        tokenizer.apply_chat_template(messages, tokenize=False)
+        == "<|im_start|>user\nthe 12<|im_end|>\n"
+    )
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     text = "the 12 abé the\n\n" + ("" if case.get("pieces") else "<tool> x<|im_end|>")
     ids = tokenizer(text)["input_ids"]
     names = tokenizer.convert_ids_to_tokens(ids)
     if case.get("pieces"):
-        assert names[:4] == ["<s>", "▁the", "▁", "<0x31>"] and tokenizer.decode(ids, skip_special_tokens=True) == text
+        assert (
+            names[:4] == ["<s>", "▁the", "▁", "<0x31>"]
+            and tokenizer.decode(ids, skip_special_tokens=True) == text
+        )
     else:
-        assert names[:4] == ["the", "Ġ", "1", "2"] and names[-1] == "<|im_end|>" and "<tool>" in names
+        assert (
+            names[:4] == ["the", "Ġ", "1", "2"] and names[-1] == "<|im_end|>" and "<tool>" in names
+        )
         assert tokenizer.decode(ids) == text
     config = AutoConfig.from_pretrained(out)
-    for key in ("hidden_size", "num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", "vocab_size"):
+    for key in (
+        "hidden_size",
+        "num_key_value_heads",
+        "head_dim",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "vocab_size",
+    ):
         assert getattr(config, key, H) == getattr(model.config, key, H), key
     assert json.loads((out / "config.json").read_text())["rope_theta"] == 50000.0
     assert GenerationConfig.from_pretrained(out).eos_token_id == 2
@@ -246,5 +281,10 @@ def test_what_is_refused(tmp_path, capsys):
     refused("missing tensors (1): blk.1.ffn_up.weight")
     writer = gguf.GGUFWriter(path, "mamba")
     writer.add_tensor("x", np.zeros(4, np.float32))
-    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    (
+        writer.write_header_to_file(),
+        writer.write_kv_data_to_file(),
+        writer.write_tensors_to_file(),
+        writer.close(),
+    )
     refused("architecture 'mamba' is not supported", "llama, qwen2")

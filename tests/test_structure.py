@@ -35,20 +35,32 @@ def test_rooms_import_downwards(file):
             assert ROOMS.index(parts[1]) >= own, f"{file.name} imports {name} from above"
 
 
-@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE))
+)
 def test_nothing_is_executed_or_fetched(file):
     """No eval, exec, pickle, torch; no remote code (design, invariant 10)."""
     assert not imports(file) & {"pickle", "torch", "dill", "marshal"}
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("eval", "exec", "compile"), f"line {node.lineno}"
-        if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "shell", "allow_pickle"):
-            assert isinstance(node.value, ast.Constant) and node.value.value is False, f"line {node.value.lineno}"
+        if isinstance(node, ast.keyword) and node.arg in (
+            "trust_remote_code",
+            "shell",
+            "allow_pickle",
+        ):
+            assert isinstance(node.value, ast.Constant) and node.value.value is False, (
+                f"line {node.value.lineno}"
+            )
 
 
 @pytest.mark.parametrize(
-    "command", [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "jaxr1")], ids=" ".join
+    "command",
+    [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("mypy", "jaxr1")],
+    ids=" ".join,
 )
 def test_checkers_have_nothing_to_say(command):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=PACKAGE.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=PACKAGE.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr

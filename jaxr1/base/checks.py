@@ -1,4 +1,6 @@
-"""Types and ranges of options: a config file is Python, which would let a wrong value through to the middle of a run."""
+"""Types and ranges of options: a config file is Python, which would let a wrong value through to
+the middle of a run.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,12 @@ class OptionError(UserError):
 
 @contextlib.contextmanager
 def option(path: str) -> collections.abc.Iterator[None]:
-    """What a ValueError says inside the block is said of the option at `path`; errors with a class of their own pass.
+    """What a ValueError says inside the block is said of the option at `path`; errors with a class
+    of their own pass.
 
     Raises:
-      OptionError: instead of a plain ValueError, or an ImportError (of an extra that is not installed).
+      OptionError: instead of a plain ValueError, or an ImportError (of an extra that is not
+        installed).
     """
     try:
         yield
@@ -64,7 +68,9 @@ def check_least(options: Any, path: str | None = None, **least: float) -> None:
     for name, bound in least.items():
         if not getattr(options, name) >= bound:
             where = _where(options, path)
-            raise ValueError(f"{where}{name} must be at least {bound}, got {getattr(options, name)!r}")
+            raise ValueError(
+                f"{where}{name} must be at least {bound}, got {getattr(options, name)!r}"
+            )
 
 
 def check_positive(options: Any, *names: str, path: str | None = None) -> None:
@@ -88,7 +94,11 @@ def _check(value: Any, hint: Any, path: str) -> None:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
 
 
 def _item_hint(hint: Any, i: int) -> Any:

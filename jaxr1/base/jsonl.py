@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 
 
 class AppendLog:
-    """A file of JSON lines that is only ever appended to, and on resume cut back to a checkpointed offset.
+    """A file of JSON lines that is only ever appended to, and on resume cut back to a checkpointed
+    offset.
 
-    Every line is flushed: a killed process loses at most the line it was writing. Such a torn last line is cut when the
-    file is opened.
+    Every line is flushed: a killed process loses at most the line it was writing. Such a torn last
+    line is cut when the file is opened.
 
     Args:
       path: the file; it and its directory are made when needed.
@@ -48,7 +49,9 @@ class AppendLog:
         Raises:
           TypeError: something in it is no JSON value.
         """
-        self._file.write(json.dumps(_finite(row), ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self._file.write(
+            json.dumps(_finite(row), ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        )
         self._file.flush()
 
     def tell(self) -> int:
@@ -61,7 +64,8 @@ class AppendLog:
         """Forgets everything after `offset`, a value that `tell` gave.
 
         Raises:
-          ValueError: the file is shorter than that, or no line ends there: it is not the file of that checkpoint.
+          ValueError: the file is shorter than that, or no line ends there: it is not the file of
+            that checkpoint.
         """
         end = self.tell()
         if offset < 0 or offset > end:
@@ -71,7 +75,9 @@ class AppendLog:
         if offset > 0:
             self._file.seek(offset - 1)
             if self._file.read(1) != b"\n":
-                raise ValueError(f"{self.path}: no line ends at byte {offset}; this is not the file of that checkpoint")
+                raise ValueError(
+                    f"{self.path}: no line ends at byte {offset}; this is not the file of that checkpoint"
+                )
         self._file.truncate(offset)
         self._file.seek(0, os.SEEK_END)
 
@@ -82,7 +88,10 @@ class AppendLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -99,14 +108,17 @@ def _finite(value: Any) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a torn last line (of a process that was killed) is left out.
+    """The objects of a JSON-lines file; a torn last line (of a process that was killed) is left
+    out.
 
     Raises:
       ValueError: any other line is not a JSON object; names file and line.
     """
     rows = []
     text = Path(path).read_text(encoding="utf-8")
-    lines = text.split("\n")  # not splitlines(): responses may hold U+2028, which JSON does not escape
+    lines = text.split(
+        "\n"
+    )  # not splitlines(): responses may hold U+2028, which JSON does not escape
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -123,7 +135,9 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """JSON lines by atomic rename, on disk before this returns: the update may only read what is written."""
+    """JSON lines by atomic rename, on disk before this returns: the update may only read what is
+    written.
+    """
     scratch = file.with_suffix(".tmp")
     with open(scratch, "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)

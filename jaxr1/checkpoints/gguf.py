@@ -1,4 +1,5 @@
-"""GGUF files of llama.cpp, turned into complete Hugging Face directories: weights, configs, tokenizer, chat template.
+"""GGUF files of llama.cpp, turned into complete Hugging Face directories: weights, configs,
+tokenizer, chat template.
 
 Reading and dequantising are the `gguf` package's. Nothing here needs torch.
 """
@@ -17,7 +18,13 @@ import numpy as np
 
 from jaxr1.checkpoints.huggingface import replacing
 from jaxr1.checkpoints.tensors import CheckpointError, LazyTensor, listed, write_checkpoint
-from jaxr1.checkpoints.tokenizers import BYTE, UNKNOWN, Piece, byte_level_pipeline, sentencepiece_pipeline
+from jaxr1.checkpoints.tokenizers import (
+    BYTE,
+    UNKNOWN,
+    Piece,
+    byte_level_pipeline,
+    sentencepiece_pipeline,
+)
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Settings of files whose computation the plain models do not do.
@@ -88,7 +95,9 @@ def open_gguf(path: Path) -> GgufFile:
         values = {key: field.contents() for key, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
     except Exception as e:  # whatever the parser meets in a damaged file
-        raise CheckpointError(f"{path}: not a GGUF file, or damaged ({type(e).__name__}: {e!s:.200})") from e
+        raise CheckpointError(
+            f"{path}: not a GGUF file, or damaged ({type(e).__name__}: {e!s:.200})"
+        ) from e
     return GgufFile(path, values, tensors, gguf.dequantize)
 
 
@@ -104,8 +113,9 @@ def convert_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> Path:
       The directory.
 
     Raises:
-      CheckpointError: the file is damaged, of another architecture, has tensors, settings or a tokenizer that are not
-        supported, or lacks some; the message names the file and what is wrong.
+      CheckpointError: the file is damaged, of another architecture, has tensors, settings or a
+        tokenizer that are not supported, or lacks some; the message names the file and what is
+        wrong.
     """
     file = open_gguf(path)
     config = _config(file, dtype)
@@ -116,7 +126,9 @@ def convert_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> Path:
         (partial / "generation_config.json").write_text(json.dumps(_generation(file), indent=2))
         tokenizer.save_pretrained(partial)
         settings = json.loads((partial / "tokenizer_config.json").read_text())
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
+        settings["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
+        )
         (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
         write_checkpoint(partial, tensors)
     return Path(out)
@@ -148,11 +160,15 @@ def _config(file: GgufFile, dtype: str) -> dict:
     sizes = {file.get(f"{kind}.{key}", int, width // heads)
              for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}  # fmt: skip
     if len(sizes) != 1:
-        raise CheckpointError(f"{file.path}: heads whose keys, values and rotary part differ in size: {sorted(sizes)}")
+        raise CheckpointError(
+            f"{file.path}: heads whose keys, values and rotary part differ in size: {sorted(sizes)}"
+        )
     return {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
-        "vocab_size": int(embed.shape[1]),  # the file's order of dimensions is the reverse of Hugging Face's
+        "vocab_size": int(
+            embed.shape[1]
+        ),  # the file's order of dimensions is the reverse of Hugging Face's
         "hidden_size": width,
         "intermediate_size": file.get(f"{kind}.feed_forward_length", int),
         "num_hidden_layers": file.get(f"{kind}.block_count", int),
@@ -179,7 +195,9 @@ def _ids(file: GgufFile) -> dict[str, int]:
     ids = {name: int(i) for name, i in found.items() if i is not None and i >= 0}
     wrong = [f"{name} {i}" for name, i in ids.items() if i >= size]
     if wrong:
-        raise CheckpointError(f"{file.path}: special tokens outside the vocabulary of {size}: {listed(wrong)}")
+        raise CheckpointError(
+            f"{file.path}: special tokens outside the vocabulary of {size}: {listed(wrong)}"
+        )
     return ids
 
 
@@ -195,7 +213,11 @@ def _generation(file: GgufFile) -> dict:
 def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTensor]]:
     """Every tensor under its Hugging Face name, dequantised when it is written."""
     d, f, h = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    n, k, v = config["num_attention_heads"] * h, config["num_key_value_heads"] * h, config["vocab_size"]
+    n, k, v = (
+        config["num_attention_heads"] * h,
+        config["num_key_value_heads"] * h,
+        config["vocab_size"],
+    )
     shapes = {
         "token_embd.weight": (v, d),
         "output_norm.weight": (d,),
@@ -221,7 +243,9 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
         block, ending = own.rsplit(".", 1)
         for i in range(config["num_hidden_layers"]):
             wanted[f"blk.{i}.{own}"] = f"model.layers.{i}.{LAYER[block]}.{ending}", shape
-    stored = {name: tuple(int(size) for size in reversed(t.shape)) for name, t in file.tensors.items()}
+    stored = {
+        name: tuple(int(size) for size in reversed(t.shape)) for name, t in file.tensors.items()
+    }
     missing = [name for name in wanted if name not in stored]
     wrong = [
         f"{name} is {list(stored[name])}, the settings say {list(shape)}"
@@ -229,9 +253,15 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
         if name in stored and stored[name] != shape
     ]
     extra = [name for name in stored if name not in wanted]
-    problems = [("missing tensors", missing), ("tensors of another shape", wrong), ("unexpected tensors", extra)]
+    problems = [
+        ("missing tensors", missing),
+        ("tensors of another shape", wrong),
+        ("unexpected tensors", extra),
+    ]
     if any(names for _, names in problems):
-        text = "".join(f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names)
+        text = "".join(
+            f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names
+        )
         raise CheckpointError(f"{file.path}: the tensors do not fit the settings{text}")
 
     def make(name: str) -> np.ndarray:
@@ -239,7 +269,9 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
         try:
             array = file.dequantize(tensor.data, tensor.tensor_type).reshape(stored[name])
         except NotImplementedError as e:
-            raise CheckpointError(f"{file.path}: tensor {name} is quantised as {tensor.tensor_type.name}") from e
+            raise CheckpointError(
+                f"{file.path}: tensor {name} is quantised as {tensor.tensor_type.name}"
+            ) from e
         heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
         block = name.split(".")[-2]
         if config["model_type"] == "llama" and block in heads:
@@ -255,7 +287,8 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:
     """Rows of queries or keys [heads * H, D] as Hugging Face orders them.
 
-    llama.cpp rotates neighbouring pairs, Hugging Face a row of the first half of a head with one of the second:
+    llama.cpp rotates neighbouring pairs, Hugging Face a row of the first half of a head with one of
+    the second:
 
       file            a0 b0 a1 b1 a2 b2
       Hugging Face    a0 a1 a2 b0 b1 b2
@@ -272,7 +305,9 @@ def _tokenizer(file: GgufFile):
     model = file.get("tokenizer.ggml.model", str)
     scores = file.get("tokenizer.ggml.scores", list, [0.0] * len(tokens))
     if not len(tokens) == len(kinds) == len(scores):
-        raise CheckpointError(f"{file.path}: {len(tokens)} tokens, {len(kinds)} token types, {len(scores)} scores")
+        raise CheckpointError(
+            f"{file.path}: {len(tokens)} tokens, {len(kinds)} token types, {len(scores)} scores"
+        )
     pieces = [Piece(*entry) for entry in zip(tokens, scores, kinds, strict=True)]
     ids = _ids(file)
     split = file.get("tokenizer.ggml.pre", str, "default") if model == "gpt2" else ""
@@ -285,10 +320,14 @@ def _tokenizer(file: GgufFile):
         elif model == "gpt2":
             pipeline = byte_level_pipeline(pieces, file.get("tokenizer.ggml.merges", list), split)
         else:
-            raise CheckpointError(f"a tokenizer of the kind {model!r} is not supported; supported: llama, gpt2")
+            raise CheckpointError(
+                f"a tokenizer of the kind {model!r} is not supported; supported: llama, gpt2"
+            )
     except CheckpointError as e:
         raise CheckpointError(f"{file.path}: {e}") from e
-    special = {f"{name}_token": tokens[ids[name]] for name in ("bos", "eos", "unk", "pad") if name in ids}
+    special = {
+        f"{name}_token": tokens[ids[name]] for name in ("bos", "eos", "unk", "pad") if name in ids
+    }
     # llama.cpp puts the first token in front where a file of these two kinds does not say
     first = model == "llama" or split == "llama-bpe"
     tokenizer = PreTrainedTokenizerFast(

@@ -42,8 +42,8 @@ COMPANIONS = ("config.json", "generation_config.json", "preprocessor_config.json
               "chat_template.jinja")  # fmt: skip
 # Code is fetched to go along with an export of the original InternVL layout; it is not run here.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.py", "merges.txt", "tokenizer.model")
-# A stacked tensor of up to this size is put together on the host and placed at once; a larger one is placed layer by
-# layer, so that what the host holds of it is one layer.
+# A stacked tensor of up to this size is put together on the host and placed at once; a larger one
+# is placed layer by layer, so that what the host holds of it is one layer.
 STACK_BYTES = 256 << 20
 
 
@@ -70,20 +70,30 @@ Table = Mapping[str, TensorEntry]
 
 
 def find_directory(path: str | os.PathLike) -> Path:
-    """A local directory as it is, or the local snapshot of a hub id ("org/name"), fetched when it is not there yet.
+    """A local directory as it is, or the local snapshot of a hub id ("org/name"), fetched when it
+    is not there yet.
 
-    Only weights, JSON, tokenizer files and the code beside them (never run) are fetched; HF_HUB_OFFLINE is respected.
+    Only weights, JSON, tokenizer files and the code beside them (never run) are fetched;
+    HF_HUB_OFFLINE is respected.
 
     Raises:
-      CheckpointError: neither exists, or the hub cannot be reached; says which command fetches the model.
+      CheckpointError: neither exists, or the hub cannot be reached; says which command fetches the
+        model.
     """
     directory = Path(path).expanduser()
     if directory.is_dir():
         return directory
     text = str(path)
     parts = text.split("/")
-    if len(parts) != 2 or not all(parts) or text.startswith((".", "~")) or directory.parent.is_dir():
-        raise CheckpointError(f"{text!r} is no directory, no preset and no hub id of the form org/name")
+    if (
+        len(parts) != 2
+        or not all(parts)
+        or text.startswith((".", "~"))
+        or directory.parent.is_dir()
+    ):
+        raise CheckpointError(
+            f"{text!r} is no directory, no preset and no hub id of the form org/name"
+        )
     import huggingface_hub
 
     try:
@@ -110,12 +120,15 @@ def read_config(directory: Path) -> dict:
     return raw
 
 
-def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, rules: Rules) -> dict:
+def load_params(
+    directory: Path, tables: Mapping[str, Table], dtype: str, mesh, rules: Rules
+) -> dict:
     """Loads the weights of a directory in whichever layout its files use.
 
-    The files are mapped, and every device gets its slice straight from the mapped tensors, transposed and cast. Besides
-    the parameters themselves (on a CPU they are host memory) the host holds one tensor at a time: a slice of a layer, of
-    a stack of up to STACK_BYTES, or of an embedding.
+    The files are mapped, and every device gets its slice straight from the mapped tensors,
+    transposed and cast. Besides the parameters themselves (on a CPU they are host memory) the host
+    holds one tensor at a time: a slice of a layer, of a stack of up to STACK_BYTES, or of an
+    embedding.
 
     Args:
       tables: the model's parameter table under each layout's names.
@@ -127,11 +140,14 @@ def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, 
       {path in the table: array}.
 
     Raises:
-      CheckpointError: missing, unexpected or wrongly shaped tensors or numbers that are not floating point, all listed
-        by name.
+      CheckpointError: missing, unexpected or wrongly shaped tensors or numbers that are not
+        floating point, all listed by name.
     """
     files = open_checkpoint(directory)
-    fits = {layout: sum(n in files for p in t.values() for n in p.names()) for layout, t in tables.items()}
+    fits = {
+        layout: sum(n in files for p in t.values() for n in p.names())
+        for layout, t in tables.items()
+    }
     table = tables[max(fits, key=lambda layout: fits[layout])]
     expected = {name: p for p in table.values() for name in p.names()}
     found = [n for n in expected if n in files]
@@ -141,16 +157,30 @@ def load_params(directory: Path, tables: Mapping[str, Table], dtype: str, mesh, 
         for n in found
         if files[n].shape(n) != expected[n].hf_shape
     ]
-    whole = [f"{n} is {files[n].kind(n)} ({files[n].path.name})" for n in found if files[n].kind(n) not in FLOATS]
+    whole = [
+        f"{n} is {files[n].kind(n)} ({files[n].path.name})"
+        for n in found
+        if files[n].kind(n) not in FLOATS
+    ]
     # A tied head is sometimes stored all the same; position buffers were stored by old versions.
     twins = {p.twin: p.names()[0] for p in table.values() if p.twin in files}
-    extra = [n for n in files if n not in expected and n not in twins and not n.endswith("rotary_emb.inv_freq")]
-    apart = [f"{n} is not {of}" for n, of in twins.items() if of in files and not _same_tensor(files, n, of)]
+    extra = [
+        n
+        for n in files
+        if n not in expected and n not in twins and not n.endswith("rotary_emb.inv_freq")
+    ]
+    apart = [
+        f"{n} is not {of}"
+        for n, of in twins.items()
+        if of in files and not _same_tensor(files, n, of)
+    ]
     problems = [("missing tensors", missing), ("tensors of another shape", wrong),
                 ("tensors that are not floating point", whole), ("unexpected tensors", extra),
                 ("tensors that differ though tie_word_embeddings is true", apart)]  # fmt: skip
     if any(names for _, names in problems):
-        text = "".join(f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names)
+        text = "".join(
+            f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names
+        )
         raise CheckpointError(f"{directory}: the weights do not fit config.json{text}")
     return {
         path: _load_tensor(files, p, jnp.dtype(dtype), sharding(mesh, p.axes, p.shape, rules))
@@ -164,7 +194,9 @@ def _same_tensor(files: Mapping[str, TensorFile], one: str, other: str) -> bool:
     rows = max(1, BLOCK_BYTES // max(1, a[:1].nbytes))
     same = a.shape == b.shape and a.dtype == b.dtype
     for start in range(0, len(a) if same else 0, rows):
-        bits = [x[start : start + rows].view(np.uint8) for x in (a, b)]  # of bfloat16, which numpy compares slowly
+        bits = [
+            x[start : start + rows].view(np.uint8) for x in (a, b)
+        ]  # of bfloat16, which numpy compares slowly
         same = same and np.array_equal(bits[0], bits[1])
         files[one].drop(one)
         files[other].drop(other)
@@ -174,7 +206,9 @@ def _same_tensor(files: Mapping[str, TensorFile], one: str, other: str) -> bool:
 Index = tuple[slice, ...]
 
 
-def _load_tensor(files: Mapping[str, TensorFile], p: TensorEntry, dtype: np.dtype, target: NamedSharding) -> jax.Array:
+def _load_tensor(
+    files: Mapping[str, TensorFile], p: TensorEntry, dtype: np.dtype, target: NamedSharding
+) -> jax.Array:
     """One entry of the table, placed as `target` says."""
 
     def read(name: str, index: Index, out: np.ndarray) -> None:
@@ -186,7 +220,8 @@ def _load_tensor(files: Mapping[str, TensorFile], p: TensorEntry, dtype: np.dtyp
     if not p.layers:
         return _place(p.shape, dtype, target, lambda index, out: read(names[0], index, out))
 
-    # The size of the whole stack decides, not that of a host's slices: all hosts must run the same programs.
+    # The size of the whole stack decides, not that of a host's slices: all hosts must run the same
+    # programs.
     if math.prod(p.shape) * dtype.itemsize <= STACK_BYTES:
 
         def read_layers(index: Index, out: np.ndarray) -> None:
@@ -215,9 +250,14 @@ def _layer_writer(target: NamedSharding) -> Callable:
 
 
 def _place(
-    shape: tuple[int, ...], dtype: np.dtype, target: NamedSharding, fill: Callable[[Index, np.ndarray], None]
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    target: NamedSharding,
+    fill: Callable[[Index, np.ndarray], None],
 ) -> jax.Array:
-    """An array of `shape` whose device slices are written by `fill(index, out)`, each distinct one once."""
+    """An array of `shape` whose device slices are written by `fill(index, out)`, each distinct one
+    once.
+    """
     made: dict[tuple, np.ndarray] = {}
 
     def of_device(index: Index | None) -> np.ndarray:
@@ -228,15 +268,21 @@ def _place(
             fill(index, made[ends])
         return made[ends]
 
-    # waited for: slices of the next tensor are not read while those of this one are still on the host
-    array = jax.block_until_ready(jax.make_array_from_callback(shape, target, of_device, dtype=dtype))
+    # waited for: slices of the next tensor are not read while those of this one are still on the
+    # host
+    array = jax.block_until_ready(
+        jax.make_array_from_callback(shape, target, of_device, dtype=dtype)
+    )
     made.clear()
-    gc.collect(0)  # jax lets go of host buffers that were copied to a device when the collector runs
+    gc.collect(
+        0
+    )  # jax lets go of host buffers that were copied to a device when the collector runs
     return array
 
 
 def hf_tensors(flat: Mapping[str, jax.Array], table: Table, dtype) -> list[tuple[str, LazyTensor]]:
-    """The checkpoint of a parameter tree in Hugging Face names and layouts; each tensor is fetched when it is written.
+    """The checkpoint of a parameter tree in Hugging Face names and layouts; each tensor is fetched
+    when it is written.
 
     Args:
       flat: {path in the table: array}.
@@ -261,7 +307,9 @@ def hf_tensors(flat: Mapping[str, jax.Array], table: Table, dtype) -> list[tuple
         for path, _ in places:
             table[path].of(rows)[...] += 1
         if shapes or (rows != 1).any():
-            raise ValueError(f"{name}: {', '.join(path for path, _ in places)} are not the parts of one tensor")
+            raise ValueError(
+                f"{name}: {', '.join(path for path, _ in places)} are not the parts of one tensor"
+            )
         make = functools.partial(_assemble, flat, table, places, shape, np.dtype(dtype))
         out.append((name, LazyTensor(shape, np.dtype(dtype), make)))
     return out
@@ -281,22 +329,28 @@ def _fetch(x: jax.Array, layer: int | None) -> np.ndarray:
     if x.is_fully_addressable and [d.platform for d in x.devices()] == ["cpu"]:
         host = np.asarray(x)  # a view
         return host if layer is None else host[layer]
-    # np.asarray keeps its copy on the host for as long as the array lives: here it dies with the slice
-    return np.asarray(jnp.copy(x) if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False))
+    # np.asarray keeps its copy on the host for as long as the array lives: here it dies with the
+    # slice
+    return np.asarray(
+        jnp.copy(x) if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+    )
 
 
 def _of_a_model(path: Path) -> bool:
     """Whether a model's directory has files of this name."""
-    return path.is_file() and (path.name in (*COMPANIONS, INDEX) or path.suffix in (".safetensors", ".py"))
+    return path.is_file() and (
+        path.name in (*COMPANIONS, INDEX) or path.suffix in (".safetensors", ".py")
+    )
 
 
 @contextlib.contextmanager
 def replacing(out: Path) -> Iterator[Path]:
-    """A new directory to fill, which takes the place of `out` when the block ends, and vanishes when it fails.
+    """A new directory to fill, which takes the place of `out` when the block ends, and vanishes
+    when it fails.
 
-    A complete directory exists at every moment: the old one is moved aside, the new one moved in, and only then the old
-    one deleted. What is killed between the two moves leaves the old one as `.NAME.PID.old`. Only a model is replaced:
-    files that no model directory has are somebody's.
+    A complete directory exists at every moment: the old one is moved aside, the new one moved in,
+    and only then the old one deleted. What is killed between the two moves leaves the old one as
+    `.NAME.PID.old`. Only a model is replaced: files that no model directory has are somebody's.
 
     Raises:
       CheckpointError: `out` is a file, or holds other files than a model's.
@@ -306,9 +360,13 @@ def replacing(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"{out} is a file, not a directory")
     foreign = sorted(p.name for p in out.iterdir() if not _of_a_model(p)) if out.is_dir() else []
     if foreign:
-        raise CheckpointError(f"{out} holds {listed(foreign, 3)}, which would be lost: give a new or empty directory")
+        raise CheckpointError(
+            f"{out} holds {listed(foreign, 3)}, which would be lost: give a new or empty directory"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial, old = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("partial", "old"))
+    partial, old = (
+        out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("partial", "old")
+    )
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -337,7 +395,8 @@ def save_directory(
     changed: Mapping[str, Mapping] | None = None,
     max_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a complete Hugging Face directory; what stood there before is replaced once the new one is complete.
+    """Writes a complete Hugging Face directory; what stood there before is replaced once the new
+    one is complete.
 
     Args:
       flat: {path in the table: array}.
@@ -350,7 +409,8 @@ def save_directory(
     """
     with replacing(out) as partial:
         if companions:
-            # Code that an original InternVL directory names in its config.json goes along as it is: it is not run here.
+            # Code that an original InternVL directory names in its config.json goes along as it is:
+            # it is not run here.
             for name in (*COMPANIONS, *(p.name for p in companions.glob("*.py"))):
                 if (companions / name).is_file():
                     shutil.copyfile(companions / name, partial / name)
@@ -359,7 +419,10 @@ def save_directory(
         for name, keys in changed.items():
             whole = {**read_json(partial / name, missing={}), **keys}
             (partial / name).write_text(json.dumps(whole, indent=2))
-        for place in (config, *(config.get(key) for key in ("text_config", "llm_config", "vision_config"))):
+        for place in (
+            config,
+            *(config.get(key) for key in ("text_config", "llm_config", "vision_config")),
+        ):
             if isinstance(place, dict):
                 for key in {"dtype", "torch_dtype"} & set(place):
                     place[key] = dtype

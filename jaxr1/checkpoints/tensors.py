@@ -1,4 +1,5 @@
-"""Safetensors files: read through a memory map, tensor by tensor; written tensor by tensor, in shards with an index.
+"""Safetensors files: read through a memory map, tensor by tensor; written tensor by tensor, in
+shards with an index.
 
 The format is a length, a JSON header and raw bytes, so nothing in a file is ever executed.
 """
@@ -77,11 +78,16 @@ class TensorFile:
         with open(path, "rb") as f:
             length = int.from_bytes(f.read(8), "little")
             if size < 8 or not 2 <= length <= min(MAX_HEADER, size - 8):
-                raise CheckpointError(f"{path}: not a safetensors file, or truncated ({size} bytes)")
+                raise CheckpointError(
+                    f"{path}: not a safetensors file, or truncated ({size} bytes)"
+                )
             try:
                 self.header = json.loads(f.read(length))
                 self.header.pop("__metadata__", None)
-                entries = [(n, str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"]) for n, e in self.header.items()]
+                entries = [
+                    (n, str(e["dtype"]), tuple(e["shape"]), *e["data_offsets"])
+                    for n, e in self.header.items()
+                ]
                 if any(min(begin, end, *shape) < 0 for _, _, shape, begin, end in entries):
                     raise ValueError("a negative size or offset")
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
@@ -90,9 +96,16 @@ class TensorFile:
             for name, kind, shape, begin, end in entries:
                 dtype = DTYPES.get(kind)
                 if dtype is None:
-                    raise CheckpointError(f"{path}: tensor {name!r} has the unsupported dtype {kind}")
-                if self.start + end > size or end - begin != math.prod(shape) * np.dtype(dtype).itemsize:
-                    raise CheckpointError(f"{path}: tensor {name!r} lies outside the file ({size} bytes): truncated?")
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} has the unsupported dtype {kind}"
+                    )
+                if (
+                    self.start + end > size
+                    or end - begin != math.prod(shape) * np.dtype(dtype).itemsize
+                ):
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} lies outside the file ({size} bytes): truncated?"
+                    )
             self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         self._bytes = np.frombuffer(self._map, np.uint8)
 
@@ -116,13 +129,16 @@ class TensorFile:
         return b"".join(self._bytes[start : start + size].tobytes() for start in starts)
 
     def drop(self, name: str) -> None:
-        """Gives the mapped pages of a tensor back, so that resident memory does not grow with what was read.
+        """Gives the mapped pages of a tensor back, so that resident memory does not grow with what
+        was read.
 
         Views of the tensor stay valid: what is used again is mapped again.
         """
         begin, end = (self.start + offset for offset in self.header[name]["data_offsets"])
         first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > begin and hasattr(mmap, "MADV_DONTNEED"):  # Windows has no such call; its pages go under pressure
+        if end > begin and hasattr(
+            mmap, "MADV_DONTNEED"
+        ):  # Windows has no such call; its pages go under pressure
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
@@ -140,11 +156,15 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
             raise CheckpointError(f"{index}: damaged: {e!r:.200}") from e
         missing = sorted({f for f in where.values() if not (directory / f).is_file()})
         if missing:
-            raise CheckpointError(f"{directory}: {INDEX} names shards that are missing: {', '.join(missing)}")
+            raise CheckpointError(
+                f"{directory}: {INDEX} names shards that are missing: {', '.join(missing)}"
+            )
         files = {f: TensorFile(directory / f) for f in sorted(set(where.values()))}
         absent = sorted(n for n, f in where.items() if n not in files[f].header)
         if absent:
-            raise CheckpointError(f"{directory}: tensors missing from the shard that {INDEX} names: {listed(absent)}")
+            raise CheckpointError(
+                f"{directory}: tensors missing from the shard that {INDEX} names: {listed(absent)}"
+            )
         return {name: files[f] for name, f in where.items()}
     if (directory / SINGLE).is_file():
         file = TensorFile(directory / SINGLE)
@@ -173,12 +193,14 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def copy_into(source: np.ndarray, out: np.ndarray, after_block: Callable[[], None] = lambda: None) -> None:
+def copy_into(
+    source: np.ndarray, out: np.ndarray, after_block: Callable[[], None] = lambda: None
+) -> None:
     """out[...] = source, block by block in the order in which `source` lies in memory.
 
-    A block passes through a small buffer when its order in `out` is another: it is read (and cast) as it lies, and turned
-    while it is in the processor's cache, which is several times faster than one transposed copy. Blocks also let a
-    mapped source be dropped while the copy moves on.
+    A block passes through a small buffer when its order in `out` is another: it is read (and cast)
+    as it lies, and turned while it is in the processor's cache, which is several times faster than
+    one transposed copy. Blocks also let a mapped source be dropped while the copy moves on.
 
     Args:
       source: any strides.
@@ -186,21 +208,28 @@ def copy_into(source: np.ndarray, out: np.ndarray, after_block: Callable[[], Non
       after_block: called after each block of about BLOCK_BYTES.
     """
     if source.dtype == out.dtype:
-        # numpy copies values of a dtype that is not its own (bfloat16) one call at a time: as integers they are its own
+        # numpy copies values of a dtype that is not its own (bfloat16) one call at a time: as
+        # integers they are its own
         kind = np.dtype(f"u{out.dtype.itemsize}")
         source, out = source.view(kind), out.view(kind)
     if not source.size or not source.ndim:
         out[...] = source
         return
-    order = sorted(range(source.ndim), key=lambda axis: -abs(source.strides[axis]) * (source.shape[axis] > 1))
-    turned = [axis for axis in order if source.shape[axis] > 1] != [i for i, n in enumerate(source.shape) if n > 1]
+    order = sorted(
+        range(source.ndim), key=lambda axis: -abs(source.strides[axis]) * (source.shape[axis] > 1)
+    )
+    turned = [axis for axis in order if source.shape[axis] > 1] != [
+        i for i, n in enumerate(source.shape) if n > 1
+    ]
     source, out = source.transpose(order), out.transpose(order)
     row, values = source[0], math.prod(source.shape[1:])
     # a turned block of few rows would write few neighbours at a time
     step = max(32 if turned else 1, BLOCK_BYTES // max(1, row.nbytes))
-    # rows of the buffer are longer than they need be: at a distance of a power of two they would push each other out of
-    # the cache
-    buffer = np.empty((min(step, len(source)), values + 32), out.dtype)[:, :values] if turned else None
+    # rows of the buffer are longer than they need be: at a distance of a power of two they would
+    # push each other out of the cache
+    buffer = (
+        np.empty((min(step, len(source)), values + 32), out.dtype)[:, :values] if turned else None
+    )
     for start in range(0, len(source), step):
         block = source[start : start + step]
         if buffer is not None:
@@ -242,10 +271,14 @@ def _bytes_of(tensor: Source) -> int:
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
 
 
-def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Source]], max_bytes: int = SHARD_BYTES) -> None:
-    """Writes tensors in order into shards of at most `max_bytes` (one file where they fit), with an index.
+def write_checkpoint(
+    directory: Path, tensors: Iterable[tuple[str, Source]], max_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes tensors in order into shards of at most `max_bytes` (one file where they fit), with an
+    index.
 
-    Which shard a tensor goes to is planned from the sizes alone, so that `LazyTensor`s are in memory one at a time.
+    Which shard a tensor goes to is planned from the sizes alone, so that `LazyTensor`s are in
+    memory one at a time.
 
     Raises:
       CheckpointError: a dtype that the format does not have.
@@ -255,7 +288,9 @@ def write_checkpoint(directory: Path, tensors: Iterable[tuple[str, Source]], max
     total = size = 0
     for name, tensor in tensors:
         if np.dtype(tensor.dtype) not in NAMES:
-            raise CheckpointError(f"{directory}: tensor {name!r}: safetensors has no dtype {tensor.dtype}")
+            raise CheckpointError(
+                f"{directory}: tensor {name!r}: safetensors has no dtype {tensor.dtype}"
+            )
         if shards[-1] and size + _bytes_of(tensor) > max_bytes:
             shards.append([])
             size = 0

@@ -1,6 +1,8 @@
-"""Tokenizers for models that come without a tokenizer.json: built from a sentencepiece model or a GGUF vocabulary.
+"""Tokenizers for models that come without a tokenizer.json: built from a sentencepiece model or a
+GGUF vocabulary.
 
-What is built is a `tokenizers` pipeline, saved and loaded like any other fast tokenizer. No code of the directory runs.
+What is built is a `tokenizers` pipeline, saved and loaded like any other fast tokenizer. No code of
+the directory runs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from jaxr1.checkpoints.tensors import CheckpointError, listed, read_json
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # kinds of pieces, in sentencepiece and in GGUF
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(
+    1, 7
+)  # kinds of pieces, in sentencepiece and in GGUF
 SPACE = "▁"
 EVERY = 1 << 30
 LLAMA3_SPLIT = (
@@ -33,18 +37,24 @@ class Piece(NamedTuple):
 
 
 def sentencepiece_pipeline(
-    pieces: Sequence[Piece], *, byte_fallback: bool, prefix: bool, squeeze: bool = False, charsmap: bytes = b""
+    pieces: Sequence[Piece],
+    *,
+    byte_fallback: bool,
+    prefix: bool,
+    squeeze: bool = False,
+    charsmap: bytes = b"",
 ):
     """A `tokenizers.Tokenizer` that gives the ids of a sentencepiece BPE model.
 
-    Control and user-defined pieces are found in the text before anything else, as transformers does it: the text
-    between two of them is encoded for itself, with a prefix of its own.
+    Control and user-defined pieces are found in the text before anything else, as transformers does
+    it: the text between two of them is encoded for itself, with a prefix of its own.
 
     Args:
       pieces: the vocabulary.
       byte_fallback: characters that no piece holds become the bytes of their UTF-8 form.
       prefix: a space is put before the text (sentencepiece's add_dummy_prefix).
-      squeeze: spaces at both ends are removed, and of several in a row one is kept (remove_extra_whitespaces).
+      squeeze: spaces at both ends are removed, and of several in a row one is kept
+        (remove_extra_whitespaces).
       charsmap: sentencepiece's compiled normalisation; empty is the identity.
 
     Raises:
@@ -56,19 +66,32 @@ def sentencepiece_pipeline(
     vocab = _vocab(pieces)
     unknown = [p.text for p in pieces if p.kind == UNKNOWN]
     if len(unknown) != 1:
-        raise CheckpointError(f"the vocabulary has {len(unknown)} unknown pieces: {listed(unknown)}")
+        raise CheckpointError(
+            f"the vocabulary has {len(unknown)} unknown pieces: {listed(unknown)}"
+        )
     tokenizer = Tokenizer(
-        BPE(vocab, _merges(pieces, vocab), unk_token=unknown[0], fuse_unk=True, byte_fallback=byte_fallback)
+        BPE(
+            vocab,
+            _merges(pieces, vocab),
+            unk_token=unknown[0],
+            fuse_unk=True,
+            byte_fallback=byte_fallback,
+        )
     )
     steps: list[Any] = [normalizers.Precompiled(charsmap)] if charsmap else []
     if squeeze:
-        steps += [normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+        steps += [
+            normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
     if prefix:
         steps.append(normalizers.Prepend(SPACE))
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     back: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     leading = EVERY if squeeze else int(prefix)  # spaces that text did not begin with
-    tokenizer.decoder = decoders.Sequence([*back, decoders.Strip(" ", leading, 0)] if leading else back)
+    tokenizer.decoder = decoders.Sequence(
+        [*back, decoders.Strip(" ", leading, 0)] if leading else back
+    )
     tokenizer.add_tokens(
         [
             AddedToken(p.text, normalized=False, special=p.kind == CONTROL)
@@ -88,7 +111,9 @@ def _vocab(pieces: Sequence[Piece]) -> dict[str, int]:
 
 
 def _merges(pieces: Sequence[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first: sentencepiece merges the pair with the best result."""
+    """Every way to make a piece of two others, best score first: sentencepiece merges the pair with
+    the best result.
+    """
     plain = {p.text for p in pieces if p.kind == NORMAL}
     found = []
     for p in pieces:
@@ -109,7 +134,8 @@ def byte_level_pipeline(pieces: Sequence[Piece], merges: Sequence[str], split: s
       split: the name of the rule that cuts text into words ("tokenizer.ggml.pre").
 
     Raises:
-      CheckpointError: a piece that occurs twice, a merge that is none, or an unknown rule (says which are known).
+      CheckpointError: a piece that occurs twice, a merge that is none, or an unknown rule (says
+        which are known).
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
     from tokenizers import pre_tokenizers as pre
@@ -118,21 +144,32 @@ def byte_level_pipeline(pieces: Sequence[Piece], merges: Sequence[str], split: s
     words = {"llama-bpe": LLAMA3_SPLIT, "qwen2": QWEN2_SPLIT, "deepseek-r1-qwen": QWEN2_SPLIT}
     if split not in (*words, "gpt-2", "smollm"):
         known = ", ".join(sorted((*words, "gpt-2", "smollm")))
-        raise CheckpointError(f"the vocabulary's splitting rule {split!r} is not supported; supported: {known}")
+        raise CheckpointError(
+            f"the vocabulary's splitting rule {split!r} is not supported; supported: {known}"
+        )
     vocab = _vocab(pieces)
     broken = [
-        m for m in merges if m.count(" ") != 1 or any(part not in vocab for part in (*m.split(" "), m.replace(" ", "")))
+        m
+        for m in merges
+        if m.count(" ") != 1
+        or any(part not in vocab for part in (*m.split(" "), m.replace(" ", "")))
     ]
     if broken:
-        raise CheckpointError(f"merges that make no piece of the vocabulary ({len(broken)}): {listed(broken)}")
+        raise CheckpointError(
+            f"merges that make no piece of the vocabulary ({len(broken)}): {listed(broken)}"
+        )
     # Llama 3 takes a word that is a piece as it is, whether or not the merges lead to it.
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     tokenizer = Tokenizer(BPE(vocab, pairs, ignore_merges=split == "llama-bpe"))
     if split in words:
         cut = pre.Split(Regex(words[split]), behavior="isolated")
-        tokenizer.pre_tokenizer = pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+        tokenizer.pre_tokenizer = pre.Sequence(
+            [cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
     elif split == "smollm":
-        tokenizer.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), pre.ByteLevel(False)])
+        tokenizer.pre_tokenizer = pre.Sequence(
+            [pre.Digits(individual_digits=True), pre.ByteLevel(False)]
+        )
     else:
         tokenizer.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
     if words.get(split) == QWEN2_SPLIT:
@@ -163,22 +200,25 @@ def _sentencepiece_model(file: Path):
 
 
 def internlm2_tokenizer(directory: Path):
-    """The fast tokenizer of a directory whose tokenizer is InternLM2's: a sentencepiece `tokenizer.model`.
+    """The fast tokenizer of a directory whose tokenizer is InternLM2's: a sentencepiece
+    `tokenizer.model`.
 
-    Its `tokenizer_config.json` names code (`auto_map`) that is never run: the ids are those of sentencepiece, with
-    `<s>` in front unless `add_bos_token` is false, and the added tokens at the ids that the config gives them (a piece
-    of the model that stands there gives way). One difference is known: text that spells out a user-defined piece of the
-    model gets a space after it, where sentencepiece puts none.
+    Its `tokenizer_config.json` names code (`auto_map`) that is never run: the ids are those of
+    sentencepiece, with `<s>` in front unless `add_bos_token` is false, and the added tokens at the
+    ids that the config gives them (a piece of the model that stands there gives way). One
+    difference is known: text that spells out a user-defined piece of the model gets a space after
+    it, where sentencepiece puts none.
 
     Args:
-      directory: holds tokenizer.model and tokenizer_config.json (and added_tokens.json, where the config lists none).
+      directory: holds tokenizer.model and tokenizer_config.json (and added_tokens.json, where the
+        config lists none).
 
     Returns:
       A transformers.PreTrainedTokenizerFast.
 
     Raises:
-      CheckpointError: a file is missing or damaged, a setting of the model is not supported, or an added token has an
-        id that cannot be given.
+      CheckpointError: a file is missing or damaged, a setting of the model is not supported, or an
+        added token has an id that cannot be given.
     """
     from tokenizers import AddedToken
     from transformers import PreTrainedTokenizerFast
@@ -196,15 +236,25 @@ def internlm2_tokenizer(directory: Path):
         "unused pieces": any(p.kind == UNUSED for p in pieces),
     }
     if any(refused.values()):
-        raise CheckpointError(f"{file}: not supported: {', '.join(what for what, said in refused.items() if said)}")
+        raise CheckpointError(
+            f"{file}: not supported: {', '.join(what for what, said in refused.items() if said)}"
+        )
 
-    added = {int(i): _added_token(token) for i, token in settings.get("added_tokens_decoder", {}).items()}
+    added = {
+        int(i): _added_token(token) for i, token in settings.get("added_tokens_decoder", {}).items()
+    }
     if not added and (directory / "added_tokens.json").is_file():
         listing = read_json(directory / "added_tokens.json")
-        added = {int(i): AddedToken(text, normalized=False, special=True) for text, i in listing.items()}
+        added = {
+            int(i): AddedToken(text, normalized=False, special=True) for text, i in listing.items()
+        }
     for i, token in added.items():
-        if i < len(pieces):  # found in the text as what the config says, and no piece to merge any more
-            pieces[i] = Piece(token.content, pieces[i].score, UNKNOWN if pieces[i].kind == UNKNOWN else UNUSED)
+        if i < len(
+            pieces
+        ):  # found in the text as what the config says, and no piece to merge any more
+            pieces[i] = Piece(
+                token.content, pieces[i].score, UNKNOWN if pieces[i].kind == UNKNOWN else UNUSED
+            )
     try:
         tokenizer = sentencepiece_pipeline(
             pieces,
@@ -217,19 +267,31 @@ def internlm2_tokenizer(directory: Path):
         raise CheckpointError(f"{file}: {e}") from e
     for _, token in sorted(added.items()):
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-    elsewhere = [f"{t.content} ({i})" for i, t in added.items() if tokenizer.token_to_id(t.content) != i]
+    elsewhere = [
+        f"{t.content} ({i})" for i, t in added.items() if tokenizer.token_to_id(t.content) != i
+    ]
     if elsewhere:
-        raise CheckpointError(f"{directory}: added tokens whose ids leave gaps or are taken: {listed(elsewhere)}")
+        raise CheckpointError(
+            f"{directory}: added tokens whose ids leave gaps or are taken: {listed(elsewhere)}"
+        )
     named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
     special = {key: _text(settings.get(key, default)) for key, default in named.items()}
-    unknown = [text for text in special.values() if text is not None and tokenizer.token_to_id(text) is None]
+    unknown = [
+        text
+        for text in special.values()
+        if text is not None and tokenizer.token_to_id(text) is None
+    ]
     if unknown:
-        raise CheckpointError(f"{directory}: special tokens that are not in the vocabulary: {listed(unknown)}")
+        raise CheckpointError(
+            f"{directory}: special tokens that are not in the vocabulary: {listed(unknown)}"
+        )
     kept = ("chat_template", "model_max_length", "padding_side", "truncation_side")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         **special,
-        additional_special_tokens=[_text(t) for t in settings.get("additional_special_tokens") or []],
+        additional_special_tokens=[
+            _text(t) for t in settings.get("additional_special_tokens") or []
+        ],
         add_bos_token=bool(settings.get("add_bos_token", True)),
         add_eos_token=bool(settings.get("add_eos_token", False)),
         clean_up_tokenization_spaces=bool(settings.get("clean_up_tokenization_spaces", False)),
@@ -244,16 +306,20 @@ def _text(token: str | dict | None) -> str | None:
 def _added_token(token: dict):
     from tokenizers import AddedToken
 
-    flags = {key: bool(token.get(key, False)) for key in ("lstrip", "rstrip", "single_word", "normalized", "special")}
+    flags = {
+        key: bool(token.get(key, False))
+        for key in ("lstrip", "rstrip", "single_word", "normalized", "special")
+    }
     return AddedToken(token["content"], **flags)
 
 
 def load_tokenizer(directory: Path, *, with_media: bool = False):
-    """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does not use.
+    """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does
+    not use.
 
     Args:
-      with_media: the chat template of the directory's processor, where it has one, takes the place of
-        the tokenizer's own.
+      with_media: the chat template of the directory's processor, where it has one, takes the place
+        of the tokenizer's own.
 
     Raises:
       CheckpointError: no tokenizer, or none that transformers can read.
@@ -272,14 +338,20 @@ def load_tokenizer(directory: Path, *, with_media: bool = False):
 def _auto_tokenizer(directory: Path):
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         # transformers would make one without a vocabulary
-        raise CheckpointError(f"{directory}: no tokenizer (expected one of {', '.join(TOKENIZER_FILES)})")
+        raise CheckpointError(
+            f"{directory}: no tokenizer (expected one of {', '.join(TOKENIZER_FILES)})"
+        )
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, trust_remote_code=False
+        )
     except Exception as e:  # transformers raises whatever its parsers do
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise CheckpointError(f"{directory}: no tokenizer that transformers can read ({reason:.200})") from e
+        raise CheckpointError(
+            f"{directory}: no tokenizer that transformers can read ({reason:.200})"
+        ) from e
 
 
 def _processor_template(directory: Path) -> str | None:

@@ -6,7 +6,8 @@ from jaxr1.data.readers import Files, Sat
 from jaxr1.data.spatial import Spatial
 
 Source = Arithmetic | Spatial | Files | Sat | DataSource
-"""What may stand as the data of a stage or an evaluation; a user's own class needs only `load()`."""
+"""What may stand as the data of a stage or an evaluation; a user's own class needs only `load()`.
+"""
 
 __all__ = [
     "Arithmetic",

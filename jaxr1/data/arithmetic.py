@@ -1,4 +1,6 @@
-"""Built-in data: arithmetic with real handwritten digits, composed into one picture. No network, no files to fetch."""
+"""Built-in data: arithmetic with real handwritten digits, composed into one picture. No network, no
+files to fetch.
+"""
 
 import functools
 import math
@@ -27,17 +29,25 @@ class _Operation:
 
 
 _OPERATIONS: Mapping[str, _Operation] = {
-    "add": _Operation("What is the sum of the digits in the picture?", sum, lambda d: " + ".join(map(str, d))),
+    "add": _Operation(
+        "What is the sum of the digits in the picture?", sum, lambda d: " + ".join(map(str, d))
+    ),
     "product": _Operation(
-        "What is the product of the digits in the picture?", math.prod, lambda d: " * ".join(map(str, d))
+        "What is the product of the digits in the picture?",
+        math.prod,
+        lambda d: " * ".join(map(str, d)),
     ),
     "difference": _Operation(
         "What is the difference between the largest and the smallest digit in the picture?",
         lambda d: max(d) - min(d),
         lambda d: f"{max(d)} - {min(d)}",
     ),
-    "largest": _Operation("What is the largest digit in the picture?", max, lambda d: f"max {' '.join(map(str, d))}"),
-    "smallest": _Operation("What is the smallest digit in the picture?", min, lambda d: f"min {' '.join(map(str, d))}"),
+    "largest": _Operation(
+        "What is the largest digit in the picture?", max, lambda d: f"max {' '.join(map(str, d))}"
+    ),
+    "smallest": _Operation(
+        "What is the smallest digit in the picture?", min, lambda d: f"min {' '.join(map(str, d))}"
+    ),
 }
 OPERATIONS: tuple[str, ...] = tuple(_OPERATIONS)
 
@@ -46,18 +56,22 @@ OPERATIONS: tuple[str, ...] = tuple(_OPERATIONS)
 class Arithmetic:
     """Pictures of handwritten digits side by side; the question asks for an operation on them.
 
-    Example i is a pure function of (seed, split, start + i) and of the look of the pictures. The `test` split composes
-    digits (single pictures of the UCI set) that the `train` split never shows: see `digit_split`.
+    Example i is a pure function of (seed, split, start + i) and of the look of the pictures. The
+    `test` split composes digits (single pictures of the UCI set) that the `train` split never
+    shows: see `digit_split`.
 
     Attributes:
       count: how many examples.
       split: "train" or "test".
-      worked: give every example a `response`, "<think>3 + 5 = 8</think>\\n<answer>8</answer>", for a cold start.
+      worked: give every example a `response`, "<think>3 + 5 = 8</think>\\n<answer>8</answer>", for
+        a cold start.
       seed: of the whole stream.
       operations: which of `OPERATIONS` to ask for, drawn evenly.
       digits: how many digits a picture shows, 1 to 6.
-      pictures: show the digits in a picture; without, the question lists them, for a model of text only.
-      blank: leave the pictures white but keep questions and answers: a control that must stay at chance.
+      pictures: show the digits in a picture; without, the question lists them, for a model of text
+        only.
+      blank: leave the pictures white but keep questions and answers: a control that must stay at
+        chance.
       start: row of the stream to begin with, so that stages can use disjoint rows of one stream.
       cell: height and width of the place of one digit, in pixels.
       noise: standard deviation of the grey noise, in levels of 256.
@@ -84,7 +98,9 @@ class Arithmetic:
         check_stream(self.count, self.split, self.seed, self.start)
         for operation in self.operations:
             if operation not in _OPERATIONS:
-                raise DataError(f"operations: unknown {operation!r}; known are {', '.join(OPERATIONS)}")
+                raise DataError(
+                    f"operations: unknown {operation!r}; known are {', '.join(OPERATIONS)}"
+                )
         if not self.operations:
             raise DataError(f"operations: none; known are {', '.join(OPERATIONS)}")
         if not 1 <= self.digits <= 6:
@@ -95,7 +111,11 @@ class Arithmetic:
             raise DataError(f"noise must be 0 to 64 levels, got {self.noise}")
         if self.blank and not self.pictures:
             raise DataError("blank leaves pictures white, but pictures is false")
-        name = f"arithmetic-{self.split}" + ("-blank" if self.blank else "") + ("" if self.pictures else "-text")
+        name = (
+            f"arithmetic-{self.split}"
+            + ("-blank" if self.blank else "")
+            + ("" if self.pictures else "-text")
+        )
         return Dataset(name, self.count, lambda i: self._example(self.start + i))
 
     def _example(self, row: int) -> Example:
@@ -105,14 +125,21 @@ class Arithmetic:
         values = [int(value) for value in rng.integers(10, size=self.digits)]
         samples = [int(rng.choice(_samples_by_class(self.split)[value])) for value in values]
         answer = str(operation.answer(values))
-        response = f"<think>{operation.worked(values)} = {answer}</think>\n<answer>{answer}</answer>"
+        response = (
+            f"<think>{operation.worked(values)} = {answer}</think>\n<answer>{answer}</answer>"
+        )
         if self.pictures:
             picture = np.full((self.cell, self.cell * self.digits, 3), 255, np.uint8)
             if not self.blank:
                 picture[:] = self._picture(samples, rng)[..., None]
-            parts = [{"type": "image", "image": picture}, {"type": "text", "text": operation.question}]
+            parts = [
+                {"type": "image", "image": picture},
+                {"type": "text", "text": operation.question},
+            ]
         else:
-            question = operation.question.replace("the picture", f"the list {', '.join(map(str, values))}")
+            question = operation.question.replace(
+                "the picture", f"the list {', '.join(map(str, values))}"
+            )
             parts = [{"type": "text", "text": f"{question} Answer with one number."}]
         return Example(
             messages=({"role": "user", "content": parts},),
@@ -123,7 +150,9 @@ class Arithmetic:
         )
 
     def _picture(self, samples: list[int], rng: np.random.Generator) -> np.ndarray:
-        """uint8[cell, cell * digits]: dark ink on light paper, each digit moved a little inside its cell."""
+        """uint8[cell, cell * digits]: dark ink on light paper, each digit moved a little inside its
+        cell.
+        """
         image_nhw, _ = _digits()
         side = max(8, round(self.cell * 0.8))
         paper = np.zeros((self.cell, self.cell * len(samples)), np.float32)
@@ -139,9 +168,11 @@ class Arithmetic:
 
 
 def digit_split() -> dict[Split, np.ndarray]:
-    """Which of the 1797 digit pictures each split may show: int64 indices, sorted, disjoint, every class in both.
+    """Which of the 1797 digit pictures each split may show: int64 indices, sorted, disjoint, every
+    class in both.
 
-    About 22 % of every class go to "test", by one fixed permutation, whatever the seed of a data set.
+    About 22 % of every class go to "test", by one fixed permutation, whatever the seed of a data
+    set.
     """
     return {name: np.sort(np.concatenate(_samples_by_class(name))) for name in SPLITS}
 
@@ -163,7 +194,10 @@ def check_stream(count: int, split: str, seed: int, start: int) -> None:
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
     """uint8[1797, 8, 8] of 0 (paper) to 16 (ink), and uint8[1797] digits."""
-    with resources.files("jaxr1.data").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
+    with (
+        resources.files("jaxr1.data").joinpath("digits.npz").open("rb") as file,
+        np.load(file) as arrays,
+    ):
         return arrays["image"], arrays["label"]
 
 

@@ -12,17 +12,20 @@ class DataError(UserError):
     """A data set that cannot be used; the message names file, row and field."""
 
 
-@dataclass(frozen=True, eq=False)  # examples hold arrays and dicts: neither equality nor hashing would mean anything
+@dataclass(
+    frozen=True, eq=False
+)  # examples hold arrays and dicts: neither equality nor hashing would mean anything
 class Example:
     """One question with its media and its reference answer.
 
     Attributes:
-      messages: chat turns without a final assistant turn: {"role": ..., "content": str or parts}; a part is
-        {"type": "text", "text": str}, {"type": "image", "image": path, bytes, PIL image or uint8 array [H, W, 3]} or
-        {"type": "video", "video": path or bytes}.
+      messages: chat turns without a final assistant turn: {"role": ..., "content": str or parts}; a
+        part is {"type": "text", "text": str}, {"type": "image", "image": path, bytes, PIL image or
+        uint8 array [H, W, 3]} or {"type": "video", "video": path or bytes}.
       answer: the reference answer that rewards compare with.
       response: a worked response, for supervised stages.
-      source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about it says so.
+      source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about
+        it says so.
       metadata: the other columns, plain values without media; rewards see them.
     """
 
@@ -39,7 +42,11 @@ class Example:
         for message in self.messages:
             if message["role"] == "user":
                 content = message["content"]
-                parts = [content] if isinstance(content, str) else [p["text"] for p in content if p["type"] == "text"]
+                parts = (
+                    [content]
+                    if isinstance(content, str)
+                    else [p["text"] for p in content if p["type"] == "text"]
+                )
                 texts += [part.strip() for part in parts if part.strip()]
         return "\n".join(texts)
 
@@ -70,7 +77,8 @@ class Dataset(Sequence[Example]):
       name: what metrics and messages call it.
       dropped: rows left out, each {"source": ..., "reason": ...}.
       videos: whether rows may hold videos; it decides which sizes of patches a run prepares for.
-      drop_bad: a row whose media turn out to be damaged when they are used is left out, instead of ending the run.
+      drop_bad: a row whose media turn out to be damaged when they are used is left out, instead of
+        ending the run.
       advice: what an error about such a row adds.
     """
 
@@ -102,7 +110,11 @@ class Dataset(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Dataset":
         if isinstance(index, slice):
             rows = range(self._length)[index]
-            options: dict[str, Any] = {"videos": self.videos, "drop_bad": self.drop_bad, "advice": self.advice}
+            options: dict[str, Any] = {
+                "videos": self.videos,
+                "drop_bad": self.drop_bad,
+                "advice": self.advice,
+            }
             return Dataset(self.name, len(rows), lambda i: self._get(rows[i]), **options)
         return self._get(range(self._length)[index])
 
@@ -129,7 +141,9 @@ def refusal(dataset: Dataset, example: Example, error: Exception) -> DataError |
     """
     if dataset.drop_bad:
         return None
-    kinds = [kind for kind, found in (("images", example.images), ("videos", example.videos)) if found]
+    kinds = [
+        kind for kind, found in (("images", example.images), ("videos", example.videos)) if found
+    ]
     field = f"field {' or '.join(map(repr, kinds))}: " if isinstance(error, MediaError) else ""
     advice = f" ({dataset.advice})" if dataset.advice and field else ""
     return DataError(f"{example.source}: {field}{error}{advice}")

@@ -1,4 +1,6 @@
-"""Reading one's own data: JSON lines, JSON and parquet files of prompts, images and answers; and SAT."""
+"""Reading one's own data: JSON lines, JSON and parquet files of prompts, images and answers; and
+SAT.
+"""
 
 import ast
 import base64
@@ -24,7 +26,9 @@ from jaxr1.media.videos import probe_video
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
 MAX_PRINTED_BYTES = 1 << 28
-"""Characters of a printed byte string that are still parsed: 64 MiB of image at up to four characters a byte."""
+"""Characters of a printed byte string that are still parsed: 64 MiB of image at up to four
+characters a byte.
+"""
 
 _OWN_COLUMNS = ("messages", "prompt", "images", "image", "videos", "video", "answer", "response")
 _PRINTED_BYTES = re.compile(r"""b'(?:[^'\\]|\\.)*'|b"(?:[^"\\]|\\.)*\"""", re.ASCII)
@@ -39,28 +43,32 @@ class Files:
     """Rows of one's own, from `.jsonl`, `.json` (a list of objects) or `.parquet`.
 
     Columns of a row:
-      prompt or messages: a string, or chat turns ({"role", "content"}; content is a string or parts). In a string of a
-        system or user turn `<image>` marks the places of the images. A part of a list is {"type": "text", "text"} or
-        {"type": "image"}, which names its image ("image", "path" or "url") or takes the next one of `images`; in the
-        text of a part `<image>` stays text.
+      prompt or messages: a string, or chat turns ({"role", "content"}; content is a string or
+      parts). In a string of a
+        system or user turn `<image>` marks the places of the images. A part of a list is {"type":
+        "text", "text"} or {"type": "image"}, which names its image ("image", "path" or "url") or
+        takes the next one of `images`; in the text of a part `<image>` stays text.
       images or image: one or more of path (relative to `image_root`), bytes, base64, `data:` URI,
-        {"bytes", "path"}, or the printed form of a byte string. Paths are kept, and opened when the picture is needed.
-      videos or video: the same for videos, whose places `<video>` marks (only in rows that have this column); a part
+        {"bytes", "path"}, or the printed form of a byte string. Paths are kept, and opened when the
+        picture is needed.
+      videos or video: the same for videos, whose places `<video>` marks (only in rows that have
+      this column); a part
         {"type": "video"} names its file ("video" or "path") or takes the next one.
-      answer: text or a number. Where it is missing it is the final assistant turn, or its answer block where
-        that holds exactly one.
+      answer: text or a number. Where it is missing it is the final assistant turn, or its answer
+        block where that holds exactly one.
       response: a worked response; a final assistant turn of the messages counts as one.
       Any other column goes to `metadata` (values that hold bytes are left out).
 
     Attributes:
       path: a file, or a pattern such as "data/part-*.parquet" (read in alphabetical order).
       image_root: folder that relative image paths start from; None is the folder of the file.
-      bad_rows: "error" refuses the data set at the first load; "drop" leaves bad rows out and lists them in
-        `Dataset.dropped` (in a run, in dropped.jsonl; there also those whose media prove damaged only when they are used).
+      bad_rows: "error" refuses the data set at the first load; "drop" leaves bad rows out and lists
+        them in `Dataset.dropped` (in a run, in dropped.jsonl; there also those whose media prove
+        damaged only when they are used).
       limit: keep only the first so many good rows.
       require_answer: whether a row without an answer is a bad row.
-      check_images: "header" opens every image and video without decoding it, "decode" decodes it too (finds truncated files,
-        takes longer), "no" leaves all to the moment of use.
+      check_images: "header" opens every image and video without decoding it, "decode" decodes it
+        too (finds truncated files, takes longer), "no" leaves all to the moment of use.
     """
 
     path: str
@@ -74,8 +82,8 @@ class Files:
         """Reads and checks every row.
 
         Raises:
-          DataError: a file cannot be read, there is no usable row, or (with bad_rows="error") a row is bad. Rows are
-            counted from 1 and, in JSON lines, are the lines of the file.
+          DataError: a file cannot be read, there is no usable row, or (with bad_rows="error") a row
+            is bad. Rows are counted from 1 and, in JSON lines, are the lines of the file.
         """
         _check_choice("bad_rows", self.bad_rows, ("error", "drop"))
         _check_choice("check_images", self.check_images, ("header", "decode", "no"))
@@ -88,20 +96,24 @@ class Files:
 
 @dataclass(frozen=True)
 class Sat:
-    """SAT, the spatial aptitude data set (arXiv:2412.07755), in either of the forms it goes around in.
+    """SAT, the spatial aptitude data set (arXiv:2412.07755), in either of the forms it goes around
+    in.
 
-    Parquet (array/SAT): `image_bytes` (one or two images), `question`, `answers`, `question_type`, `correct_answer`.
-    The options are shuffled by a hash of `seed` and the row, so a row always looks the same, and are listed with
-    letters after the question; the answer is the letter, and the metadata hold `choices`, `answer_text` and
-    `question_type`. JSON (VisualThinker-R1-Zero, arXiv:2503.05132): rows of `messages` and `images` where the question
-    already lists its options and images may be printed byte strings; the answer is the assistant's text, never a letter.
+    Parquet (array/SAT): `image_bytes` (one or two images), `question`, `answers`, `question_type`,
+    `correct_answer`. The options are shuffled by a hash of `seed` and the row, so a row always
+    looks the same, and are listed with letters after the question; the answer is the letter, and
+    the metadata hold `choices`, `answer_text` and `question_type`. JSON (VisualThinker-R1-Zero,
+    arXiv:2503.05132): rows of `messages` and `images` where the question already lists its options
+    and images may be printed byte strings; the answer is the assistant's text, never a letter.
 
     Attributes:
       path: file or pattern, as in `Files`.
       image_root: as in `Files`.
       seed: of the order of options.
-      single_image_only: leave out rows with more than one image; they are listed in `Dataset.dropped`.
-      limit: keep only the first so many rows. VisualThinker-R1-Zero trains on the first 15000 of the static part.
+      single_image_only: leave out rows with more than one image; they are listed in
+        `Dataset.dropped`.
+      limit: keep only the first so many rows. VisualThinker-R1-Zero trains on the first 15000 of
+        the static part.
       bad_rows: as in `Files`.
       check_images: as in `Files`.
     """
@@ -152,7 +164,16 @@ class Sat:
         images = _as_list(row["image_bytes"])
         parts: list[dict[str, Any]] = [{"type": "image"} for _ in images]
         parts.append({"type": "text", "text": with_options(question, choices)})
-        used = ("image_bytes", "question", "answers", "correct_answer", "answer", "response", "messages", "image")
+        used = (
+            "image_bytes",
+            "question",
+            "answers",
+            "correct_answer",
+            "answer",
+            "response",
+            "messages",
+            "image",
+        )
         other = {name: value for name, value in row.items() if name not in used}
         return {
             **other,
@@ -197,7 +218,9 @@ def _load(
                 if isinstance(row, _BadField | DataError):
                     raise row
                 if not isinstance(row, Mapping):
-                    raise DataError(f"a row must be an object with columns, got {type(row).__name__}")
+                    raise DataError(
+                        f"a row must be an object with columns, got {type(row).__name__}"
+                    )
                 kept.append(example(row, source, root))
             except _LeftOut as reason:
                 dropped.append({"source": source, "reason": str(reason)})
@@ -227,7 +250,9 @@ def _files(path: str) -> list[str]:
     if os.path.isfile(text):
         return [text]
     if os.path.isdir(text):
-        raise DataError(f'{text}: a folder; name a file, or a pattern such as "{os.path.join(text, "*.parquet")}"')
+        raise DataError(
+            f'{text}: a folder; name a file, or a pattern such as "{os.path.join(text, "*.parquet")}"'
+        )
     files = sorted(glob.glob(text)) if any(sign in text for sign in "*?[") else []
     if not files:
         raise DataError(f"{text}: no such file")
@@ -235,7 +260,9 @@ def _files(path: str) -> list[str]:
 
 
 def _rows(file: str) -> Iterator[tuple[int, Any]]:
-    """Numbers from 1 and parsed rows of a file; a row that cannot be parsed comes as the error that says so."""
+    """Numbers from 1 and parsed rows of a file; a row that cannot be parsed comes as the error that
+    says so.
+    """
     suffix = Path(file).suffix.lower()
     try:
         if suffix in (".jsonl", ".ndjson"):
@@ -245,7 +272,9 @@ def _rows(file: str) -> Iterator[tuple[int, Any]]:
         elif suffix in (".parquet", ".pq"):
             yield from enumerate(_rows_of_parquet(file), 1)
         else:
-            raise DataError(f"{file}: unknown kind of file {suffix!r}; known are .jsonl, .json and .parquet")
+            raise DataError(
+                f"{file}: unknown kind of file {suffix!r}; known are .jsonl, .json and .parquet"
+            )
     except OSError as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
@@ -284,11 +313,14 @@ def _rows_of_parquet(file: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: not a readable parquet file ({error})") from error
 
 
-def _example(row: Mapping[str, Any], source: str, root: Path, require_answer: bool, check_images: str) -> Example:
+def _example(
+    row: Mapping[str, Any], source: str, root: Path, require_answer: bool, check_images: str
+) -> Example:
     name = next((name for name in ("messages", "prompt") if row.get(name) is not None), None)
     if name is None:
         raise _BadField(
-            "prompt", f"missing, and so is 'messages'; the row has {', '.join(map(repr, row)) or 'nothing'}"
+            "prompt",
+            f"missing, and so is 'messages'; the row has {', '.join(map(repr, row)) or 'nothing'}",
         )
     turns = row[name]
     if isinstance(turns, str):
@@ -315,7 +347,11 @@ def _example(row: Mapping[str, Any], source: str, root: Path, require_answer: bo
         answer = (blocks[0] if len(blocks) == 1 else response).strip()
     if require_answer and not answer:
         raise _BadField("answer", "missing, and there is no response to take it from")
-    metadata = {key: _plain(value) for key, value in row.items() if key not in _OWN_COLUMNS and not _has_bytes(value)}
+    metadata = {
+        key: _plain(value)
+        for key, value in row.items()
+        if key not in _OWN_COLUMNS and not _has_bytes(value)
+    }
     return Example(tuple(messages), answer, response, source, metadata)
 
 
@@ -335,14 +371,19 @@ def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[st
         elif isinstance(content, list):
             parts = [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
         else:
-            raise _BadField(f"{where}.content", f"expected text or a list of parts, got {type(content).__name__}")
+            raise _BadField(
+                f"{where}.content",
+                f"expected text or a list of parts, got {type(content).__name__}",
+            )
         messages.append({"role": role, "content": parts})
     return messages
 
 
 def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
     """The text cut at its marks; the text itself where it has none."""
-    marks = {IMAGE_MARK: media["image"]} | ({VIDEO_MARK: media["video"]} if media["video"].values else {})
+    marks = {IMAGE_MARK: media["image"]} | (
+        {VIDEO_MARK: media["video"]} if media["video"].values else {}
+    )
     pieces = re.split("(" + "|".join(marks) + ")", text)
     if len(pieces) == 1:
         return text
@@ -368,12 +409,17 @@ def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
         if kind == "image_url" and isinstance(value, Mapping):
             value = value.get("url")
         column = media[medium]
-        return {"type": medium, medium: column.next() if value is None else column.resolve(value, where)}
+        return {
+            "type": medium,
+            medium: column.next() if value is None else column.resolve(value, where),
+        }
     raise _BadField(where, f"expected a part of type 'text', 'image' or 'video', got {kind!r}")
 
 
 class _Media:
-    """The images (or videos) column of a row, handed out place by place; counts what is asked for beyond its end."""
+    """The images (or videos) column of a row, handed out place by place; counts what is asked for
+    beyond its end.
+    """
 
     def __init__(self, row: Mapping[str, Any], kind: str, root: Path, check: str) -> None:
         self.kind, self.root, self.check = kind, root, check
@@ -398,7 +444,9 @@ class _Media:
             )
 
     def resolve(self, value: Any, where: str) -> Any:
-        """The reference that an example keeps: a path or bytes. Checks that there is an image (or video) behind it."""
+        """The reference that an example keeps: a path or bytes. Checks that there is an image (or
+        video) behind it.
+        """
         try:
             reference = _reference(value, self.root)
             if self.kind == "video":
@@ -422,13 +470,17 @@ def _reference(value: Any, root: Path) -> str | bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise MediaError(f"expected a path, bytes, base64 or a data URI, got {type(value).__name__}")
+        raise MediaError(
+            f"expected a path, bytes, base64 or a data URI, got {type(value).__name__}"
+        )
     if not value.strip():
         raise MediaError("the path is empty")
     if value.startswith("data:"):
         return decode_data_uri(value)
     if value.startswith(("http://", "https://")):
-        raise MediaError(f"{value[:200]!r}: images are not downloaded; fetch the file and name its path")
+        raise MediaError(
+            f"{value[:200]!r}: images are not downloaded; fetch the file and name its path"
+        )
     if value.startswith(("b'", 'b"')) and len(value) > 3 and value[-1] == value[1]:
         return parse_printed_bytes(value)
     if len(value) >= 64 and value.startswith(_BASE64_STARTS) and _BASE64.fullmatch(value):
@@ -452,7 +504,9 @@ def parse_printed_bytes(text: str) -> bytes:
       MediaError: anything else, or more than `MAX_PRINTED_BYTES` characters.
     """
     if len(text) > MAX_PRINTED_BYTES:
-        raise MediaError(f"printed byte string of {len(text)} characters: more than {MAX_PRINTED_BYTES} are not parsed")
+        raise MediaError(
+            f"printed byte string of {len(text)} characters: more than {MAX_PRINTED_BYTES} are not parsed"
+        )
     if _PRINTED_BYTES.fullmatch(text) is None:
         raise MediaError(f"{text[:40]!r}...: not a printed byte string")
     try:
@@ -467,7 +521,9 @@ def parse_printed_bytes(text: str) -> bytes:
 def _answer(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, bool | int | float) and (not isinstance(value, float) or math.isfinite(value)):
+    if isinstance(value, bool | int | float) and (
+        not isinstance(value, float) or math.isfinite(value)
+    ):
         return str(value)
     raise _BadField("answer", f"expected text or a number, got {value!r:.80}")
 
@@ -487,7 +543,9 @@ def _has_bytes(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Values of parquet columns as what JSON can hold, so that rewards and rollout files can take them."""
+    """Values of parquet columns as what JSON can hold, so that rewards and rollout files can take
+    them.
+    """
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,6 @@
-"""Built-in data: spatial scenes drawn with Pillow, with questions in the manner of SAT and CV-Bench."""
+"""Built-in data: spatial scenes drawn with Pillow, with questions in the manner of SAT and
+CV-Bench.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -52,12 +54,14 @@ class _Scene:
 
 @dataclass(frozen=True)
 class Spatial:
-    """Scenes of coloured shapes; the question has shuffled options with letters, and the answer is a letter.
+    """Scenes of coloured shapes; the question has shuffled options with letters, and the answer is
+    a letter.
 
-    Tasks: "relation" (left, right, above or below; four options), "count" (how many of a kind; four options),
-    "depth" (which of two things of one size on the ground is closer: larger, lower, in front) and "distance" (which
-    of two things is closer to a third). Example i is a pure function of (seed, split, start + i) and `tasks`; the
-    splits draw from different streams.
+    Tasks: "relation" (left, right, above or below; four options), "count" (how many of a kind; four
+      options),
+    "depth" (which of two things of one size on the ground is closer: larger, lower, in front) and
+    "distance" (which of two things is closer to a third). Example i is a pure function of (seed,
+    split, start + i) and `tasks`; the splits draw from different streams.
 
     Attributes:
       count: how many examples.
@@ -67,7 +71,8 @@ class Spatial:
       worked: give every example a `response` with a one-sentence thought and the letter.
       tasks: which of `TASKS` to ask for, drawn evenly.
       size: height and width of a picture, in pixels.
-      blank: leave the pictures white but keep questions and answers: a control that must stay at chance.
+      blank: leave the pictures white but keep questions and answers: a control that must stay at
+        chance.
     """
 
     count: int
@@ -159,13 +164,18 @@ def _relation(rng: np.random.Generator) -> _Scene:
 def _count(rng: np.random.Generator) -> _Scene:
     target, *others = _kinds(rng, 4)
     number = int(rng.integers(1, 6))
-    kinds = [target] * number + [others[int(k)] for k in rng.integers(3, size=int(rng.integers(1, 5)))]
-    cells = rng.choice(16, size=len(kinds), replace=False)  # one thing to a cell of a 4 x 4 grid: nothing overlaps
+    kinds = [target] * number + [
+        others[int(k)] for k in rng.integers(3, size=int(rng.integers(1, 5)))
+    ]
+    cells = rng.choice(
+        16, size=len(kinds), replace=False
+    )  # one thing to a cell of a 4 x 4 grid: nothing overlaps
     things = []
     for kind, cell in zip(kinds, cells, strict=True):
         x, y = (np.array([cell % 4, cell // 4]) + 0.5) / 4 + rng.uniform(-0.03, 0.03, size=2)
         things.append(_Thing(*kind, float(x), float(y), float(rng.uniform(0.065, 0.09))))
-    # Four neighbouring numbers with the right one anywhere among them, so that it is not always a middle one.
+    # Four neighbouring numbers with the right one anywhere among them, so that it is not always a
+    # middle one.
     lowest = max(0, number - int(rng.integers(4)))
     name, plural = " ".join(target), "" if number == 1 else "s"
     return _Scene(
@@ -189,7 +199,9 @@ def _depth(rng: np.random.Generator) -> _Scene:
     for kind, x, scale in ((far_kind, far_x, far_scale), (near_kind, near_x, near_scale)):
         # One real size seen in perspective: radius and distance below the horizon shrink alike.
         radius = 0.16 * scale
-        things.append(_Thing(*kind, float(x), float(_HORIZON + 0.55 * scale - radius), float(radius)))
+        things.append(
+            _Thing(*kind, float(x), float(_HORIZON + 0.55 * scale - radius), float(radius))
+        )
     far, near = things
     names = [f"the {near.name}", f"the {far.name}"]
     asked = [names[k] for k in rng.permutation(2)]
@@ -250,13 +262,19 @@ def _draw(scene: _Scene, size: int, rng: np.random.Generator) -> np.ndarray:
     for thing in scene.things:
         x, y, r = thing.x * side, thing.y * side, thing.radius * side
         fill = COLOURS[thing.colour]
-        outline = tuple(value // 2 for value in fill)  # tells one thing from another where they overlap
+        outline = tuple(
+            value // 2 for value in fill
+        )  # tells one thing from another where they overlap
         if thing.shape == "circle":
             canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=outline, width=2)
         elif thing.shape == "square":
-            canvas.rectangle((x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + r), fill=fill, outline=outline, width=2)
+            canvas.rectangle(
+                (x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + r), fill=fill, outline=outline, width=2
+            )
         elif thing.shape == "triangle":
-            canvas.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill=fill, outline=outline, width=2)
+            canvas.polygon(
+                [(x, y - r), (x + r, y + r), (x - r, y + r)], fill=fill, outline=outline, width=2
+            )
         else:
             corners = [(x, y - r), (x + r, y), (x, y + r), (x - r, y)]
             canvas.polygon(corners, fill=fill, outline=outline, width=2)

@@ -72,7 +72,9 @@ class Evaluation:
             samples=0,
         )
         if not self.name or "/" in self.name:
-            raise ValueError(f"{path}the name is part of file names: it must not be empty or hold a slash")
+            raise ValueError(
+                f"{path}the name is part of file names: it must not be empty or hold a slash"
+            )
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
         check_labels(self.rewards, path, EVALUATION_MEASURES)
@@ -89,7 +91,9 @@ class Evaluation:
 class HeldOut:
     """The held-out sets of a run directory."""
 
-    def __init__(self, folder: Path, evaluations: Sequence[Evaluation], processor: Processor, seed: int):
+    def __init__(
+        self, folder: Path, evaluations: Sequence[Evaluation], processor: Processor, seed: int
+    ):
         """Loads the data of all sets; DataError where one cannot be used."""
         self.folder, self.processor, self.seed = folder, processor, seed
         self.sets = [(options, options.data.load()) for options in evaluations]
@@ -162,7 +166,9 @@ class Asked:
         sampling = SamplingOptions(options.max_response_tokens, options.temperature)
         self.sampler = Sampler(model, processor, sampling, buckets)
 
-    def answers(self, params: dict, on_drop: Callable[[str, str], None]) -> Iterator[tuple[Draw, dict[str, Any]]]:
+    def answers(
+        self, params: dict, on_drop: Callable[[str, str], None]
+    ) -> Iterator[tuple[Draw, dict[str, Any]]]:
         """Every example once with its row, in order; a batch is graded while the next is sampled.
 
         Args:
@@ -218,8 +224,14 @@ def _graded(episodes: Episodes, pending: Pending) -> Iterator[tuple[Draw, dict[s
 
 def summarise(options: Evaluation, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of a held-out set. A sample that a reward could not grade counts as 0."""
-    values = {reward.label: [row["rewards"].get(reward.label) or 0.0 for row in rows] for reward in options.rewards}
+    values = {
+        reward.label: [row["rewards"].get(reward.label) or 0.0 for row in rows]
+        for reward in options.rewards
+    }
     values["length_mean"] = [row["length"] for row in rows]
     values["frac_truncated"] = [row["finish_reason"] == "length" for row in rows]
     means = {name: float(np.mean(found)) if found else 0.0 for name, found in values.items()}
-    return {f"eval/{options.name}/{name}": mean for name, mean in {**means, "n": float(len(rows))}.items()}
+    return {
+        f"eval/{options.name}/{name}": mean
+        for name, mean in {**means, "n": float(len(rows))}.items()
+    }

@@ -1,4 +1,6 @@
-"""From encoded prompts to arrays of static shape: prompt rows, patch rows, and the buckets their sizes come from."""
+"""From encoded prompts to arrays of static shape: prompt rows, patch rows, and the buckets their
+sizes come from.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,14 @@ class EncodedPrompt:
 
     Attributes:
       token_ids: int32[P].
-      media_index: int32[P], -1 for a token, else the running number of the merged media token in this prompt.
-      position: int32[P, 3], M-RoPE positions; three times the same where the model has ordinary ones.
-      next_position: the position of the first response token (it is not P: an image takes fewer positions than tokens).
-      patches: for each image, tile or frame pair of a video float32[n, C * T * H * W] in merge-block order.
+      media_index: int32[P], -1 for a token, else the running number of the merged media token in
+        this prompt.
+      position: int32[P, 3], M-RoPE positions; three times the same where the model has ordinary
+        ones.
+      next_position: the position of the first response token (it is not P: an image takes fewer
+        positions than tokens).
+      patches: for each image, tile or frame pair of a video float32[n, C * T * H * W] in
+        merge-block order.
       grids: for each of them (t, h, w) in patches, t = 1.
       spans: for each run of media tokens (start, end) in `token_ids`.
       hashes: for each image or video a short hash of its pixels.
@@ -81,7 +87,8 @@ def make_batch(
     rows: int,
     multiple: int = 1,
 ) -> PromptBatch:
-    """Packs prompts into `rows` rows (the rest is filled with empty ones) and their media into rows.
+    """Packs prompts into `rows` rows (the rest is filled with empty ones) and their media into
+    rows.
 
     A batch without media still has media rows, all padding, so that text and image prompts share
     programs and may be mixed.
@@ -100,7 +107,9 @@ def make_batch(
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    packed = {kind: ROWS[kind](prompts, buckets, geometry, multiple) for kind, geometry in media.items()}
+    packed = {
+        kind: ROWS[kind](prompts, buckets, geometry, multiple) for kind, geometry in media.items()
+    }
     for b, p in enumerate(prompts):
         n = len(p)
         token[b, :n], position[b, :n] = p.token_ids, p.position
@@ -137,6 +146,8 @@ ROWS = {PATCHES: _patch_rows}
 
 
 def batch_waste(batch: PromptBatch) -> dict[str, float]:
-    """Padding and attention of a batch: fractions of padded positions, attention pairs computed / needed."""
+    """Padding and attention of a batch: fractions of padded positions, attention pairs computed /
+    needed.
+    """
     waste = {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size}
     return waste | rows_waste(batch.media.get(PATCHES))

@@ -21,7 +21,8 @@ class Draw:
     """One draw of an example.
 
     Attributes:
-      position: in the order of draws; it keys the random draws of this prompt, so that a row met again is drawn anew.
+      position: in the order of draws; it keys the random draws of this prompt, so that a row met
+        again is drawn anew.
       row: in the data set.
     """
 
@@ -33,7 +34,8 @@ class Draw:
 
 
 class Draws:
-    """A data set in a seeded order without end; position i is a function of (seed, i), so a resume needs one number.
+    """A data set in a seeded order without end; position i is a function of (seed, i), so a resume
+    needs one number.
 
     Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`.
     """
@@ -67,7 +69,9 @@ class Draws:
         while len(out) < count:
             if len(self.unusable) >= len(self.dataset):
                 why = f"; the last one: {self.last_drop}" if self.last_drop else ""
-                raise DataError(f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}")
+                raise DataError(
+                    f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}"
+                )
             row = int(self.order[position])
             if row not in self.unusable:
                 example = self.dataset[row]
@@ -91,11 +95,15 @@ class Draws:
         # A very long, thin image keeps a side of one token and so may exceed max_pixels.
         if self.max_patches is not None and largest > self.max_patches:
             what = "a frame of a video" if example.videos and not example.images else "an image"
-            raise TooLong(f"{what} has {largest} patches, over the limit of {self.max_patches} (buckets.patches)")
+            raise TooLong(
+                f"{what} has {largest} patches, over the limit of {self.max_patches} (buckets.patches)"
+            )
         if not self.with_response:
             return prompt, np.zeros(0, np.int32)
         if example.response is None:
-            raise PromptError("field 'response': a supervised stage needs one (or a final assistant turn) in every row")
+            raise PromptError(
+                "field 'response': a supervised stage needs one (or a final assistant turn) in every row"
+            )
         text = example.response
         check_text(text, "field 'response'")
         if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already

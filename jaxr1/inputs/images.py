@@ -1,4 +1,6 @@
-"""Images to vision-tower input: smart resize, normalisation and patches in merge-block order, in numpy and Pillow."""
+"""Images to vision-tower input: smart resize, normalisation and patches in merge-block order, in
+numpy and Pillow.
+"""
 
 import dataclasses
 import functools
@@ -24,16 +26,20 @@ def check_shape(height: int, width: int) -> None:
     if height < 1 or width < 1:
         raise MediaError(f"the image is empty ({width}x{height})")
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+        raise MediaError(
+            f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other"
+        )
 
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """What images and the frames of videos share: how they are resized, normalised and cut into patches.
+    """What images and the frames of videos share: how they are resized, normalised and cut into
+    patches.
 
     Attributes:
       patch_size: side of a patch, in pixels (P).
-      temporal_patch_size: frames in a patch (T); an image, or the last frame of a clip, is repeated to fill them.
+      temporal_patch_size: frames in a patch (T); an image, or the last frame of a clip, is repeated
+        to fill them.
       merge_size: side, in patches, of the block that becomes one token of the language model.
       min_pixels: lower bound of the resized area, in pixels.
       max_pixels: upper bound of the resized area, in pixels.
@@ -58,7 +64,9 @@ class PatchOptions:
     resample: int = int(Image.Resampling.BICUBIC)
 
     def __post_init__(self) -> None:
-        self.check_counts("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels")
+        self.check_counts(
+            "patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"
+        )
         if self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}")
         for name in ("image_mean", "image_std"):
@@ -76,7 +84,9 @@ class PatchOptions:
 
     @property
     def factor(self) -> int:
-        """Side in pixels of one language-model token: resized heights and widths are multiples of it."""
+        """Side in pixels of one language-model token: resized heights and widths are multiples of
+        it.
+        """
         return self.patch_size * self.merge_size
 
     @property
@@ -117,8 +127,9 @@ class ImageOptions(PatchOptions):
     def from_preprocessor_config(cls, config: Mapping[str, Any]) -> "ImageOptions":
         """Options from a `preprocessor_config.json` or a `processor_config.json`.
 
-        Reads `min_pixels`/`max_pixels` and the newer `size: {shortest_edge, longest_edge}` (both in pixels of area);
-        where both are given the former wins, as in transformers. Absent or null keys keep their default.
+        Reads `min_pixels`/`max_pixels` and the newer `size: {shortest_edge, longest_edge}` (both in
+        pixels of area); where both are given the former wins, as in transformers. Absent or null
+        keys keep their default.
 
         Args:
           config: the parsed file; an `image_processor` object inside it is used where there is one.
@@ -131,10 +142,16 @@ class ImageOptions(PatchOptions):
             raise ValueError("do_resize is false: images of any size would not divide into patches")
         size = config.get("size") or {}
         if not isinstance(size, Mapping):
-            raise ValueError(f"size must be an object with shortest_edge and longest_edge, got {size!r}")
+            raise ValueError(
+                f"size must be an object with shortest_edge and longest_edge, got {size!r}"
+            )
         changes: dict[str, Any] = {
-            "min_pixels": first_given(config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")),
-            "max_pixels": first_given(config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels")),
+            "min_pixels": first_given(
+                config.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels")
+            ),
+            "max_pixels": first_given(
+                config.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels")
+            ),
         }
         for field in dataclasses.fields(cls):
             if field.name not in changes:
@@ -143,11 +160,15 @@ class ImageOptions(PatchOptions):
         return cls(**{name: value for name, value in changes.items() if value is not None})
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The size an image is resized to: multiples of `factor`, area within bounds, aspect ratio nearly kept.
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """The size an image is resized to: multiples of `factor`, area within bounds, aspect ratio
+    nearly kept.
 
-    As Qwen2-VL (arXiv:2409.12191, section 2.1) has it: round each side, and only where the area is then out of bounds
-    scale both sides first, rounding towards the inside. An image narrower than `factor` can end above `max_pixels`.
+    As Qwen2-VL (arXiv:2409.12191, section 2.1) has it: round each side, and only where the area is
+    then out of bounds scale both sides first, rounding towards the inside. An image narrower than
+    `factor` can end above `max_pixels`.
 
     Args:
       height: pixels.
@@ -176,19 +197,27 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
 
 
 def image_grid(height: int, width: int, options: ImageOptions) -> tuple[int, int, int]:
-    """The (t, h, w) grid of patches of an image of that size; it becomes t * h * w / merge_size**2 tokens.
+    """The (t, h, w) grid of patches of an image of that size; it becomes t * h * w / merge_size**2
+    tokens.
 
     Raises:
       MediaError: as `smart_resize`.
     """
     new_height, new_width = smart_resize(
-        height, width, factor=options.factor, min_pixels=options.min_pixels, max_pixels=options.max_pixels
+        height,
+        width,
+        factor=options.factor,
+        min_pixels=options.min_pixels,
+        max_pixels=options.max_pixels,
     )
     return 1, new_height // options.patch_size, new_width // options.patch_size
 
 
-def preprocess_image(image: Image.Image, options: ImageOptions) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """One image as the flat patches that the vision tower reads; equal to `Qwen2VLImageProcessorPil` of transformers.
+def preprocess_image(
+    image: Image.Image, options: ImageOptions
+) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """One image as the flat patches that the vision tower reads; equal to
+    `Qwen2VLImageProcessorPil` of transformers.
 
     Patches come merge block by merge block, so that the four of a 2x2 block are neighbours:
 
@@ -200,7 +229,8 @@ def preprocess_image(image: Image.Image, options: ImageOptions) -> tuple[np.ndar
       options: sizes and statistics.
 
     Returns:
-      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row, column.
+      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row,
+        column.
       grid: (t, h, w) in patches; t is 1.
 
     Raises:
@@ -239,7 +269,8 @@ def split_patches(pixel_hwc: np.ndarray, side: int, merge: int) -> np.ndarray:
 def normalised_levels(
     rescale_factor: float | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> np.ndarray:
-    """float32[3, 256]: what each 8-bit value becomes in each channel, rounded in the order of transformers.
+    """float32[3, 256]: what each 8-bit value becomes in each channel, rounded in the order of
+    transformers.
 
     Args:
       rescale_factor: multiplies the value; None leaves it.

@@ -6,7 +6,8 @@ Three arrangements, chosen by the host from what a batch holds:
     packed   all images one after the other in one long row; attention over the listed pairs of blocks
     tiles    towers with tiles of one size: a row is a tile
 
-Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding, and is packed.
+Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding,
+and is packed.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class PatchGeometry:
 
 @struct.dataclass
 class Windows:
-    """Attention windows of patch rows, packed into W rows of K places; see `nn.attention.window_attention`."""
+    """Attention windows of patch rows, packed into W rows of K places; see
+    `nn.attention.window_attention`.
+    """
 
     index_rwk: Any  # int32[R, W, K]
     segment_rwk: Any  # int32[R, W, K]; 0 = empty place
@@ -58,15 +61,18 @@ class PatchRows:
         patch row    [ a a a a a a a a b b b b . . . . ]      two images; merge^2 patches make one media embedding
         segment      [ 1 1 1 1 1 1 1 1 2 2 2 2 0 0 0 0 ]      frames of a video are segments of their own
 
-    Row r, embedding j is the batch's embedding number r * M / merge^2 + j. What is frozen may be computed once: then
-    `patch_rmc` holds the output of the last frozen computation instead of pixels, and `held` says which.
+    Row r, embedding j is the batch's embedding number r * M / merge^2 + j. What is frozen may be
+    computed once: then `patch_rmc` holds the output of the last frozen computation instead of
+    pixels, and `held` says which.
     """
 
     patch_rmc: Any  # float32[R, M, C]; [R, M / merge^2, C] after the merger
     place_rm2: Any  # int32[R, M, 2], row and column of each patch in its image
     size_rm2: Any  # int32[R, M, 2], rows and columns of that image
     segment_rm: Any  # int32[R, M]; 0 = padding
-    pair_rp2: Any = None  # int32[R, P, 2], pairs of blocks that attend; None = plain attention in rows
+    pair_rp2: Any = (
+        None  # int32[R, P, 2], pairs of blocks that attend; None = plain attention in rows
+    )
     windows: Windows | None = None
     held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
@@ -87,7 +93,11 @@ def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np
     """
     t, h, w = grid
     blocks = np.stack(np.meshgrid(np.arange(h), np.arange(w), indexing="ij"), -1)
-    blocks = blocks.reshape(h // merge, merge, w // merge, merge, 2).transpose(0, 2, 1, 3, 4).reshape(-1, 2)
+    blocks = (
+        blocks.reshape(h // merge, merge, w // merge, merge, 2)
+        .transpose(0, 2, 1, 3, 4)
+        .reshape(-1, 2)
+    )
     return np.tile(blocks, (t, 1)).astype(np.int32), np.repeat(np.arange(t, dtype=np.int32), h * w)
 
 
@@ -99,7 +109,9 @@ MOST_PAIRS = 2.0
 
 
 def block_size(largest: int) -> int:
-    """Patches of an attention block for images of up to `largest`: small images want small blocks, 16 to 128."""
+    """Patches of an attention block for images of up to `largest`: small images want small blocks,
+    16 to 128.
+    """
     return min(128, max(16, power_of_two(largest) // 16))
 
 
@@ -122,19 +134,29 @@ def arrange(
       ValueError: a row length does not hold whole merge blocks.
     """
     if bad := [m for m in allowed if m % geometry.merge**2]:
-        raise ValueError(f"patch buckets must be multiples of {geometry.merge**2} (one merge block), got {bad[0]}")
+        raise ValueError(
+            f"patch buckets must be multiples of {geometry.merge**2} (one merge block), got {bad[0]}"
+        )
     if geometry.tile:
-        return [[i] for i in range(len(sizes))], finely(max(1, len(sizes)), multiple), geometry.tile, False
+        return (
+            [[i] for i in range(len(sizes))],
+            finely(max(1, len(sizes)), multiple),
+            geometry.tile,
+            False,
+        )
     largest = max(sizes, default=1)
     length = next((m for m in sorted(allowed) if m >= largest), None)
     if length is None:
         raise TooLong(f"an image's patches of {largest} is over the limit of {max(allowed)}")
     bins = pack_first_fit(sizes, length)
     rows = rows_for(max(1, len(bins)), multiple)
-    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way, so that images of
-    # like size add no shapes to those that the prompts have.
+    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way,
+    # so that images of like size add no shapes to those that the prompts have.
     used = len(bins) * length
-    padding, pairs = 1 - sum(sizes) / max(1, used), used * length / max(1, sum(n * n for n in sizes))
+    padding, pairs = (
+        1 - sum(sizes) / max(1, used),
+        used * length / max(1, sum(n * n for n in sizes)),
+    )
     if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
         return bins, rows, length, False
     unit = math.lcm(block, geometry.merge**2)
@@ -147,7 +169,9 @@ def arrange(
 
 
 def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
-    """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted; -1 fills the list up."""
+    """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted; -1 fills the
+    list up.
+    """
     found = []
     for row in segment_rm:
         blocks = [set(b[b > 0].tolist()) for b in row.reshape(-1, block)]
@@ -155,7 +179,9 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
         for i, inside in enumerate(blocks):
             for s in inside:
                 first.setdefault(s, []).append(i)
-        found.append(sorted({(i, j) for members in first.values() for i in members for j in members}))
+        found.append(
+            sorted({(i, j) for members in first.values() for i in members for j in members})
+        )
     size = finely(max(1, *(len(p) for p in found)), 1, 1.5)
     last = segment_rm.shape[1] // block - 1
     out = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
@@ -166,7 +192,9 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
 
 
 def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Windows:
-    """Windows of side x side patches inside each segment, several small ones in one row of side^2 places."""
+    """Windows of side x side patches inside each segment, several small ones in one row of side^2
+    places.
+    """
     rows, length = segment_rm.shape
     size = min(side * side, length)
     binned, members = [], []
@@ -179,7 +207,8 @@ def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Wi
         counts = np.bincount(window) if len(at) else np.zeros(0, int)
         members.append(np.split(at[order], np.cumsum(counts)[:-1]) if len(at) else [])
         binned.append(pack_first_fit(counts.tolist(), size))
-    # Two sizes only: most batches fit a quarter more than full windows would need; twice as many always suffice.
+    # Two sizes only: most batches fit a quarter more than full windows would need; twice as many
+    # always suffice.
     full = -(-length // size)
     most = max(1, *(len(b) for b in binned))
     width = next(w for w in (-(-5 * full // 4), max(2 * full, most)) if w >= most)
@@ -210,7 +239,8 @@ def make_rows(
     """Patch rows of some images, and the number of each image's first embedding.
 
     Args:
-      patches: float32[n, C] of each image (or what was computed of it; [n / merge^2, C] after the merger).
+      patches: float32[n, C] of each image (or what was computed of it; [n / merge^2, C] after the
+        merger).
       grids: (t, h, w) of each image.
       allowed: row lengths M.
       multiple: R is a multiple of it.
@@ -229,7 +259,9 @@ def make_rows(
     bins, rows, length, packed = arrange(sizes, allowed, geometry, multiple, block)
     shrink = unit if held == "merger" else 1
     values = patches[0].shape[1] if len(patches) else geometry.values
-    patch = np.zeros((rows, length // shrink, values), patches[0].dtype if len(patches) else np.float32)
+    patch = np.zeros(
+        (rows, length // shrink, values), patches[0].dtype if len(patches) else np.float32
+    )
     place, size = np.zeros((rows, length, 2), np.int32), np.ones((rows, length, 2), np.int32)
     segment = np.zeros((rows, length), np.int32)
     start = np.zeros(len(sizes), np.int64)
@@ -248,7 +280,9 @@ def make_rows(
     windows = make_windows(place, segment, geometry.window) if geometry.window else None
     if held != "pixels":  # attention is over; only the shape is left to know
         pairs = windows = None
-    found = PatchRows(patch, place, size, segment, pairs, windows, held, block if pairs is not None else 0)
+    found = PatchRows(
+        patch, place, size, segment, pairs, windows, held, block if pairs is not None else 0
+    )
     return found, start
 
 

@@ -10,7 +10,9 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from frame to frame."""
+    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from
+    frame to frame.
+    """
 
     start: int
     end: int
@@ -19,16 +21,17 @@ class Span:
 
 
 def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time, rows and columns.
+    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time,
+    rows and columns.
 
         tokens    x x v v v v v v x x          an image of 2 x 3 tokens
         time      0 1 2 2 2 2 2 2 5 6
         row       0 1 2 2 2 3 3 3 5 6
         column    0 1 2 3 4 2 3 4 5 6          the text goes on after the larger of rows and columns
 
-    Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded down). As in
-    transformers, the text behind a video goes on after its rows and columns even where time has run further; the
-    response starts after the largest position of all.
+    Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded
+    down). As in transformers, the text behind a video goes on after its rows and columns even where
+    time has run further; the response starts after the largest position of all.
 
     Returns:
       int32[length, 3] and the position of the next token.

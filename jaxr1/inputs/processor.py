@@ -30,7 +30,14 @@ from jaxr1.inputs.template import (
     render,
 )
 from jaxr1.inputs.tiles import TileOptions, preprocess_tiles
-from jaxr1.inputs.videos import VideoOptions, open_video, preprocess_video, seconds_per_grid, timestamp_text, timestamps
+from jaxr1.inputs.videos import (
+    VideoOptions,
+    open_video,
+    preprocess_video,
+    seconds_per_grid,
+    timestamp_text,
+    timestamps,
+)
 from jaxr1.media.images import MediaError, describe, load_image, media_hash
 from jaxr1.media.videos import video_hash
 
@@ -39,7 +46,8 @@ _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-    """What one placeholder of the rendered template stands for: an image (or a tile, a frame), or a video.
+    """What one placeholder of the rendered template stands for: an image (or a tile, a frame), or a
+    video.
 
     Attributes:
       patches, grids: one entry per tile, or per frame pair of a video; see `EncodedPrompt`.
@@ -162,7 +170,9 @@ class Processor:
 
     @property
     def max_patches(self) -> int:
-        """Most patches of one image (or tile), the bound of a patch row; 0 for a model of text only."""
+        """Most patches of one image (or tile), the bound of a patch row; 0 for a model of text
+        only.
+        """
         return 0 if self.images is None else self.images.max_patches
 
     @property
@@ -171,7 +181,9 @@ class Processor:
         frame = 0 if self.videos is None else self.videos.max_pixels // self.videos.patch_size**2
         return max(self.max_patches, frame)
 
-    def buckets(self, options: BucketOptions, prompt: int, response: int, *, videos: bool) -> Buckets:
+    def buckets(
+        self, options: BucketOptions, prompt: int, response: int, *, videos: bool
+    ) -> Buckets:
         """Static sizes: those of the options, and geometric series up to the limits.
 
         Args:
@@ -181,7 +193,9 @@ class Processor:
         """
         if isinstance(self.images, TileOptions):  # of one size
             options = dataclasses.replace(options, patches=(self.max_patches,))
-        return options.build(prompt, response, self.max_frame_patches if videos else self.max_patches)
+        return options.build(
+            prompt, response, self.max_frame_patches if videos else self.max_patches
+        )
 
     def changed_files(self) -> dict[str, dict]:
         """{name: keys to set} of the directory's files that a saved copy must have anew."""
@@ -196,18 +210,23 @@ class Processor:
     def _special(self) -> re.Pattern:
         added = self.tokenizer.added_tokens_decoder
         names = [t.content for i, t in added.items() if t.special or i in self.media_token_ids]
-        return re.compile("(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")")
+        return re.compile(
+            "(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")"
+        )
 
     @functools.cached_property
     def _bos(self) -> tuple[int, ...]:
         """What goes before a rendered prompt that does not open with it.
 
-        As in transformers, where a processor tokenizes its rendered text like any other: with the `<s>` that the
-        tokenizer (InternLM2's, Llama's) puts before texts. A text-only chat template is taken to say all itself.
+        As in transformers, where a processor tokenizes its rendered text like any other: with the
+        `<s>` that the tokenizer (InternLM2's, Llama's) puts before texts. A text-only chat template
+        is taken to say all itself.
         """
         if self.images is None and self.template is None:
             return ()
-        with_bos, without = (self.tokenizer.encode("a", add_special_tokens=given) for given in (True, False))
+        with_bos, without = (
+            self.tokenizer.encode("a", add_special_tokens=given) for given in (True, False)
+        )
         bos = self.tokenizer.bos_token_id
         return (bos,) if bos is not None and with_bos == [bos, *without] else ()
 
@@ -233,8 +252,13 @@ class Processor:
             return []
         if any(i in self.media_token_ids or t.special for i, t in self._named(text)):
             pieces = self._special.split(text)
-            # A string that names a special token is cut after its first character, so that no piece of it matches.
-            broken = [part for p in pieces for part in ((p[:1], p[1:]) if self._special.fullmatch(p) else (p,))]
+            # A string that names a special token is cut after its first character, so that no piece
+            # of it matches.
+            broken = [
+                part
+                for p in pieces
+                for part in ((p[:1], p[1:]) if self._special.fullmatch(p) else (p,))
+            ]
             return [i for part in broken if part for i in self._encode(part)]
         return self._encode(text)
 
@@ -255,11 +279,15 @@ class Processor:
         parts = [p for _, turn in content_parts(prompt) for p in turn if p["type"] != "text"]
         if parts and self.images is None:
             kind = parts[0]["type"]
-            raise PromptError(f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only")
+            raise PromptError(
+                f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only"
+            )
         units = [self._unit(part) for part in parts]
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
         flat = self.rules is not None and self.rules.flat
-        rendered, hidden = render(prompt, self.tokenizer, self.template, pads, self._special, flat=flat)
+        rendered, hidden = render(
+            prompt, self.tokenizer, self.template, pads, self._special, flat=flat
+        )
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         opened = _THOUGHT_OPENED.search(rendered)  # a template may begin the answer itself
         ids, spans = self._tokens(rendered, units, hidden)
@@ -267,7 +295,9 @@ class Processor:
         if max_tokens is not None and len(ids) > max_tokens:
             media = sum(s.end - s.start for s in spans)
             share = f" ({media} of them for {len(units)} images)" if units else ""
-            raise TooLong(f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}")
+            raise TooLong(
+                f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}"
+            )
         position, following = np.tile(np.arange(len(ids), dtype=np.int32)[:, None], 3), len(ids)
         if self.rules is not None and self.rules.mrope:
             position, following = mrope_positions(len(ids), spans)
@@ -283,7 +313,9 @@ class Processor:
             prefix=(opened.group() if opened else "") + prefix,
         )
 
-    def _tokens(self, rendered: str, units: Sequence[Unit], hidden: Sequence[str]) -> tuple[list[int], list[Span]]:
+    def _tokens(
+        self, rendered: str, units: Sequence[Unit], hidden: Sequence[str]
+    ) -> tuple[list[int], list[Span]]:
         """Token ids of rendered text, and the spans that its units take.
 
         Args:
@@ -308,11 +340,15 @@ class Processor:
                 ids.append(token)
                 continue
             if not waiting:
-                raise PromptError(f"the template has more image places than the prompt's {len(units)} images")
+                raise PromptError(
+                    f"the template has more image places than the prompt's {len(units)} images"
+                )
             ids = self._place(waiting.pop(), ids, spans, token)
         if waiting:
             placed = len(units) - len(waiting)
-            raise PromptError(f"the prompt has {len(units)} images, but the template has a place for {placed}")
+            raise PromptError(
+                f"the prompt has {len(units)} images, but the template has a place for {placed}"
+            )
         return ids, spans
 
     def _unit(self, part: dict) -> Unit:
@@ -332,7 +368,9 @@ class Processor:
 
     def _video(self, part: dict) -> Unit:
         if self.videos is None:
-            raise PromptError(f"the prompt has a video, but a model of type {self.family!r} takes none")
+            raise PromptError(
+                f"the prompt has a video, but a model of type {self.family!r} takes none"
+            )
         video = open_video(part["video"], self.videos, source_fps=part.get("fps"))
         patches, (t, h, w) = preprocess_video(video.frames, self.videos, resize=False)
         step = 1.0
@@ -345,10 +383,12 @@ class Processor:
         return Unit(frames, ((1, h, w),) * t, video_hash(video.frames), times, step)
 
     def _with_times(self, rendered: str, units: Sequence[Unit]) -> tuple[str, list[Unit]]:
-        """The rendered text and its units, a video with times (Qwen3-VL) taken apart into its frame pairs:
+        """The rendered text and its units, a video with times (Qwen3-VL) taken apart into its frame
+        pairs:
 
         <|vision_start|><|video_pad|><|vision_end|>
-        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|><1.2 seconds><|vision_start|><|video_pad|>...
+        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|><1.2
+        seconds><|vision_start|><|video_pad|>...
         """
         clips, apart = [u for u in units if u.times], []
         for unit in units:
@@ -358,7 +398,9 @@ class Processor:
             return rendered, apart
         first, *rest = rendered.split(self.video_pad)
         if len(rest) != len(clips):
-            raise PromptError(f"the prompt has {len(clips)} videos, but the template has a place for {len(rest)}")
+            raise PromptError(
+                f"the prompt has {len(clips)} videos, but the template has a place for {len(rest)}"
+            )
         said = ["".join(timestamp_text(t) + self.video_pad for t in clip.times) for clip in clips]
         return first + "".join(a + b for a, b in zip(said, rest, strict=True)), apart
 

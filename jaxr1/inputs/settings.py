@@ -52,8 +52,8 @@ class MediaRules:
       patch_size: side of a patch, in pixels.
       temporal_patch_size: frames in a patch.
       merge_size: side, in patches, of the block that becomes one token.
-      tokens: strings that stand for media, which are never sampled; the first one is the place of an
-        image's embeddings.
+      tokens: strings that stand for media, which are never sampled; the first one is the place of
+        an image's embeddings.
       token_keys: keys of config.json that hold the ids of such tokens.
       image_pad: one image in rendered text, "{}" its place.
       tile_side: side, in patches, of tiles of one size; 0 for images of any size.
@@ -112,7 +112,8 @@ def changed_files(
 ) -> dict[str, dict]:
     """{name: keys to set} of the files that a saved copy must have anew: bounds given on loading.
 
-    Without them an exported model would be asked about images of another size than it was trained on.
+    Without them an exported model would be asked about images of another size than it was trained
+    on.
     """
     found: dict[str, dict] = {}
     for name, keys in [*_changed_images(directory, images), *_changed_videos(directory, videos)]:
@@ -120,7 +121,9 @@ def changed_files(
     return {name: keys for name, keys in found.items() if keys}
 
 
-def _changed_images(directory: Path, images: ImageOptions | TileOptions | None) -> list[tuple[str, dict]]:
+def _changed_images(
+    directory: Path, images: ImageOptions | TileOptions | None
+) -> list[tuple[str, dict]]:
     if images is None:
         return []
     name, settings = _image_settings(directory)

@@ -15,7 +15,9 @@ class TooLong(UserError):
 
 
 def geometric(low: int, high: int, ratio: float = 2.0, multiple: int = 8) -> tuple[int, ...]:
-    """Bucket sizes from `low` to `high`, each about `ratio` times the one before, rounded up to `multiple`."""
+    """Bucket sizes from `low` to `high`, each about `ratio` times the one before, rounded up to
+    `multiple`.
+    """
     sizes, size = [], float(min(low, high))
     while size < high:
         sizes.append(int(-(-size // multiple) * multiple))
@@ -29,12 +31,16 @@ def power_of_two(size: int) -> int:
 
 
 def rows_for(count: int, multiple: int) -> int:
-    """Rows of a batch for `count` real ones: `multiple` times a power of two, so that few shapes exist."""
+    """Rows of a batch for `count` real ones: `multiple` times a power of two, so that few shapes
+    exist.
+    """
     return multiple * power_of_two(-(-count // multiple))
 
 
 def finely(count: int, multiple: int = 1, ratio: float = 1.25) -> int:
-    """The smallest size >= count of a geometric series of whole multiples: padding of at most 1 - 1 / ratio."""
+    """The smallest size >= count of a geometric series of whole multiples: padding of at most 1 - 1
+    / ratio.
+    """
     size = 1
     while size * multiple < count:
         size = max(size + 1, math.floor(size * ratio))
@@ -42,7 +48,9 @@ def finely(count: int, multiple: int = 1, ratio: float = 1.25) -> int:
 
 
 def pack_first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of `capacity`, largest first, each in the first bin with room (deterministic)."""
+    """Indices of `sizes` in bins of `capacity`, largest first, each in the first bin with room
+    (deterministic).
+    """
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -71,12 +79,14 @@ def bucket(size: int, sizes: Sequence[int], what: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The static sizes that arrays may have. Everything that compiles, compiles for sizes from here.
+    """The static sizes that arrays may have. Everything that compiles, compiles for sizes from
+    here.
 
     Attributes:
       prompt: prompt lengths P in tokens.
       response: strip lengths T (and decode cache sizes) in tokens.
-      patches: patch-row lengths M in patches; the largest bounds an image. Packed rows are longer, in steps of a quarter.
+      patches: patch-row lengths M in patches; the largest bounds an image. Packed rows are longer,
+        in steps of a quarter.
     """
 
     prompt: tuple[int, ...]
@@ -86,12 +96,15 @@ class Buckets:
     @classmethod
     def up_to(cls, prompt: int, response: int, patches: int) -> Buckets:
         """Geometric buckets from small to the limits."""
-        return cls(geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16))
+        return cls(
+            geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketOptions:
-    """Static sizes; an empty tuple is a geometric series up to the stage's limits (to the processor's for patches).
+    """Static sizes; an empty tuple is a geometric series up to the stage's limits (to the
+    processor's for patches).
 
     Attributes:
       prompt: prompt lengths in tokens.

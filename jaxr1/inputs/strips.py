@@ -6,9 +6,9 @@
     segments       [ 1 1 1 1 1 1 1 1 1 1 0 0 ]
                    [ 1 1 1 1 2 2 2 3 3 3 3 3 ]
 
-A plan fixes sizes and places on the host; arrays are then filled from columns, which hold one number
-for each token of each response. Rows are copies of prompts: a group whose strips do not fit one row
-gets two.
+A plan fixes sizes and places on the host; arrays are then filled from columns, which hold one
+number for each token of each response. Rows are copies of prompts: a group whose strips do not fit
+one row gets two.
 
     column  [ a a a a b b c c c d d d d d ]       start of d: 9
 """
@@ -58,7 +58,9 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One micro-batch: `rows` padded rows, of which `prompts` lists the real ones; S strips of T tokens each."""
+    """One micro-batch: `rows` padded rows, of which `prompts` lists the real ones; S strips of T
+    tokens each.
+    """
 
     prompts: tuple[int, ...]
     rows: int
@@ -91,14 +93,16 @@ def plan_strips(
     multiple: int = 1,
     placed: np.ndarray | None = None,
 ) -> list[Plan]:
-    """Packs responses into micro-batches of at most `token_budget` padded tokens (one row may exceed it).
+    """Packs responses into micro-batches of at most `token_budget` padded tokens (one row may
+    exceed it).
 
-    Rows are sorted by size, so that a micro-batch holds rows of like length: with log-normal lengths
-    most of a batch in arrival order would be padding.
+    Rows are sorted by size, so that a micro-batch holds rows of like length: with log-normal
+    lengths most of a batch in arrival order would be padding.
 
     Args:
       prompt_lens: length of each prompt.
-      counts: for each prompt, the tokens of each of its responses; a column holds them in this order.
+      counts: for each prompt, the tokens of each of its responses; a column holds them in this
+        order.
       buckets: the sizes that P and T may have.
       token_budget: padded tokens of prompts and strips per micro-batch.
       multiple: rows are a multiple of it.
@@ -115,7 +119,8 @@ def plan_strips(
     for prompt, group in enumerate(lengths):
         room = token_budget // multiple - bucket(prompt_lens[prompt], buckets.prompt, "a prompt")
         rows += _rows_of(prompt, group, buckets, room)
-    # The longest first; what decides between equals makes the order a function of the lengths alone.
+    # The longest first; what decides between equals makes the order a function of the lengths
+    # alone.
     tokens = lambda row: sum(lengths[row.prompt][j] for j in row.samples)
     rows.sort(key=lambda row: (-row.size, -tokens(row), -prompt_lens[row.prompt], row.prompt))
 

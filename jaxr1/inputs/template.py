@@ -1,8 +1,10 @@
-"""From chat messages to token ids: the template renders, user text stays text, media get their spans.
+"""From chat messages to token ids: the template renders, user text stays text, media get their
+spans.
 
-The rendered template holds a sentinel in place of every special string in what the user wrote. It is split at its own
-special tokens, and the user's strings are put back afterwards, so that a literal "<|image_pad|>" or "<|im_end|>" in a
-question is spelled out in ordinary tokens instead of becoming the token of that name.
+The rendered template holds a sentinel in place of every special string in what the user wrote. It
+is split at its own special tokens, and the user's strings are put back afterwards, so that a
+literal "<|image_pad|>" or "<|im_end|>" in a question is spelled out in ordinary tokens instead of
+becoming the token of that name.
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from jaxr1.base.errors import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
-# Private-use characters: a template may lower-case or trim around them, and never contains them itself.
+# Private-use characters: a template may lower-case or trim around them, and never contains them
+# itself.
 SENTINEL = "\ue000{}\ue001"
 SENTINEL_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 _ASKS_THE_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 TODAY = datetime.datetime(2024, 7, 26)
 
-# VisualThinker-R1-Zero (arXiv:2503.05132): the template for a base model, which knows no chat turns.
+# VisualThinker-R1-Zero (arXiv:2503.05132): the template for a base model, which knows no chat
+# turns.
 R1_ZERO_PREFIX = "<think>"
 R1_ZERO = (
     "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it. "
@@ -30,8 +34,9 @@ R1_ZERO = (
     "User: {question}\nAssistant: Let me solve this step by step.\n"
 )
 
-# ChatML, and the system turn that goes before a conversation without one. "internvl2_5" is what the original InternVL2.5
-# and InternVL3 repositories do in code that they ship (and that is not executed here).
+# ChatML, and the system turn that goes before a conversation without one. "internvl2_5" is what the
+# original InternVL2.5 and InternVL3 repositories do in code that they ship (and that is not
+# executed here).
 CHATML = {
     "chatml": "",
     "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
@@ -49,10 +54,12 @@ class Prompt:
 
     Attributes:
       messages: chat messages {"role", "content"}; content is a string or a list of parts
-        {"type": "text", "text": ...}, {"type": "image", "image": path | bytes | PIL.Image | uint8[H, W, 3]} and
-        {"type": "video", "video": path | bytes | frames | uint8[T, H, W, 3], "fps": of frames without a file}.
+        {"type": "text", "text": ...}, {"type": "image", "image": path | bytes | PIL.Image |
+        uint8[H, W, 3]} and {"type": "video", "video": path | bytes | frames | uint8[T, H, W, 3],
+        "fps": of frames without a file}.
       id: keys the random draws of this prompt; default is its place in the list.
-      prefix: opens the response; the model continues from it. None is the template's own (base-model templates).
+      prefix: opens the response; the model continues from it. None is the template's own
+        (base-model templates).
     """
 
     messages: Sequence[dict]
@@ -71,14 +78,22 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
         if not isinstance(message, dict) or "role" not in message or "content" not in message:
             raise PromptError(f"message {i} needs 'role' and 'content', got {message!r:.80}")
         if message["role"] not in ROLES:
-            raise PromptError(f"message {i}: role {message['role']!r} is none of {', '.join(ROLES)}")
+            raise PromptError(
+                f"message {i}: role {message['role']!r} is none of {', '.join(ROLES)}"
+            )
         content = message["content"]
         if not isinstance(content, str | list | tuple):
-            raise PromptError(f"message {i}: content must be a string or a list of parts, got {content!r:.80}")
+            raise PromptError(
+                f"message {i}: content must be a string or a list of parts, got {content!r:.80}"
+            )
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else list(content)
         for j, part in enumerate(parts):
             kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in ("text", *MEDIA) or kind not in part or (kind == "text" and not isinstance(part[kind], str)):
+            if (
+                kind not in ("text", *MEDIA)
+                or kind not in part
+                or (kind == "text" and not isinstance(part[kind], str))
+            ):
                 raise PromptError(
                     f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}}, "
                     f"{{'type': 'image', 'image': ...}} or {{'type': 'video', 'video': ...}}, got {part!r:.80}"
@@ -88,7 +103,9 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
             known = ("type", kind, "fps") if kind == "video" else ("type", kind)
             # tables give every part all columns, most of them empty
             if other := [key for key in part if key not in known and part[key] is not None]:
-                raise PromptError(f"message {i}, part {j}: {other[0]!r} is none of {', '.join(map(repr, known))}")
+                raise PromptError(
+                    f"message {i}, part {j}: {other[0]!r} is none of {', '.join(map(repr, known))}"
+                )
         turns.append((message["role"], parts))
     if not turns:
         raise PromptError("a prompt needs at least one message")
@@ -96,24 +113,37 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises PromptError where a text holds half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    """Raises PromptError where a text holds half of a surrogate pair, which JSON can spell and no
+    tokenizer reads.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as e:
-        raise PromptError(f"{where}: character {e.start} ({text[e.start]!r}) is half of a surrogate pair") from e
+        raise PromptError(
+            f"{where}: character {e.start} ({text[e.start]!r}) is half of a surrogate pair"
+        ) from e
 
 
 def render(
-    prompt: Prompt, tokenizer, template: str | None, pads: Sequence[str], special: re.Pattern, *, flat: bool = False
+    prompt: Prompt,
+    tokenizer,
+    template: str | None,
+    pads: Sequence[str],
+    special: re.Pattern,
+    *,
+    flat: bool = False,
 ) -> tuple[str, list[str]]:
-    """The rendered template, with sentinels for the special strings in what the user wrote; and those strings.
+    """The rendered template, with sentinels for the special strings in what the user wrote; and
+    those strings.
 
-    It is rendered twice: with every text wholly behind a sentinel, to see that the template places each of them once and
-    in order, and with the texts themselves, because templates look at them (trim them, cut thoughts out of earlier turns).
+    It is rendered twice: with every text wholly behind a sentinel, to see that the template places
+    each of them once and in order, and with the texts themselves, because templates look at them
+    (trim them, cut thoughts out of earlier turns).
 
     Args:
       template: None is the tokenizer's chat template, or a name of `TEMPLATES`.
-      pads: what the processor expects in place of each medium ("<|vision_start|><|image_pad|><|vision_end|>").
+      pads: what the processor expects in place of each medium
+        ("<|vision_start|><|image_pad|><|vision_end|>").
       special: matches every string that is a special token.
       flat: the chat template takes strings only, so that the pads are written into them.
 
@@ -124,14 +154,19 @@ def render(
     if template == "r1_zero" and (len(turns) != 1 or turns[0][0] != "user"):
         raise PromptError("template 'r1_zero' takes exactly one user message")
     if template is None and not tokenizer.chat_template:
-        raise PromptError(f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template")
+        raise PromptError(
+            f"the model has no chat template; give one of {', '.join(TEMPLATES)} as template"
+        )
     hidden: list[str] = []
 
     def hide(text: str) -> str:
         hidden.append(text)
         return SENTINEL.format(len(hidden) - 1)
 
-    found = [int(n) for n in SENTINEL_PATTERN.findall(_rendered(turns, tokenizer, template, pads, flat, hide))]
+    found = [
+        int(n)
+        for n in SENTINEL_PATTERN.findall(_rendered(turns, tokenizer, template, pads, flat, hide))
+    ]
     if found != list(range(len(hidden))):
         raise PromptError("the chat template drops, repeats or reorders message texts")
     hidden.clear()
@@ -160,10 +195,14 @@ def _rendered(
     for role, parts in turns:
         content: str | list[dict]
         if flat or all(p["type"] == "text" for p in parts):
-            content = "".join(write(p["text"]) if p["type"] == "text" else waiting.pop() for p in parts)
+            content = "".join(
+                write(p["text"]) if p["type"] == "text" else waiting.pop() for p in parts
+            )
         else:
             content = [
-                {"type": "text", "text": write(p["text"])} if p["type"] == "text" else {"type": p["type"]}
+                {"type": "text", "text": write(p["text"])}
+                if p["type"] == "text"
+                else {"type": p["type"]}
                 for p in parts
             ]
         messages.append({"role": role, "content": content})
@@ -178,25 +217,34 @@ def _rendered(
 def apply_chat_template(tokenizer, messages: Sequence[dict], *, add_generation_prompt: bool) -> str:
     """The tokenizer's own template, on a day that never changes.
 
-    Llama 3's says today's date: a run that is resumed tomorrow would have other prompts. The day is the one that this
-    template falls back to where it cannot ask.
+    Llama 3's says today's date: a run that is resumed tomorrow would have other prompts. The day is
+    the one that this template falls back to where it cannot ask.
     """
     template = tokenizer.chat_template
     if isinstance(template, dict):  # several by name, one of them for tools
         if "default" not in template:
-            raise PromptError(f"the tokenizer has chat templates {', '.join(template)}, and none of the name 'default'")
+            raise PromptError(
+                f"the tokenizer has chat templates {', '.join(template)}, and none of the name 'default'"
+            )
         template = template["default"]
-    if isinstance(template, str):  # transformers takes no other clock, so the answer is written into the template
+    if isinstance(
+        template, str
+    ):  # transformers takes no other clock, so the answer is written into the template
         template = _ASKS_THE_DAY.sub(lambda m: repr(TODAY.strftime(m.group(2))), template)
     return tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        messages,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
     )
 
 
 def end_of_turn(tokenizer, template: str | None) -> int | None:
-    """The special token that the template puts after an assistant's answer; None where there is none.
+    """The special token that the template puts after an assistant's answer; None where there is
+    none.
 
-    It is not always the tokenizer's end of text: that of InternLM2 is </s>, and answers end with <|im_end|>.
+    It is not always the tokenizer's end of text: that of InternLM2 is </s>, and answers end with
+    <|im_end|>.
     """
     mark = SENTINEL.format(0)
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
@@ -210,13 +258,22 @@ def end_of_turn(tokenizer, template: str | None) -> int | None:
     except Exception:  # a template that takes no such turns: then nothing is known
         return None
     after = rendered.partition(mark)[2].lstrip()
-    ends = [i for i, t in tokenizer.added_tokens_decoder.items() if t.special and after.startswith(t.content)]
+    ends = [
+        i
+        for i, t in tokenizer.added_tokens_decoder.items()
+        if t.special and after.startswith(t.content)
+    ]
     return max(ends, key=lambda i: len(tokenizer.added_tokens_decoder[i].content), default=None)
 
 
 def chatml(messages: Sequence[dict], system: str) -> str:
-    """Turns between <|im_start|> and <|im_end|>, with a system turn where the messages have none (and `system` is one)."""
+    """Turns between <|im_start|> and <|im_end|>, with a system turn where the messages have none
+    (and `system` is one).
+    """
     turns = [(m["role"], m["content"]) for m in messages]
     if system and turns[0][0] != "system":
         turns.insert(0, ("system", system))
-    return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns) + "<|im_start|>assistant\n"
+    return (
+        "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
+        + "<|im_start|>assistant\n"
+    )

@@ -1,5 +1,5 @@
-"""Images as tiles of one size (InternVL, arXiv:2404.16821 §3.3): the picture is cut into a grid of squares that fits its
-shape best, and a thumbnail of the whole picture follows.
+"""Images as tiles of one size (InternVL, arXiv:2404.16821 §3.3): the picture is cut into a grid of
+squares that fits its shape best, and a thumbnail of the whole picture follows.
 
     wide picture, max_tiles 6     ->   | 0 | 1 | 2 |     3
                                                          thumbnail
@@ -53,11 +53,15 @@ class TileOptions:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min_tiles <= self.max_tiles:
-            raise ValueError(f"tiles must be 1 <= min <= max, got {self.min_tiles} and {self.max_tiles}")
+            raise ValueError(
+                f"tiles must be 1 <= min <= max, got {self.min_tiles} and {self.max_tiles}"
+            )
         if self.max_tiles > MAX_TILES:
             raise ValueError(f"max_tiles {self.max_tiles} is over the limit of {MAX_TILES}")
         if self.size % (self.patch_size * self.merge_size):
-            raise ValueError(f"a tile of {self.size} pixels does not divide into tokens of {self.token_side}")
+            raise ValueError(
+                f"a tile of {self.size} pixels does not divide into tokens of {self.token_side}"
+            )
 
     @property
     def token_side(self) -> int:
@@ -89,41 +93,60 @@ class TileOptions:
         )
 
     def with_pixels(self, min_pixels: int | None, max_pixels: int | None) -> TileOptions:
-        """The same with bounds given in pixels of area, as other families have them; the thumbnail is not counted.
+        """The same with bounds given in pixels of area, as other families have them; the thumbnail
+        is not counted.
 
         Raises:
           ValueError: less than one tile.
         """
         if max_pixels is not None and max_pixels < self.size**2:
-            raise ValueError(f"max_pixels {max_pixels} is less than one tile of {self.size} x {self.size}")
+            raise ValueError(
+                f"max_pixels {max_pixels} is less than one tile of {self.size} x {self.size}"
+            )
         most = self.max_tiles if max_pixels is None else max_pixels // self.size**2
         least = self.min_tiles if min_pixels is None else -(-min_pixels // self.size**2)
-        return dataclasses.replace(self, max_tiles=most, min_tiles=min(least, most) if min_pixels is None else least)
+        return dataclasses.replace(
+            self, max_tiles=most, min_tiles=min(least, most) if min_pixels is None else least
+        )
 
     @classmethod
     def from_configs(
-        cls, config: Mapping[str, Any], settings: Mapping[str, Any], *, size: int, patch_size: int, merge_size: int
+        cls,
+        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        size: int,
+        patch_size: int,
+        merge_size: int,
     ) -> TileOptions:
         """Options from a config.json and a preprocessor_config.json.
 
-        The hub's original files keep the tiling in config.json (`max_dynamic_patch`, `use_thumbnail`), those of
-        transformers in the preprocessor's (`max_patches`, `crop_to_patches`).
+        The hub's original files keep the tiling in config.json (`max_dynamic_patch`,
+        `use_thumbnail`), those of transformers in the preprocessor's (`max_patches`,
+        `crop_to_patches`).
 
         Args:
           size, patch_size, merge_size: the tower's, see above.
         """
-        found: dict[str, Any] = {"image_mean": settings.get("image_mean"), "image_std": settings.get("image_std")}
+        found: dict[str, Any] = {
+            "image_mean": settings.get("image_mean"),
+            "image_std": settings.get("image_std"),
+        }
         for field, (original, own) in TILE_KEYS.items():
             found[field] = config.get(original, settings.get(own))
         found["thumbnail"] = config.get("use_thumbnail")
         if config.get("dynamic_image_size") is False:
             found |= {"min_tiles": 1, "max_tiles": 1}
         found["resample"] = settings.get("resample")
-        changes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None}
+        changes: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None
+        }
         return cls(size=size, patch_size=patch_size, merge_size=merge_size, **changes)
 
     def changed(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict, dict]:
-        """What must be set in the two files, read as by `from_configs`, for them to say these bounds; mostly nothing."""
+        """What must be set in the two files, read as by `from_configs`, for them to say these
+        bounds; mostly nothing.
+        """
         said = self.from_configs(
             config, settings, size=self.size, patch_size=self.patch_size, merge_size=self.merge_size
         )
@@ -136,16 +159,25 @@ class TileOptions:
         return {}, values | {"crop_to_patches": self.max_tiles > 1}
 
 
-TILE_KEYS = {"min_tiles": ("min_dynamic_patch", "min_patches"), "max_tiles": ("max_dynamic_patch", "max_patches")}
-"""Names of the bounds in the config.json of the hub's original files, and in the preprocessor's of transformers."""
+TILE_KEYS = {
+    "min_tiles": ("min_dynamic_patch", "min_patches"),
+    "max_tiles": ("max_dynamic_patch", "max_patches"),
+}
+"""Names of the bounds in the config.json of the hub's original files, and in the preprocessor's of
+transformers.
+"""
 
 MAX_TILES = 128
-"""More tiles than this in one picture are refused: 128 of 448 x 448 are 25 million pixels and 32768 tokens."""
+"""More tiles than this in one picture are refused: 128 of 448 x 448 are 25 million pixels and 32768
+tokens.
+"""
 
 
 @functools.lru_cache(maxsize=64)
 def tile_shapes(least: int, most: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows) of all grids of `least` to `most` tiles, by number of tiles and then by columns."""
+    """(columns, rows) of all grids of `least` to `most` tiles, by number of tiles and then by
+    columns.
+    """
     grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
     return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
 
@@ -175,14 +207,18 @@ def cut_tiles(image: Image.Image, options: TileOptions) -> list[Image.Image]:
     resample = Image.Resampling(options.resample)
     whole = rgb.resize((columns * side, rows * side), resample=resample)
     tiles = [
-        whole.crop((c * side, r * side, (c + 1) * side, (r + 1) * side)) for r in range(rows) for c in range(columns)
+        whole.crop((c * side, r * side, (c + 1) * side, (r + 1) * side))
+        for r in range(rows)
+        for c in range(columns)
     ]
     if options.thumbnail and len(tiles) > 1:
         tiles.append(rgb.resize((side, side), resample=resample))
     return tiles
 
 
-def preprocess_tiles(image: Image.Image, options: TileOptions) -> tuple[list[np.ndarray], list[tuple[int, int, int]]]:
+def preprocess_tiles(
+    image: Image.Image, options: TileOptions
+) -> tuple[list[np.ndarray], list[tuple[int, int, int]]]:
     """The patches of each tile in merge-block order, and their grids.
 
     Equal to `GotOcr2ImageProcessorPil` of transformers with `crop_to_patches`, cut into patches.

@@ -1,4 +1,6 @@
-"""Videos to vision-tower input: which frames, at which size, as which patches, and when each of them was shown."""
+"""Videos to vision-tower input: which frames, at which size, as which patches, and when each of
+them was shown.
+"""
 
 import dataclasses
 import math
@@ -9,7 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxr1.inputs.images import MAX_ASPECT_RATIO, PatchOptions, first_given, smart_resize, split_patches
+from jaxr1.inputs.images import (
+    MAX_ASPECT_RATIO,
+    PatchOptions,
+    first_given,
+    smart_resize,
+    split_patches,
+)
 from jaxr1.media.frames import Sampling
 from jaxr1.media.images import MAX_PIXELS_DECODED, MediaError
 from jaxr1.media.videos import Video, VideoSource, load_video
@@ -90,15 +98,16 @@ class VideoOptions(PatchOptions):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], rules: VideoRules) -> "VideoOptions":
-        """Options from a `video_preprocessor_config.json`, `processor_config.json` or `preprocessor_config.json`.
+        """Options from a `video_preprocessor_config.json`, `processor_config.json` or
+        `preprocessor_config.json`.
 
-        transformers looks for them in this order: `video_processor` in `processor_config.json`, then
-        `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are those of
-        images. Reads `min_pixels`/`max_pixels` and `size: {shortest_edge, longest_edge}` (all in
-        pixels of area). Where both are given the former wins, but for bounds of the whole clip, whose
-        processor knows only the latter. Absent or null keys keep the default of the rules; `fps` is
-        then 2, as the tools of these models have it. `do_sample_frames` is not read: clips are sampled
-        always.
+        transformers looks for them in this order: `video_processor` in `processor_config.json`,
+        then `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are
+        those of images. Reads `min_pixels`/`max_pixels` and `size: {shortest_edge, longest_edge}`
+        (all in pixels of area). Where both are given the former wins, but for bounds of the whole
+        clip, whose processor knows only the latter. Absent or null keys keep the default of the
+        rules; `fps` is then 2, as the tools of these models have it. `do_sample_frames` is not
+        read: clips are sampled always.
 
         Args:
           config: the parsed file; a `video_processor` object inside it is used where there is one.
@@ -112,7 +121,9 @@ class VideoOptions(PatchOptions):
             raise ValueError("do_resize is false: frames of any size would not divide into patches")
         size = config.get("size") or {}
         if not isinstance(size, Mapping):
-            raise ValueError(f"size must be an object with shortest_edge and longest_edge, got {size!r}")
+            raise ValueError(
+                f"size must be an object with shortest_edge and longest_edge, got {size!r}"
+            )
         said: dict[str, Any] = {"rules": rules}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             own, sizes = config.get(name), (size.get(edge), size.get(name))
@@ -126,13 +137,15 @@ class VideoOptions(PatchOptions):
 
 
 def video_size(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int]:
-    """The size the frames of a clip are resized to: multiples of `options.factor`, aspect ratio nearly kept.
+    """The size the frames of a clip are resized to: multiples of `options.factor`, aspect ratio
+    nearly kept.
 
-    Bounds of a frame (arXiv:2409.12191) size it as an image. With `cap_pixels_per_frame`, it may have
-    no more pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 * `min_pixels`
-    in any case. Bounds of the whole clip (arXiv:2511.21631) are for frames * height * width, so that a
-    longer clip has smaller frames. With `cap_pixels_per_frame`, a frame may have no more than its share
-    of `max_pixels` and no more than `max_video_tokens` tokens, but 1.05 * `min_pixels` in any case.
+    Bounds of a frame (arXiv:2409.12191) size it as an image. With `cap_pixels_per_frame`, it may
+    have no more pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 *
+    `min_pixels` in any case. Bounds of the whole clip (arXiv:2511.21631) are for frames * height *
+    width, so that a longer clip has smaller frames. With `cap_pixels_per_frame`, a frame may have
+    no more than its share of `max_pixels` and no more than `max_video_tokens` tokens, but 1.05 *
+    `min_pixels` in any case.
 
     Args:
       frames: number of frames taken; fewer than `options.temporal_patch_size` count as so many.
@@ -159,16 +172,26 @@ def video_size(frames: int, height: int, width: int, options: VideoOptions) -> t
     frames = max(frames, pair)
     if options.cap_pixels_per_frame:
         high = max(min(options.max_video_tokens * factor * factor, high // frames), floor) * frames
-    return _clip_resize(frames, height, width, factor=factor, pair=pair, min_pixels=low, max_pixels=high)
+    return _clip_resize(
+        frames, height, width, factor=factor, pair=pair, min_pixels=low, max_pixels=high
+    )
 
 
 def _clip_resize(
-    frames: int, height: int, width: int, *, factor: int, pair: int, min_pixels: int, max_pixels: int
+    frames: int,
+    height: int,
+    width: int,
+    *,
+    factor: int,
+    pair: int,
+    min_pixels: int,
+    max_pixels: int,
 ) -> tuple[int, int]:
     """`smart_resize` over time and space: bounds are for frames * height * width.
 
-    A frame smaller than `factor` on a side is scaled up first. Whether a bound is broken is asked for a whole number
-    of temporal patches, by how much for the frames there are; both as the reference does.
+    A frame smaller than `factor` on a side is scaled up first. Whether a bound is broken is asked
+    for a whole number of temporal patches, by how much for the frames there are; both as the
+    reference does.
     """
     if height < 1 or width < 1:
         raise MediaError(f"the frames are empty ({width}x{height})")
@@ -176,7 +199,9 @@ def _clip_resize(
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError(f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other")
+        raise MediaError(
+            f"one side of {width}x{height} is more than {MAX_ASPECT_RATIO} times the other"
+        )
     new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
     volume = round(frames / pair) * pair * new_height * new_width
     if volume > max_pixels:
@@ -191,7 +216,8 @@ def _clip_resize(
 
 
 def video_grid(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int, int]:
-    """The (t, h, w) grid of patches of a clip of that size; it becomes t * h * w / merge_size**2 tokens.
+    """The (t, h, w) grid of patches of a clip of that size; it becomes t * h * w / merge_size**2
+    tokens.
 
     Raises:
       MediaError: as `video_size`.
@@ -212,7 +238,8 @@ def open_video(
     sample: bool = True,
     max_pixels_decoded: int = MAX_PIXELS_DECODED,
 ) -> Video:
-    """Opens a clip and takes the frames that the options ask for, each resized as soon as it is decoded.
+    """Opens a clip and takes the frames that the options ask for, each resized as soon as it is
+    decoded.
 
     The frames go to `preprocess_video` with `resize=False`; the result is that of `load_video` and
     `preprocess_video`, but a long clip is never held at its full size.
@@ -220,8 +247,10 @@ def open_video(
     Args:
       source: see `load_video`.
       options: sampling and sizes.
-      source_fps: frames a second of a list or an array; for a file it replaces the container's rate.
-      sample: False takes the frames as they are, for frames sampled before; still no more than `max_frames`.
+      source_fps: frames a second of a list or an array; for a file it replaces the container's
+        rate.
+      sample: False takes the frames as they are, for frames sampled before; still no more than
+        `max_frames`.
       max_pixels_decoded: clips with more pixels in one frame are refused before decoding.
 
     Raises:
@@ -249,17 +278,19 @@ def preprocess_video(
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
     """A clip as the flat patches that the vision tower reads.
 
-    A patch spans `temporal_patch_size` frames; an odd last frame is repeated. Patches come temporal patch by temporal
-    patch, and within one as those of an image, merge block by merge block, so an image is a clip of one frame:
+    A patch spans `temporal_patch_size` frames; an odd last frame is repeated. Patches come temporal
+    patch by temporal patch, and within one as those of an image, merge block by merge block, so an
+    image is a clip of one frame:
 
         grid 2 x 2 x 4, merge_size 2       t = 0   0  1 | 4  5       t = 1    8  9 | 12 13
                                                    2  3 | 6  7               10 11 | 14 15
 
-    Equal to `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor` of transformers but for the resizing, which is theirs
-    with torchvision (antialiased bicubic on a tensor of 8-bit values) and ours with Pillow, as for images. The filter
-    is the same. Both round to 8 bits after each of its two passes, Pillow with finer weights, so values differ by one
-    or two levels of 255, but by more at hard edges between black and white, where each pass cuts off its overshoot.
-    Frames that have their size already give equal patches.
+    Equal to `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor` of transformers but for the
+    resizing, which is theirs with torchvision (antialiased bicubic on a tensor of 8-bit values) and
+    ours with Pillow, as for images. The filter is the same. Both round to 8 bits after each of its
+    two passes, Pillow with finer weights, so values differ by one or two levels of 255, but by more
+    at hard edges between black and white, where each pass cuts off its overshoot. Frames that have
+    their size already give equal patches.
 
     Args:
       frames: uint8[T, H, W, 3], upright RGB.
@@ -267,22 +298,28 @@ def preprocess_video(
       resize: False: the frames come from `open_video`, and have their size already.
 
     Returns:
-      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row, column.
+      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row,
+        column.
       grid: (t, h, w) in patches.
 
     Raises:
       MediaError: no frames or empty ones, or an aspect ratio beyond 200.
-      ValueError: an array of another type or shape; with `resize=False`, a size that does not divide into patches.
+      ValueError: an array of another type or shape; with `resize=False`, a size that does not
+        divide into patches.
     """
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
-        raise ValueError(f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}")
+        raise ValueError(
+            f"frames must be uint8[T, H, W, 3], got {frames.dtype}{list(frames.shape)}"
+        )
     count, height, width = frames.shape[:3]
     if resize:
         new_height, new_width = video_size(count, height, width, options)
     else:
         new_height, new_width = height, width
         if min(frames.shape) < 1 or height % options.factor or width % options.factor:
-            raise ValueError(f"{count} frames of {width}x{height} do not divide into blocks of side {options.factor}")
+            raise ValueError(
+                f"{count} frames of {width}x{height} do not divide into blocks of side {options.factor}"
+            )
     side, span = options.patch_size, options.temporal_patch_size
     grid = steps, rows, columns = math.ceil(count / span), new_height // side, new_width // side
     table_c256 = options.levels
@@ -291,15 +328,20 @@ def preprocess_video(
         pixel_hwc = frames[min(place, count - 1)]
         if (height, width) != (new_height, new_width):
             picture = Image.fromarray(np.ascontiguousarray(pixel_hwc))
-            pixel_hwc = np.asarray(picture.resize((new_width, new_height), Image.Resampling(options.resample)))
+            pixel_hwc = np.asarray(
+                picture.resize((new_width, new_height), Image.Resampling(options.resample))
+            )
         pixel_ncpp = split_patches(pixel_hwc, side, options.merge_size)
         for channel in range(3):
-            patches[place // span, :, channel, place % span] = table_c256[channel][pixel_ncpp[:, channel]]
+            patches[place // span, :, channel, place % span] = table_c256[channel][
+                pixel_ncpp[:, channel]
+            ]
     return patches.reshape(-1, options.patch_dim), grid
 
 
 def seconds_per_grid(video: Video, options: VideoOptions) -> float:
-    """Seconds between temporal patches: temporal_patch_size / sampled frames a second, for Qwen2.5-VL's positions.
+    """Seconds between temporal patches: temporal_patch_size / sampled frames a second, for
+    Qwen2.5-VL's positions.
 
     Raises:
       MediaError: the rate of the clip is unknown.
@@ -308,17 +350,21 @@ def seconds_per_grid(video: Video, options: VideoOptions) -> float:
 
 
 def timestamps(video: Video, options: VideoOptions) -> list[float]:
-    """Seconds from the start of the clip, for each temporal patch the mean of its first and its last frame's time.
+    """Seconds from the start of the clip, for each temporal patch the mean of its first and its
+    last frame's time.
 
-    Qwen3-VL writes them before the patches, see `timestamp_text`. An odd last frame is repeated, so its patch has its
-    own time. The time of a frame is its index / the clip's average rate.
+    Qwen3-VL writes them before the patches, see `timestamp_text`. An odd last frame is repeated, so
+    its patch has its own time. The time of a frame is its index / the clip's average rate.
 
     Raises:
       MediaError: the rate of the clip is unknown.
     """
     span, fps, last = options.temporal_patch_size, video.known_fps, len(video.indices) - 1
     second = [float(index) / fps for index in video.indices]
-    return [(second[first] + second[min(first + span - 1, last)]) / 2 for first in range(0, last + 1, span)]
+    return [
+        (second[first] + second[min(first + span - 1, last)]) / 2
+        for first in range(0, last + 1, span)
+    ]
 
 
 def timestamp_text(seconds: float) -> str:

@@ -8,8 +8,9 @@ import numpy as np
 from jaxr1.media.images import MediaError
 
 Sampling: TypeAlias = Literal["stride", "ends"]
-"""Where n of N frames lie. "stride" (Qwen2-VL): at i * N / n, rounded down, so the end of the clip is never quite
-reached; "ends" (Qwen3-VL): evenly from the first frame to the last, both taken."""
+"""Where n of N frames lie. "stride" (Qwen2-VL): at i * N / n, rounded down, so the end of the clip
+is never quite reached; "ends" (Qwen3-VL): evenly from the first frame to the last, both taken.
+"""
 
 
 def sample_indices(
@@ -23,13 +24,15 @@ def sample_indices(
     frame_factor: int = 2,
     sampling: Sampling = "stride",
 ) -> np.ndarray:
-    """Which frames of a clip are taken: `sample_frames` of the Qwen2-VL and Qwen3-VL video processors of transformers.
+    """Which frames of a clip are taken: `sample_frames` of the Qwen2-VL and Qwen3-VL video
+    processors of transformers.
 
-    With `fps`, n = total / source_fps * fps frames, but no fewer than `min_frames` and no more than `max_frames` or
-    than there are. "stride" rounds n down to a multiple of `frame_factor` ("ends" takes n as it is, and the last frame
-    is repeated later); one multiple is taken at least, or the whole clip where it is shorter. With neither `fps` nor
-    `num_frames` every frame is taken, or `max_frames` where there are more. In clips of more than 16,384 frames the
-    reference for "stride", which counts in float32, may take the neighbour of a frame taken here.
+    With `fps`, n = total / source_fps * fps frames, but no fewer than `min_frames` and no more than
+    `max_frames` or than there are. "stride" rounds n down to a multiple of `frame_factor` ("ends"
+    takes n as it is, and the last frame is repeated later); one multiple is taken at least, or the
+    whole clip where it is shorter. With neither `fps` nor `num_frames` every frame is taken, or
+    `max_frames` where there are more. In clips of more than 16,384 frames the reference for
+    "stride", which counts in float32, may take the neighbour of a frame taken here.
 
         10 frames at 5 a second, fps=2:   0 1 2 3 4 5 6 7 8 9
         "stride"                          x   x     x   x          n = 4, at 0 2.5 5 7.5 rounded down
@@ -39,7 +42,8 @@ def sample_indices(
       total: frames of the clip.
       source_fps: frames a second of the clip; needed with `fps` only.
       fps: frames to take for a second of the clip.
-      num_frames: frames to take whatever its length; "stride" rounds it to a multiple of `frame_factor`.
+      num_frames: frames to take whatever its length; "stride" rounds it to a multiple of
+        `frame_factor`.
       min_frames: of a clip, with `fps`.
       max_frames: of a clip, without `num_frames`.
       frame_factor: frames that become one temporal patch.
@@ -53,12 +57,18 @@ def sample_indices(
       ValueError: an option out of range, or both `fps` and `num_frames`.
     """
     if sampling not in get_args(Sampling):
-        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}")
+        raise ValueError(
+            f"sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}"
+        )
     if fps is not None and num_frames is not None:
         raise ValueError(f"fps ({fps:g}) and num_frames ({num_frames}) exclude each other")
     check_rate("fps", fps)
     check_rate("fps of the source", source_fps)
-    for option, value in (("min_frames", min_frames), ("max_frames", max_frames), ("frame_factor", frame_factor)):
+    for option, value in (
+        ("min_frames", min_frames),
+        ("max_frames", max_frames),
+        ("frame_factor", frame_factor),
+    ):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
     if num_frames is not None and num_frames < 1:

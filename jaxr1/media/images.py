@@ -20,27 +20,33 @@ from jaxr1.base.errors import UserError
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 MAX_PIXELS_DECODED = 1 << 26
-"""Pixels (67.1 million, 200 MB as RGB) that an image may hold before it is refused from its header."""
+"""Pixels (67.1 million, 200 MB as RGB) that an image may hold before it is refused from its header.
+"""
 
-# Raster formats whose decoders only decode. Pillow also opens EPS and WMF, which run an outside interpreter.
+# Raster formats whose decoders only decode. Pillow also opens EPS and WMF, which run an outside
+# interpreter.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
-# Held while Pillow's own size check is off: that one warns or raises without naming the file, and ours follows at once.
+# Held while Pillow's own size check is off: that one warns or raises without naming the file, and
+# ours follows at once.
 _open_lock = threading.Lock()
 
 _DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
 
 
 class MediaError(UserError):
-    """An image (or other medium) that is missing, damaged, too large or not one at all; the message names it."""
+    """An image (or other medium) that is missing, damaged, too large or not one at all; the message
+    names it.
+    """
 
 
 def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> Image.Image:
     """Opens an image as upright 8-bit RGB.
 
-    EXIF orientation is applied. Transparency (alpha channel, palette or colour key) is composited onto white, as the
-    image processors of transformers do. 16-bit grey is scaled to 8 bits (not clipped, as Pillow's own conversion
-    does), CMYK, LAB and the like are converted by Pillow, and an animation gives its first frame.
+    EXIF orientation is applied. Transparency (alpha channel, palette or colour key) is composited
+    onto white, as the image processors of transformers do. 16-bit grey is scaled to 8 bits (not
+    clipped, as Pillow's own conversion does), CMYK, LAB and the like are converted by Pillow, and
+    an animation gives its first frame.
 
     Args:
       source: path, `data:` URI with base64, encoded bytes, PIL image, or uint8 array [H, W, 3].
@@ -50,8 +56,8 @@ def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECO
       A PIL image of mode RGB without metadata; it shares no memory with `source`.
 
     Raises:
-      MediaError: the file is missing, empty, truncated, no image in one of `FORMATS`, or too large; the array is empty
-        or of another type or shape.
+      MediaError: the file is missing, empty, truncated, no image in one of `FORMATS`, or too large;
+        the array is empty or of another type or shape.
     """
     name = describe(source)
     if isinstance(source, np.ndarray):
@@ -66,11 +72,13 @@ def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECO
         return _upright_rgb(image, name)
 
 
-def probe_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> tuple[int, int]:
+def probe_image(
+    source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED
+) -> tuple[int, int]:
     """The (height, width) in pixels that `load_image` would return, read from the header.
 
-    A truncated file passes: only decoding finds it. A PNG that states its orientation after its pixels is reported
-    as stored.
+    A truncated file passes: only decoding finds it. A PNG that states its orientation after its
+    pixels is reported as stored.
 
     Raises:
       MediaError: as `load_image`, except for truncation.
@@ -87,7 +95,9 @@ def probe_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DEC
 
 
 def media_hash(image: Image.Image) -> str:
-    """16 hexadecimal digits of the SHA-256 of an image's size and RGB bytes: equal pictures, equal names."""
+    """16 hexadecimal digits of the SHA-256 of an image's size and RGB bytes: equal pictures, equal
+    names.
+    """
     rgb = to_rgb(image)
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
     digest.update(rgb.tobytes())
@@ -107,7 +117,11 @@ def describe(source: Any) -> str:
         return f"array {source.dtype}{list(source.shape)}"
     if isinstance(source, Image.Image):
         origin = getattr(source, "filename", "")
-        return repr(os.fspath(origin)) if origin else f"{source.mode} image of {source.width}x{source.height}"
+        return (
+            repr(os.fspath(origin))
+            if origin
+            else f"{source.mode} image of {source.width}x{source.height}"
+        )
     return f"value of type {type(source).__name__}"
 
 
@@ -127,7 +141,8 @@ def decode_data_uri(text: str) -> bytes:
 
 
 def open_file(source: Any, name: str, expected: str) -> BinaryIO:
-    """A binary reader of a path, of encoded bytes, or of a `data:` URI with base64; the caller closes it.
+    """A binary reader of a path, of encoded bytes, or of a `data:` URI with base64; the caller
+    closes it.
 
     Args:
       source: what the user gave.
@@ -160,10 +175,12 @@ def open_file(source: Any, name: str, expected: str) -> BinaryIO:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any Pillow mode as 8-bit RGB; transparency onto white. A mode-RGB image is returned as it is.
+    """An image of any Pillow mode as 8-bit RGB; transparency onto white. A mode-RGB image is
+    returned as it is.
 
-    Equal to `convert_to_rgb` of transformers, but for images of more than 8 bits, which that clips: mode I;16 is scaled
-    from [0, 65535]; mode I too, unless no value exceeds 255; mode F from [0, 1], unless a value exceeds 1.
+    Equal to `convert_to_rgb` of transformers, but for images of more than 8 bits, which that clips:
+    mode I;16 is scaled from [0, 65535]; mode I too, unless no value exceeds 255; mode F from [0,
+    1], unless a value exceeds 1.
 
     Raises:
       MediaError: a wide image with values outside these ranges.
@@ -180,7 +197,9 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits, or of floats, as mode L; pixels of the transparent value become white."""
+    """A grey image of 16 or 32 bits, or of floats, as mode L; pixels of the transparent value
+    become white.
+    """
     value_hw = np.asarray(image).astype(np.float64)
     low, high = float(value_hw.min()), float(value_hw.max())
     if image.mode == "F":
@@ -188,7 +207,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     else:
         top = 65535.0 if image.mode != "I" or high > 255 else 255.0
     if not (low >= 0.0 and high <= top):
-        raise MediaError(f"{describe(image)}: values from {low:g} to {high:g}; expected 0 to {top:g}")
+        raise MediaError(
+            f"{describe(image)}: values from {low:g} to {high:g}; expected 0 to {top:g}"
+        )
     grey_hw = np.rint(value_hw * (255.0 / top)).astype(np.uint8)
     key = image.info.get("transparency")
     if isinstance(key, int):
@@ -200,7 +221,9 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         image.load()
     except Exception as error:  # a decoder raises whatever it likes on damaged data
-        raise MediaError(f"{name}: damaged or truncated {image.format or 'image'} ({error})") from error
+        raise MediaError(
+            f"{name}: damaged or truncated {image.format or 'image'} ({error})"
+        ) from error
     try:
         turned = ImageOps.exif_transpose(image)
     except Exception:  # damaged metadata is no reason to lose a picture
@@ -225,7 +248,9 @@ def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
             orientation = image.getexif().get(0x0112, 1)
         except Exception:  # damaged metadata is no reason to lose a picture
             pass
-    return (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    return (
+        (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
+    )
 
 
 def check_size(height: int, width: int, name: str, limit: int) -> None:
@@ -237,7 +262,9 @@ def check_size(height: int, width: int, name: str, limit: int) -> None:
     if height < 1 or width < 1:
         raise MediaError(f"{name}: empty ({width}x{height} pixels)")
     if height * width > limit:
-        raise MediaError(f"{name}: {width}x{height} pixels are more than the {limit:,} that are decoded")
+        raise MediaError(
+            f"{name}: {width}x{height} pixels are more than the {limit:,} that are decoded"
+        )
 
 
 def _array_size(array: np.ndarray, name: str) -> tuple[int, int]:

@@ -1,8 +1,9 @@
-"""Opening videos: from any reference a row may hold to the sampled frames, upright RGB, or a clear refusal.
+"""Opening videos: from any reference a row may hold to the sampled frames, upright RGB, or a clear
+refusal.
 
-Frames are chosen before any is decoded, from what the container says about itself; only those up to the last chosen
-one are decoded, and only the chosen ones converted. Files need PyAV, the extra `video`; arrays and lists of frames do
-not.
+Frames are chosen before any is decoded, from what the container says about itself; only those up to
+the last chosen one are decoded, and only the chosen ones converted. Files need PyAV, the extra
+`video`; arrays and lists of frames do not.
 """
 
 import contextlib
@@ -36,7 +37,8 @@ Resize: TypeAlias = Callable[[int, int, int], tuple[int, int]]
 MAX_PIXELS_KEPT = 1 << 30
 """Pixels of all frames kept of one clip together (1.07 billion, 3.2 GB as RGB)."""
 
-# Containers that hold what they show. libav also opens playlists (HLS, DASH, concat), which name other files and hosts.
+# Containers that hold what they show. libav also opens playlists (HLS, DASH, concat), which name
+# other files and hosts.
 CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif")
 
 _EXPECTED = "a path, bytes, a list of frames or a uint8 array [T, H, W, 3]"
@@ -85,7 +87,9 @@ class Video:
 
 
 class VideoInfo(NamedTuple):
-    """What a clip's header says: frames, frames a second (None: unknown), height and width in pixels as stored."""
+    """What a clip's header says: frames, frames a second (None: unknown), height and width in
+    pixels as stored.
+    """
 
     total: int
     fps: float | None
@@ -115,21 +119,23 @@ def load_video(
 ) -> Video:
     """Opens a clip and takes some of its frames, chosen by `sample_indices`.
 
-    The display matrix of the container (a phone held upright) is applied; pixels are taken as square, and of several
-    video streams the first counts. Frames that an edit list hides are not part of the clip. A container that does not
-    say how many frames it holds is read through once, without decoding. Where the decoder reaches the end of an
-    undamaged file with fewer frames shown than packets read (VP8 has some that are never shown), the clip has as many
-    frames as were shown, and is sampled again.
+    The display matrix of the container (a phone held upright) is applied; pixels are taken as
+    square, and of several video streams the first counts. Frames that an edit list hides are not
+    part of the clip. A container that does not say how many frames it holds is read through once,
+    without decoding. Where the decoder reaches the end of an undamaged file with fewer frames shown
+    than packets read (VP8 has some that are never shown), the clip has as many frames as were
+    shown, and is sampled again.
 
-    A damaged frame is an error wherever the decoder can tell, even where that frame is only needed for another one.
-    Damage that happens to be valid code cannot be told from a picture (of VP8 and VP9 nearly all is), and frames after
-    the last one taken are not looked at. A truncated file is an error, but in formats that may end anywhere (MPEG-TS,
-    live recordings).
+    A damaged frame is an error wherever the decoder can tell, even where that frame is only needed
+    for another one. Damage that happens to be valid code cannot be told from a picture (of VP8 and
+    VP9 nearly all is), and frames after the last one taken are not looked at. A truncated file is
+    an error, but in formats that may end anywhere (MPEG-TS, live recordings).
 
     Args:
-      source: path, `data:` URI with base64, encoded bytes, list of frames (each whatever `load_image` takes), or
-        uint8 array [T, H, W, 3].
-      source_fps: frames a second of a list or an array; for a file it replaces the container's average rate.
+      source: path, `data:` URI with base64, encoded bytes, list of frames (each whatever
+        `load_image` takes), or uint8 array [T, H, W, 3].
+      source_fps: frames a second of a list or an array; for a file it replaces the container's
+        average rate.
       fps, num_frames, min_frames, max_frames, frame_factor, sampling: see `sample_indices`.
       resize: gives the size frames are kept at, so that a long clip is never held at its full size.
       resample: filter of that resizing, a number of `PIL.Image.Resampling`.
@@ -140,9 +146,10 @@ def load_video(
       A `Video`; its frames share no memory with `source`.
 
     Raises:
-      MediaError: the file is missing, empty, truncated, damaged (the message says at which frame), no video in one of
-        `CONTAINERS`, without a video stream or frames, or too large; frames differ in size; the array is of another
-        type or shape; `fps` is asked of frames whose own rate is unknown; `num_frames` is more than there are.
+      MediaError: the file is missing, empty, truncated, damaged (the message says at which frame),
+        no video in one of `CONTAINERS`, without a video stream or frames, or too large; frames
+        differ in size; the array is of another type or shape; `fps` is asked of frames whose own
+        rate is unknown; `num_frames` is more than there are.
       ValueError: an option out of range.
       ImportError: a file is given and PyAV is not installed.
     """
@@ -181,9 +188,13 @@ def load_video(
 
 
 def probe_video(
-    source: VideoSource, *, source_fps: float | None = None, max_pixels_decoded: int = MAX_PIXELS_DECODED
+    source: VideoSource,
+    *,
+    source_fps: float | None = None,
+    max_pixels_decoded: int = MAX_PIXELS_DECODED,
 ) -> VideoInfo:
-    """Frame count, rate and size of a clip, without decoding; a container that holds no count is read through.
+    """Frame count, rate and size of a clip, without decoding; a container that holds no count is
+    read through.
 
     Raises:
       MediaError: as `load_video`, except for damage and truncation.
@@ -193,7 +204,9 @@ def probe_video(
 
 
 def video_hash(frames: np.ndarray) -> str:
-    """16 hexadecimal digits of the SHA-256 of a clip's shape and bytes, uint8[T, H, W, 3]: equal clips, equal names."""
+    """16 hexadecimal digits of the SHA-256 of a clip's shape and bytes, uint8[T, H, W, 3]: equal
+    clips, equal names.
+    """
     digest = hashlib.sha256("x".join(map(str, frames.shape)).encode() + b":")
     digest.update(np.ascontiguousarray(frames).data)
     return digest.hexdigest()[:16]
@@ -211,7 +224,14 @@ def describe_video(source: Any) -> str:
 class _Clip:
     """The frames wanted of a clip, resized and put in their place as they come."""
 
-    def __init__(self, name: str, indices: np.ndarray, resize: Resize | None, resample: int, max_pixels_kept: int):
+    def __init__(
+        self,
+        name: str,
+        indices: np.ndarray,
+        resize: Resize | None,
+        resample: int,
+        max_pixels_kept: int,
+    ):
         self.name = name
         self.indices = indices
         self.resize = resize
@@ -245,7 +265,9 @@ class _Clip:
             )
         height, width = self.frames.shape[1:3]
         if size != (height, width):
-            pixel_hwc = np.asarray(Image.fromarray(pixel_hwc).resize((width, height), resample=self.resample))
+            pixel_hwc = np.asarray(
+                Image.fromarray(pixel_hwc).resize((width, height), resample=self.resample)
+            )
         self.frames[self.taken] = pixel_hwc
         self.taken += 1
 
@@ -274,7 +296,8 @@ def _copy_into(clip: _Clip, source: Any, limit: int) -> int:
 
 
 def _decode_into(clip: _Clip, source: Any, total: int, limit: int) -> int:
-    """Decodes a file until the clip has all it wants, or to its end; gives the number of frames decoded.
+    """Decodes a file until the clip has all it wants, or to its end; gives the number of frames
+    decoded.
 
     Raises:
       MediaError: a frame on the way is damaged.
@@ -331,7 +354,9 @@ def _decode(packet: Any) -> list[Any]:
 def _place(source: Any, name: str, pts: int | None, limit: int) -> str | None:
     """Which frame, in the order they are shown, a packet holds: its time's rank among all times."""
     try:
-        times = sorted(p.pts for p in _read_packets(source, name, limit) if p.is_shown and p.pts is not None)
+        times = sorted(
+            p.pts for p in _read_packets(source, name, limit) if p.is_shown and p.pts is not None
+        )
     except MediaError:
         return None
     return f"frame {times.index(pts)}" if pts in times else None
@@ -340,8 +365,8 @@ def _place(source: Any, name: str, pts: int | None, limit: int) -> str | None:
 def _upright(picture: Any, name: str) -> np.ndarray:
     """A decoded frame as uint8[H, W, 3], turned and mirrored as its display matrix says.
 
-    The matrix takes column p and row q of the stored picture to column a * p + c * q and row b * p + d * q (plus an
-    offset), as in libavutil/display.h.
+    The matrix takes column p and row q of the stored picture to column a * p + c * q and row b * p
+    + d * q (plus an offset), as in libavutil/display.h.
 
     Raises:
       MediaError: it cannot be converted to RGB, or is turned by no multiple of 90 degrees.
@@ -350,13 +375,17 @@ def _upright(picture: Any, name: str) -> np.ndarray:
         pixel_hwc = picture.to_ndarray(format="rgb24")
         matrix = picture.side_data.get("DISPLAYMATRIX")
     except Exception as error:  # the converter raises whatever it likes
-        raise MediaError(f"{name}: cannot convert {picture.format.name} to RGB ({error})") from error
+        raise MediaError(
+            f"{name}: cannot convert {picture.format.name} to RGB ({error})"
+        ) from error
     if matrix is None:
         return pixel_hwc
     a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, count=5).astype(np.float64)
     straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
     if min(straight, crossed) > _QUARTER_TOLERANCE * max(straight, crossed):
-        raise MediaError(f"{name}: its display matrix turns it by no multiple of 90 degrees ({picture.rotation})")
+        raise MediaError(
+            f"{name}: its display matrix turns it by no multiple of 90 degrees ({picture.rotation})"
+        )
     if crossed > straight:
         pixel_hwc, rows, columns = pixel_hwc.transpose(1, 0, 2), b, c
     else:
@@ -387,11 +416,17 @@ def _probe(source: Any, name: str, source_fps: float | None, limit: int) -> Vide
             )
         check_size(height, width, name, limit)
         total = int(stream.frames)
-        if total and "mp4" in container.format.name:  # its count is that of the packets stored, edit list or not
+        if (
+            total and "mp4" in container.format.name
+        ):  # its count is that of the packets stored, edit list or not
             total = sum(not entry.is_discard for entry in stream.index_entries)
         # "or" because an unknown rate is None in one release of PyAV and 0/1 in the next.
         rate = source_fps or stream.average_rate or stream.guessed_rate
-        seconds = float(stream.duration * stream.time_base) if stream.duration and stream.time_base else 0.0
+        seconds = (
+            float(stream.duration * stream.time_base)
+            if stream.duration and stream.time_base
+            else 0.0
+        )
     if total < 1:
         total = sum(packet.is_shown for packet in _read_packets(source, name, limit))
     if total < 1:
@@ -410,7 +445,9 @@ def _read_packets(source: Any, name: str, limit: int) -> list[_Packet]:
                 if packet.size:  # the last one only flushes
                     found.append(_Packet(packet.pts, not packet.is_discard))
         except Exception as error:  # demuxers raise whatever they like on damaged data
-            raise MediaError(f"{name}: damaged: cannot be read beyond frame {len(found) - 1} ({error})") from error
+            raise MediaError(
+                f"{name}: damaged: cannot be read beyond frame {len(found) - 1} ({error})"
+            ) from error
     return found
 
 
@@ -424,9 +461,12 @@ def _opened(source: Any, name: str, limit: int) -> Iterator[Any]:
             raise ImportError(f"{name}: reading video files needs PyAV: pip install av") from error
         check_whole(file, name)
         try:
-            # The decoder's own limit holds for what a stream says of itself, which may be more than its container says.
+            # The decoder's own limit holds for what a stream says of itself, which may be more than
+            # its container says.
             container = av.open(
-                file, options={"format_whitelist": ",".join(CONTAINERS), "max_pixels": str(limit)}, mode="r"
+                file,
+                options={"format_whitelist": ",".join(CONTAINERS), "max_pixels": str(limit)},
+                mode="r",
             )
         except Exception as error:  # header parsers raise whatever they like on damaged data
             raise MediaError(

@@ -1,7 +1,9 @@
-"""Floating-point operations that a model needs, counted from its parameter table: the numerator of `perf/mfu`.
+"""Floating-point operations that a model needs, counted from its parameter table: the numerator of
+`perf/mfu`.
 
-Matrix products only (2 per multiply-add), of real tokens and patches: padding and rematerialisation are not work. Causal
-attention counts the pairs that are seen. Adapters (LoRA) are left out; they are small.
+Matrix products only (2 per multiply-add), of real tokens and patches: padding and rematerialisation
+are not work. Causal attention counts the pairs that are seen. Adapters (LoRA) are left out; they
+are small.
 """
 
 from __future__ import annotations
@@ -56,11 +58,13 @@ def total_flops(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return total
 
 
-def training_flops(forward: Mapping[str, int], trained: Iterable[str], adapted: Iterable[str] = ()) -> int:
+def training_flops(
+    forward: Mapping[str, int], trained: Iterable[str], adapted: Iterable[str] = ()
+) -> int:
     """Operations of a forward and backward pass.
 
-    A gradient costs a forward pass with respect to activations, needed above the lowest part that is
-    trained, and another one with respect to the parameters.
+    A gradient costs a forward pass with respect to activations, needed above the lowest part that
+    is trained, and another one with respect to the parameters.
 
     Args:
       forward: by part in the order of the computation, of `forward_flops`.
@@ -122,7 +126,9 @@ PEAK_TFLOPS = {
 
 
 def peak_flops() -> float:
-    """Floating-point operations per second of all devices at their best in bfloat16; 0 where a device is not known."""
+    """Floating-point operations per second of all devices at their best in bfloat16; 0 where a
+    device is not known.
+    """
     total = 0.0
     for device in jax.devices():
         words = f" {device.device_kind.replace('-', ' ')} "

@@ -51,7 +51,8 @@ def load_model(
       The model (frozen, hashable) and its parameter tree.
 
     Raises:
-      CheckpointError: the directory does not hold a supported model; the message lists what is wrong.
+      CheckpointError: the directory does not hold a supported model; the message lists what is
+        wrong.
       ValueError: an unknown dtype.
     """
     if param_dtype not in DTYPES:
@@ -64,7 +65,9 @@ def load_model(
         tied = not any(name.endswith("lm_head.weight") for name in open_checkpoint(directory))
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, tied=tied))
     tables = {layout: model.table(layout) for layout in family.layouts}
-    flat = huggingface.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
+    flat = huggingface.load_params(
+        directory, tables, param_dtype, mesh or single_device_mesh(), rules
+    )
     return model, nest(flat)
 
 
@@ -82,16 +85,19 @@ def load_processor(
 
     Args:
       path: as for `load_model`.
-      min_pixels, max_pixels: bounds of the resized image in pixels; None is what the directory says.
-      template: None is the directory's chat template; "r1_zero" the template for base models of VisualThinker;
-        "chatml" or "internvl2_5" ChatML without or with InternVL's system turn.
-      video_fps: frames taken for a second of video; None is what the directory says, as for the next two.
+      min_pixels, max_pixels: bounds of the resized image in pixels; None is what the directory
+        says.
+      template: None is the directory's chat template; "r1_zero" the template for base models of
+        VisualThinker; "chatml" or "internvl2_5" ChatML without or with InternVL's system turn.
+      video_fps: frames taken for a second of video; None is what the directory says, as for the
+        next two.
       video_max_frames: most frames taken of a video.
       video_max_pixels: most pixels of a resized frame (of all frames together for Qwen3-VL).
 
     Raises:
       CheckpointError: the directory lacks a file, or its type is not supported.
-      ValueError: an unknown template, a bound out of range, or bounds of videos for a model that takes none.
+      ValueError: an unknown template, a bound out of range, or bounds of videos for a model that
+        takes none.
     """
     directory = resolve(path)
     raw = huggingface.read_config(directory)
@@ -116,24 +122,33 @@ def load_processor(
     return dataclasses.replace(processor, videos=processor.videos.replace(**given))
 
 
-def save_model(model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None) -> Path:
+def save_model(
+    model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None
+) -> Path:
     """Writes a complete Hugging Face directory that `load_model` and transformers read.
 
     Args:
       params: adapters among them are merged.
-      processor: its directory gives tokenizer, chat template and image settings (with the bounds that it was loaded
-        with); None leaves them out.
+      processor: its directory gives tokenizer, chat template and image settings (with the bounds
+        that it was loaded with); None leaves them out.
       dtype: of the weights; None is the checkpoint's own.
 
     Returns:
       The directory.
     """
     raw = json.loads(model.raw_config)
-    own = raw.get("dtype") or raw.get("torch_dtype") or (raw.get("text_config") or {}).get("dtype") or "float32"
+    own = (
+        raw.get("dtype")
+        or raw.get("torch_dtype")
+        or (raw.get("text_config") or {}).get("dtype")
+        or "float32"
+    )
     out = Path(path)
     if model.lora is not None and ADAPTERS in params:
         params = merged(params, model.table(), model.lora)
     source = processor.directory if processor is not None else None
     changed = processor.changed_files() if processor is not None else None
-    huggingface.save_directory(out, flatten(params), model.table(), model.raw_config, source, dtype or own, changed)
+    huggingface.save_directory(
+        out, flatten(params), model.table(), model.raw_config, source, dtype or own, changed
+    )
     return out

@@ -1,4 +1,6 @@
-"""Built-in models: made on first use as Hugging Face directories, so that they go through the same loader as real ones."""
+"""Built-in models: made on first use as Hugging Face directories, so that they go through the same
+loader as real ones.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def cache_folder() -> Path:
 
 
 def make_tokenizer(vocab: int, special: tuple[str, ...] = SPECIAL):
-    """A byte-level BPE tokenizer trained on the words of the built-in data; digits stay single tokens."""
+    """A byte-level BPE tokenizer trained on the words of the built-in data; digits stay single
+    tokens.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -84,7 +88,10 @@ def make_tokenizer(vocab: int, special: tuple[str, ...] = SPECIAL):
     core.train_from_iterator([CORPUS], trainer)
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in TAGS])
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
     )
 
 

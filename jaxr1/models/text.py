@@ -1,7 +1,9 @@
-"""The text decoder: RMSNorm, grouped-query attention with rotary positions, SwiGLU; layers stacked and scanned.
+"""The text decoder: RMSNorm, grouped-query attention with rotary positions, SwiGLU; layers stacked
+and scanned.
 
-Three entry points share one layer: `prefill` runs prompts and keeps their keys, `extend` runs packed responses against
-those keys, `decode` runs one token per response with the responses' own cache.
+Three entry points share one layer: `prefill` runs prompts and keeps their keys, `extend` runs
+packed responses against those keys, `decode` runs one token per response with the responses' own
+cache.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxr1.nn.attention import causal_attention, decode_attention, strip_attention
-from jaxr1.nn.layers import ACTIVATIONS, RopeScaling, dense, inverse_frequencies, mrope_angles, rms_norm, rotate
+from jaxr1.nn.layers import (
+    ACTIVATIONS,
+    RopeScaling,
+    dense,
+    inverse_frequencies,
+    mrope_angles,
+    rms_norm,
+    rotate,
+)
 from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
 from jaxr1.parallel import Rules, constrain
 
@@ -23,7 +33,8 @@ class TextConfig:
     """Sizes and options of a decoder, as its `config.json` states them.
 
     Attributes:
-      mrope_sections: shares of the rotary frequencies for time, rows and columns; () is ordinary RoPE.
+      mrope_sections: shares of the rotary frequencies for time, rows and columns; () is ordinary
+        RoPE.
       mrope_interleaved: the shares alternate (Qwen3-VL) instead of following each other.
       rope_scaling: how the frequencies are stretched, None for not at all.
       qk_norm: RMS norm of queries and keys over each head (Qwen3).
@@ -53,7 +64,9 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextNames:
-    """Hugging Face names of a decoder's tensors; "{}" stands for the layer. `qkv` is InternLM2's fused matrix."""
+    """Hugging Face names of a decoder's tensors; "{}" stands for the layer. `qkv` is InternLM2's
+    fused matrix.
+    """
 
     embed: str
     norm: str
@@ -74,7 +87,9 @@ class TextNames:
 
     @classmethod
     def llama(cls, prefix: str, head: str) -> TextNames:
-        """What Llama, Qwen2 and Qwen3 call them. `prefix` is that of the decoder, `head` that of the output matrix."""
+        """What Llama, Qwen2 and Qwen3 call them. `prefix` is that of the decoder, `head` that of
+        the output matrix.
+        """
         return cls(f"{prefix}embed_tokens", f"{prefix}norm", head, prefix + "layers.{}.")
 
     @classmethod
@@ -108,7 +123,9 @@ def text_table(cfg: TextConfig, names: TextNames) -> Table:
         name = names.qkv or getattr(names, key)
         layer[key] = linear(at(name), (heads, h), (d,), ("embed", axis, None), part=part)
         if cfg.qkv_bias:
-            layer[f"{key}_bias"] = vector(f"{names.layer}{name}.bias", (heads, h), (axis, None), part=part)
+            layer[f"{key}_bias"] = vector(
+                f"{names.layer}{name}.bias", (heads, h), (axis, None), part=part
+            )
     if cfg.qk_norm:
         layer["q_norm"] = vector(at(names.q_norm), (h,), (None,), "ones")
         layer["k_norm"] = vector(at(names.k_norm), (h,), (None,), "ones")
@@ -116,7 +133,9 @@ def text_table(cfg: TextConfig, names: TextNames) -> Table:
     table = {f"layers/{key}": p for key, p in stack(layer, cfg.layers).items()}
     size, axes = (cfg.vocab, d), ("vocab", "embed")
     twin = f"{names.head}.weight" if cfg.tied else ""
-    table["embed"] = Param(size, axes, names.embed + ".weight", size, scale=cfg.init_scale, twin=twin)
+    table["embed"] = Param(
+        size, axes, names.embed + ".weight", size, scale=cfg.init_scale, twin=twin
+    )
     table["norm"] = vector(names.norm + ".weight", (d,), (None,), "ones")
     if not cfg.tied:
         table["head"] = Param(size, axes, names.head + ".weight", size, scale=cfg.init_scale)
@@ -128,8 +147,12 @@ def head_matrix(params: dict) -> jax.Array:
     return params.get("head", params["embed"])
 
 
-def _layer(cfg: TextConfig, w: dict, x: jax.Array, angle: jax.Array, attend: Callable) -> tuple[jax.Array, tuple]:
-    """One decoder layer on x [..., D]; `attend(q, k, v) -> (out, kept)` decides who sees whom and what is kept."""
+def _layer(
+    cfg: TextConfig, w: dict, x: jax.Array, angle: jax.Array, attend: Callable
+) -> tuple[jax.Array, tuple]:
+    """One decoder layer on x [..., D]; `attend(q, k, v) -> (out, kept)` decides who sees whom and
+    what is kept.
+    """
     h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
     if cfg.qk_norm:
@@ -147,19 +170,32 @@ def _angles(cfg: TextConfig, position: jax.Array) -> jax.Array:
 
 
 def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: bool):
-    """Scans `step(x, layer, deep) -> (x, kept)` over the layers, the first len(deep) of which get deep features."""
+    """Scans `step(x, layer, deep) -> (x, kept)` over the layers, the first len(deep) of which get
+    deep features.
+    """
     run = jax.checkpoint(step) if remat else step
     if deep is None:
         return jax.lax.scan(lambda x, layer: run(x, layer, None), x, layers)
     count = deep.shape[0]
-    first, rest = jax.tree.map(lambda w: w[:count], layers), jax.tree.map(lambda w: w[count:], layers)
+    first, rest = (
+        jax.tree.map(lambda w: w[:count], layers),
+        jax.tree.map(lambda w: w[count:], layers),
+    )
     x, kept = jax.lax.scan(lambda x, both: run(x, *both), x, (first, deep))
     x, more = jax.lax.scan(lambda x, layer: run(x, layer, None), x, rest)
     return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, more)
 
 
 def prefill(
-    cfg: TextConfig, params: dict, x_bpd, position_bp3, length_b, rules: Rules, *, deep_kbpd=None, remat: bool = False
+    cfg: TextConfig,
+    params: dict,
+    x_bpd,
+    position_bp3,
+    length_b,
+    rules: Rules,
+    *,
+    deep_kbpd=None,
+    remat: bool = False,
 ):
     """Runs prompt rows.
 
@@ -171,12 +207,15 @@ def prefill(
       remat: rematerialise each layer in the backward pass.
 
     Returns:
-      Hidden states [B, P, D] after the final norm, and the prompt's keys and values, each [L, B, P, K, H].
+      Hidden states [B, P, D] after the final norm, and the prompt's keys and values, each [L, B, P,
+      K, H].
     """
     angle = _angles(cfg, position_bp3)
 
     def step(x, w, deep):
-        x, kv = _layer(cfg, w, x, angle, lambda q, k, v: (causal_attention(q, k, v, length_b), (k, v)))
+        x, kv = _layer(
+            cfg, w, x, angle, lambda q, k, v: (causal_attention(q, k, v, length_b), (k, v))
+        )
         x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None), kv
 
@@ -215,7 +254,11 @@ def extend(
     def step(x, layer, deep):
         w, kv = layer
         x, _ = _layer(
-            cfg, w, x, angle, lambda q, k, v: (strip_attention(q, kv, prompt_len_b, (k, v), segment_bst), None)
+            cfg,
+            w,
+            x,
+            angle,
+            lambda q, k, v: (strip_attention(q, kv, prompt_len_b, (k, v), segment_bst), None),
         )
         x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None, None), None
@@ -225,13 +268,23 @@ def extend(
 
 
 def unstack(params: dict) -> list[dict]:
-    """The stacked layers as a list. Taken before a decode loop: slicing inside it would copy every weight each step."""
+    """The stacked layers as a list. Taken before a decode loop: slicing inside it would copy every
+    weight each step.
+    """
     layers = params["layers"]
     return [{key: value[i] for key, value in layers.items()} for i in range(layers["q"].shape[0])]
 
 
 def decode(
-    cfg: TextConfig, layers: list[dict], norm, prompt_kv: list, prompt_len_b, own_kv: list, x_bsd, position_bs3, step
+    cfg: TextConfig,
+    layers: list[dict],
+    norm,
+    prompt_kv: list,
+    prompt_len_b,
+    own_kv: list,
+    x_bsd,
+    position_bs3,
+    step,
 ):
     """One token per response through all layers, writing cache slot `step`.
 

@@ -7,8 +7,9 @@
     attention    per frame     windows, some full  per frame             per tile, with a CLS token
     extras                                         deep features         layer scale, q/k norm (6B)
 
-The merger turns each block of merge_size^2 neighbouring patches into one token of the decoder. InternVL calls the same
-step pixel shuffle and projector: with patches in merge-block order, pixel shuffle is a reshape.
+The merger turns each block of merge_size^2 neighbouring patches into one token of the decoder.
+InternVL calls the same step pixel shuffle and projector: with patches in merge-block order, pixel
+shuffle is a reshape.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ import numpy as np
 
 from jaxr1.inputs.patches import PatchGeometry, PatchRows
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
-from jaxr1.nn.layers import ACTIVATIONS, add, dense, inverse_frequencies, layer_norm, rms_norm, rotate
+from jaxr1.nn.layers import (
+    ACTIVATIONS,
+    add,
+    dense,
+    inverse_frequencies,
+    layer_norm,
+    rms_norm,
+    rotate,
+)
 from jaxr1.nn.params import Param, Part, Table, linear, stack, vector
 from jaxr1.parallel import Rules, constrain
 
@@ -41,13 +50,16 @@ class VisionConfig:
       qkv_bias, patch_bias: these layers have biases.
       rotary_theta: base of the 2-D rotary positions, None for none.
       position_side: side of the learned position table, 0 for none.
-      tile_side: side, in patches, of the one tile size of a tower with a CLS token, 0 for images of any size.
+      tile_side: side, in patches, of the one tile size of a tower with a CLS token, 0 for images of
+        any size.
       layer_scale: two learned vectors scale what a block adds.
       qk_norm: RMS norm of queries and keys over all heads.
-      window: side, in patches, of attention windows, 0 for none; `full` lists the blocks that see the whole frame.
+      window: side, in patches, of attention windows, 0 for none; `full` lists the blocks that see
+        the whole frame.
       deep: blocks whose output goes to the first decoder layers (DeepStack, arXiv:2406.04334).
       merger_norm: "layer" or "rms"; `merger_eps` its epsilon.
-      merger_norm_last: the merger's norm comes after the blocks are joined (over merge_size^2 patches).
+      merger_norm_last: the merger's norm comes after the blocks are joined (over merge_size^2
+        patches).
     """
 
     depth: int
@@ -93,8 +105,10 @@ class VisionConfig:
 # ---------------------------------------------------------------- parameters
 
 VisionNames = Mapping[str, str]
-"""Hugging Face names by role, without ".weight" and ".bias"; "{}" stands for the block. A role ending in "=" is the
-full name of a tensor that is neither. Where "qkv" is given, q, k and v are parts of it."""
+"""Hugging Face names by role, without ".weight" and ".bias"; "{}" stands for the block. A role
+ending in "=" is the full name of a tensor that is neither. Where "qkv" is given, q, k and v are
+parts of it.
+"""
 
 
 def _norm(name: str, size: int, kind: str) -> dict[str, Param]:
@@ -102,7 +116,9 @@ def _norm(name: str, size: int, kind: str) -> dict[str, Param]:
     return scale | ({"_bias": vector(name + ".bias", (size,), (None,))} if kind == "layer" else {})
 
 
-def _dense(name: str, out: int, into: int, axes: tuple, bias_axes: tuple = (None,)) -> dict[str, Param]:
+def _dense(
+    name: str, out: int, into: int, axes: tuple, bias_axes: tuple = (None,)
+) -> dict[str, Param]:
     return {
         "": linear(name + ".weight", (out,), (into,), axes),
         "_bias": vector(name + ".bias", (out,), bias_axes),
@@ -120,7 +136,9 @@ def _attention_table(cfg: VisionConfig, n: VisionNames) -> Table:
     for i, key in enumerate("qkv"):
         part = Part((3, heads, size), 0, i, i + 1) if "qkv" in n else None
         name = n["qkv"] if part else n[key]
-        table[key] = linear(name + ".weight", (heads, size), (d,), ("embed", "heads", None), part=part)
+        table[key] = linear(
+            name + ".weight", (heads, size), (d,), ("embed", "heads", None), part=part
+        )
         if cfg.qkv_bias:
             table[key + "_bias"] = vector(name + ".bias", (heads, size), ("heads", None), part=part)
     table["proj"] = linear(n["proj"] + ".weight", (d,), (heads, size), ("heads", None, "embed"))
@@ -161,8 +179,15 @@ def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
         block |= {key: vector(n[key + "="], (d,), (None,), "ones") for key in ("scale1", "scale2")}
 
     tower = {f"blocks/{key}": p for key, p in stack(block, cfg.depth).items()}
-    pixels = (cfg.channels, *(cfg.temporal_patch_size,) * (not cfg.tile_side), cfg.patch_size, cfg.patch_size)
-    tower["patch"] = linear(n["patch"] + ".weight", (d,), (math.prod(pixels),), (None, "embed"), hf_shape=(d, *pixels))
+    pixels = (
+        cfg.channels,
+        *(cfg.temporal_patch_size,) * (not cfg.tile_side),
+        cfg.patch_size,
+        cfg.patch_size,
+    )
+    tower["patch"] = linear(
+        n["patch"] + ".weight", (d,), (math.prod(pixels),), (None, "embed"), hf_shape=(d, *pixels)
+    )
     if cfg.patch_bias:
         tower["patch_bias"] = vector(n["patch"] + ".bias", (d,), (None,))
     if cfg.tile_side:
@@ -170,14 +195,19 @@ def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
     if cfg.position_side:
         shape = (cfg.position_side**2 + bool(cfg.tile_side), d)
         hf_shape = (1, *shape) if cfg.tile_side else shape
-        tower["position"] = Param(shape, (None, None), n["position="], hf_shape, scale=cfg.init_scale)
+        tower["position"] = Param(
+            shape, (None, None), n["position="], hf_shape, scale=cfg.init_scale
+        )
 
     merger = _merger_table(cfg, n, "merger_", norm_last=cfg.merger_norm_last)
     if cfg.deep:
         deep = stack(_merger_table(cfg, n, "deep_", norm_last=True), len(cfg.deep))
         merger |= {f"deep/{key}": p for key, p in deep.items()}
     scaled = [
-        {k: dataclasses.replace(p, scale=cfg.init_scale) if p.init == "normal" else p for k, p in table.items()}
+        {
+            k: dataclasses.replace(p, scale=cfg.init_scale) if p.init == "normal" else p
+            for k, p in table.items()
+        }
         for table in (tower, merger)
     ]
     return scaled[0], scaled[1]
@@ -187,15 +217,23 @@ def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
 
 
 def _normed(w: dict, key: str, x: jax.Array, kind: str, eps: float) -> jax.Array:
-    return layer_norm(x, w[key], w[key + "_bias"], eps) if kind == "layer" else rms_norm(x, w[key], eps)
+    return (
+        layer_norm(x, w[key], w[key + "_bias"], eps)
+        if kind == "layer"
+        else rms_norm(x, w[key], eps)
+    )
 
 
-def _block(cfg: VisionConfig, w: dict, x: jax.Array, angle: jax.Array | None, attend: Callable) -> jax.Array:
+def _block(
+    cfg: VisionConfig, w: dict, x: jax.Array, angle: jax.Array | None, attend: Callable
+) -> jax.Array:
     """One block on x [R, M, D]; `attend(q, k, v)` decides who sees whom."""
     h = _normed(w, "norm1", x, cfg.norm, cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
     if cfg.qk_norm:
-        wide = lambda y, scale: rms_norm(y.reshape(*y.shape[:2], -1), scale.reshape(-1), cfg.norm_eps).reshape(y.shape)
+        wide = lambda y, scale: rms_norm(
+            y.reshape(*y.shape[:2], -1), scale.reshape(-1), cfg.norm_eps
+        ).reshape(y.shape)
         q, k = wide(q, w["q_norm"]), wide(k, w["k_norm"])
     if angle is not None:
         q, k = rotate(q, angle), rotate(k, angle)
@@ -209,13 +247,20 @@ def _block(cfg: VisionConfig, w: dict, x: jax.Array, angle: jax.Array | None, at
     return x + scaled(out, "scale2")
 
 
-def learned_positions(table_vd: jax.Array, side: int, place_rm2: jax.Array, size_rm2: jax.Array) -> jax.Array:
-    """A side x side position table, interpolated bilinearly to each image's grid (corners on corners).
+def learned_positions(
+    table_vd: jax.Array, side: int, place_rm2: jax.Array, size_rm2: jax.Array
+) -> jax.Array:
+    """A side x side position table, interpolated bilinearly to each image's grid (corners on
+    corners).
 
     Returns:
       [R, M, D].
     """
-    at = place_rm2.astype(jnp.float32) * (side - 1) / jnp.maximum(size_rm2 - 1, 1).astype(jnp.float32)
+    at = (
+        place_rm2.astype(jnp.float32)
+        * (side - 1)
+        / jnp.maximum(size_rm2 - 1, 1).astype(jnp.float32)
+    )
     low = jnp.floor(at)
     part = at - low
     low = low.astype(jnp.int32)
@@ -229,7 +274,9 @@ def learned_positions(table_vd: jax.Array, side: int, place_rm2: jax.Array, size
 
 @functools.lru_cache
 def bicubic(side: int, to: int) -> np.ndarray:
-    """float32[to^2, side^2]: bicubic resampling of a square table (a = -0.75, half-pixel centres, no antialiasing)."""
+    """float32[to^2, side^2]: bicubic resampling of a square table (a = -0.75, half-pixel centres,
+    no antialiasing).
+    """
     at = (np.arange(to) + 0.5) * side / to - 0.5
     low, a = np.floor(at).astype(int), -0.75
     axis = np.zeros((to, side))
@@ -237,12 +284,16 @@ def bicubic(side: int, to: int) -> np.ndarray:
         x = np.abs(at - low - tap)
         near = ((a + 2) * x - (a + 3)) * x * x + 1
         far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        np.add.at(axis, (np.arange(to), np.clip(low + tap, 0, side - 1)), np.where(x <= 1, near, far))
+        np.add.at(
+            axis, (np.arange(to), np.clip(low + tap, 0, side - 1)), np.where(x <= 1, near, far)
+        )
     return np.kron(axis, axis).astype(np.float32)
 
 
 def _tile_positions(cfg: VisionConfig, params: dict, place_rm2: jax.Array) -> jax.Array:
-    """Positions [R, M, D] of the patches of tiles; the table is resampled where its side is another one."""
+    """Positions [R, M, D] of the patches of tiles; the table is resampled where its side is another
+    one.
+    """
     table = params["position"][1:]
     if cfg.position_side != cfg.tile_side:
         table = bicubic(cfg.position_side, cfg.tile_side) @ table
@@ -250,7 +301,13 @@ def _tile_positions(cfg: VisionConfig, params: dict, place_rm2: jax.Array) -> ja
 
 
 def tower(
-    cfg: VisionConfig, params: dict, rows: PatchRows, rules: Rules, *, remat: bool = False, every_block: bool = False
+    cfg: VisionConfig,
+    params: dict,
+    rows: PatchRows,
+    rules: Rules,
+    *,
+    remat: bool = False,
+    every_block: bool = False,
 ):
     """The vision tower on patch rows.
 
@@ -268,7 +325,9 @@ def tower(
     angle = None
     if cfg.rotary_theta is not None:
         inverse = inverse_frequencies(cfg.width // cfg.heads // 2, cfg.rotary_theta)
-        turned = rows.place_rm2.astype(jnp.float32)[..., None] * inverse  # [R, M, 2, H / 4]: rows, then columns
+        turned = (
+            rows.place_rm2.astype(jnp.float32)[..., None] * inverse
+        )  # [R, M, 2, H / 4]: rows, then columns
         angle = turned.reshape(*turned.shape[:2], -1)
     segment = rows.segment_rm
     if cfg.tile_side:
@@ -277,7 +336,10 @@ def tower(
         x = jnp.concatenate([first.astype(dtype), x], 1)
         segment = jnp.pad(segment, ((0, 0), (1, 0)), mode="edge")
     elif cfg.position_side:
-        x = add(x, learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2))
+        x = add(
+            x,
+            learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2),
+        )
 
     def whole(q, k, v):
         if rows.pair_rp2 is None:
@@ -293,13 +355,17 @@ def tower(
         attend: Callable = whole
         if cfg.window:
             # Rematerialised: both branches then keep q, k and v only, not each its own scores.
-            attend = lambda *qkv: jax.lax.cond(sees_all, jax.checkpoint(whole), jax.checkpoint(in_windows), *qkv)
+            attend = lambda *qkv: jax.lax.cond(
+                sees_all, jax.checkpoint(whole), jax.checkpoint(in_windows), *qkv
+            )
         return constrain(_block(cfg, w, x, angle, attend), rules, "batch", None, None), None
 
     sees_all = np.isin(np.arange(cfg.depth), cfg.full)
     step = jax.checkpoint(block) if remat else block
     kept, begin = [], 0
-    ends = range(1, cfg.depth + 1) if every_block else sorted({cfg.depth, *(i + 1 for i in cfg.deep)})
+    ends = (
+        range(1, cfg.depth + 1) if every_block else sorted({cfg.depth, *(i + 1 for i in cfg.deep)})
+    )
     for end in ends:  # one scan up to each block whose output is wanted
         part = jax.tree.map(lambda w: w[begin:end], (params["blocks"], sees_all))  # noqa: B023 - used at once
         x, _ = jax.lax.scan(step, x, part)

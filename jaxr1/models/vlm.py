@@ -1,4 +1,6 @@
-"""The vision-language model: a tower, a merger and a decoder joined by `encode`, `prefill`, `extend` and `decode`."""
+"""The vision-language model: a tower, a merger and a decoder joined by `encode`, `prefill`,
+`extend` and `decode`.
+"""
 
 from __future__ import annotations
 
@@ -48,16 +50,19 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A frozen, hashable description of a model; the parameters are a separate tree {vision, merger, decoder}.
+    """A frozen, hashable description of a model; the parameters are a separate tree {vision,
+    merger, decoder}.
 
     Attributes:
       family: the `model_type` of its config.json.
-      text, vision: sizes and options; a text-only model has no vision (and no parts vision and merger).
+      text, vision: sizes and options; a text-only model has no vision (and no parts vision and
+        merger).
       dtype: of the computation ("float32", "bfloat16"); reductions are float32.
       rules: logical axes to mesh axes.
       remat: rematerialise layers in the backward pass.
       lora: the adapters that the parameters hold, if any.
-      raw_config: the config.json it came from, as text, to write it back; takes no part in comparisons.
+      raw_config: the config.json it came from, as text, to write it back; takes no part in
+        comparisons.
     """
 
     family: str
@@ -113,18 +118,22 @@ class Model:
         }
 
 
-def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False) -> Model:
+def describe(
+    raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES, remat: bool = False
+) -> Model:
     """The model that a parsed config.json describes.
 
     Raises:
-      CheckpointError: a model_type that is not supported (says which are), a setting that the family's decoder does
-        not have, or a missing one.
+      CheckpointError: a model_type that is not supported (says which are), a setting that the
+        family's decoder does not have, or a missing one.
       ValueError: an unknown dtype.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if raw["model_type"] not in FAMILIES:
-        raise CheckpointError(f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}")
+        raise CheckpointError(
+            f"model_type {raw['model_type']!r} is not supported; supported: {', '.join(FAMILIES)}"
+        )
     family = FAMILIES[raw["model_type"]]
     try:
         text = family.text(raw)
@@ -145,10 +154,12 @@ def describe(raw: dict, *, dtype: str = "float32", rules: Rules = DEFAULT_RULES,
 
 
 def cast(model: Model, params: dict) -> dict:
-    """The parameters as they are computed with: matrices in the compute dtype, adapters beside them, the rest in float32.
+    """The parameters as they are computed with: matrices in the compute dtype, adapters beside
+    them, the rest in float32.
 
-    The rest is norms, biases and tables of embeddings, cheap to compute with and with gradients that are sums over all
-    tokens (`nn.layers.add`). The output matrix is cast where it is used (`nn.logprob`).
+    The rest is norms, biases and tables of embeddings, cheap to compute with and with gradients
+    that are sums over all tokens (`nn.layers.add`). The output matrix is cast where it is used
+    (`nn.logprob`).
     """
     table = model.table()
     if ADAPTERS in params:
@@ -156,14 +167,19 @@ def cast(model: Model, params: dict) -> dict:
         params = attach(params, table, model.lora)
     is_matrix = lambda path: path not in table or table[path].transpose  # adapters are in no table
     return nest(
-        {path: x.astype(model.dtype if is_matrix(path) else jnp.float32) for path, x in flatten(params).items()}
+        {
+            path: x.astype(model.dtype if is_matrix(path) else jnp.float32)
+            for path, x in flatten(params).items()
+        }
     )
 
 
 def exactly(model: Model, scope: str) -> contextlib.ExitStack:
-    """The context that programs are traced in: a name for profiles, and products as exact as the compute dtype says.
+    """The context that programs are traced in: a name for profiles, and products as exact as the
+    compute dtype says.
 
-    Accelerators multiply float32 in TensorFloat-32 or in bfloat16 passes unless they are told otherwise.
+    Accelerators multiply float32 in TensorFloat-32 or in bfloat16 passes unless they are told
+    otherwise.
     """
     stack = contextlib.ExitStack()
     stack.enter_context(jax.named_scope(scope))
@@ -181,7 +197,8 @@ def tower(model: Model, params: dict, rows: PatchRows) -> jax.Array:
 def encode_patches(model: Model, params: dict, rows: PatchRows) -> jax.Array:
     """Embeddings [R * M / merge^2, (1 + deep) * D] of patch rows.
 
-    Rows may hold what a frozen tower or merger gave (`PatchRows.held`): then only the rest is computed.
+    Rows may hold what a frozen tower or merger gave (`PatchRows.held`): then only the rest is
+    computed.
     """
     assert model.vision is not None
     out = rows.patch_rmc.astype(model.dtype)
@@ -196,18 +213,26 @@ ENCODERS = {PATCHES: encode_patches}
 
 
 def encode(model: Model, params: dict, media: Mapping[str, PatchRows]) -> jax.Array | None:
-    """Embeddings of all media, kind after kind, in the order that `media_index` counts; None of none."""
+    """Embeddings of all media, kind after kind, in the order that `media_index` counts; None of
+    none.
+    """
     found = [ENCODERS[kind](model, params, rows) for kind, rows in media.items()]
     return jnp.concatenate(found) if found else None
 
 
 def embed(
-    model: Model, params: dict, token: jax.Array, media_index: jax.Array | None, media: jax.Array | None
+    model: Model,
+    params: dict,
+    token: jax.Array,
+    media_index: jax.Array | None,
+    media: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Token embeddings [..., D], with media embeddings in the places that `media_index` (-1 = a token) names.
+    """Token embeddings [..., D], with media embeddings in the places that `media_index` (-1 = a
+    token) names.
 
     Returns:
-      The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at tokens), or None.
+      The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at
+      tokens), or None.
     """
     x = params["decoder"]["embed"][token].astype(model.dtype)
     if media is None or media_index is None:
@@ -222,8 +247,10 @@ def embed(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Prefilled:
-    """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], the last hidden state [B, D],
-    the position of the first response token [B], and the batch's media embeddings [N, ...] or None."""
+    """What responses need of their prompts: keys and values [L, B, P, K, H], lengths [B], the last
+    hidden state [B, D], the position of the first response token [B], and the batch's media
+    embeddings [N, ...] or None.
+    """
 
     kv: tuple[jax.Array, jax.Array]
     length_b: jax.Array

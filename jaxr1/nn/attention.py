@@ -1,7 +1,8 @@
 """Attention: one signature per shape of problem, each with its mask drawn.
 
-Scores, softmaxes and sums of weighted values are float32, whatever the dtype of queries and keys: a score of 50, as
-Qwen2's biases make them, has no digit behind the point in bfloat16. Grouped-query attention keeps its keys once: queries
+Scores, softmaxes and sums of weighted values are float32, whatever the dtype of queries and keys: a
+score of 50, as Qwen2's biases make them, has no digit behind the point in bfloat16. Grouped-query
+attention keeps its keys once: queries
 [.., N, H] are viewed as [.., K, N / K, H]. Rows without any key give finite values, which carry weight 0 in every loss.
 """
 
@@ -29,7 +30,9 @@ def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
     return _product(spec, q, k) * q.shape[-1] ** -0.5
 
 
-def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array) -> jax.Array:
+def segment_attention(
+    q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array
+) -> jax.Array:
     """Full attention inside each segment of a patch row: an image (or a frame) sees itself only.
 
         row       a a a a b b -        segment  1 1 1 1 2 2 0
@@ -53,9 +56,15 @@ def segment_attention(q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, s
 
 
 def paired_attention(
-    q_rmnh: jax.Array, k_rmnh: jax.Array, v_rmnh: jax.Array, segment_rm: jax.Array, pair_rp2: jax.Array, block: int
+    q_rmnh: jax.Array,
+    k_rmnh: jax.Array,
+    v_rmnh: jax.Array,
+    segment_rm: jax.Array,
+    pair_rp2: jax.Array,
+    block: int,
 ) -> jax.Array:
-    """`segment_attention` on long rows of many images, of which only the needed blocks of the score matrix are computed.
+    """`segment_attention` on long rows of many images, of which only the needed blocks of the score
+    matrix are computed.
 
         row, blocks of 4    a a a a | a a b b | b b b b | c c - -          segments of any length
 
@@ -91,10 +100,14 @@ def paired_attention(
     of_query, of_key = take(segment, query)[..., :, None], take(segment, key)[..., None, :]
     seen = (of_query == of_key) & (of_query > 0) & (pair_rp2[..., 1] >= 0)[..., None, None]
     score = jnp.where(seen[:, :, None], score, MASKED)
-    top = jnp.maximum(most(jax.lax.stop_gradient(score.max(-1)), query), MASKED)  # [R, blocks, N, block]
+    top = jnp.maximum(
+        most(jax.lax.stop_gradient(score.max(-1)), query), MASKED
+    )  # [R, blocks, N, block]
     weight = jnp.exp(score - take(top, query)[..., None])
     total = jnp.moveaxis(add(weight.sum(-1), query), 2, 3)[..., None]
-    out = add(_product("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query)
+    out = add(
+        _product("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query
+    )
     out = out / jnp.where(total > 0, total, 1.0)
     return out.reshape(q_rmnh.shape).astype(v_rmnh.dtype)
 
@@ -109,8 +122,8 @@ def window_attention(
 ) -> jax.Array:
     """Attention inside windows: patches are gathered window by window, and put back.
 
-    Windows at the border of an image are small; the host packs several into the K places of one row, told apart by
-    segments (`segment_attention`).
+    Windows at the border of an image are small; the host packs several into the K places of one
+    row, told apart by segments (`segment_attention`).
 
     Args:
       q_rmnh, k_rmnh, v_rmnh: [R, M, N, H].
@@ -126,12 +139,16 @@ def window_attention(
     gather = lambda x: jnp.take_along_axis(flat(x), index_rwk.reshape(rows, -1, 1), 1).reshape(
         rows * windows, size, *x.shape[2:]
     )
-    out = segment_attention(gather(q_rmnh), gather(k_rmnh), gather(v_rmnh), segment_rwk.reshape(-1, size))
+    out = segment_attention(
+        gather(q_rmnh), gather(k_rmnh), gather(v_rmnh), segment_rwk.reshape(-1, size)
+    )
     out = out.reshape(rows, windows * size, -1)
     return jnp.take_along_axis(out, slot_rm[..., None], 1).reshape(q_rmnh.shape)
 
 
-def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, length_b: jax.Array) -> jax.Array:
+def causal_attention(
+    q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, length_b: jax.Array
+) -> jax.Array:
     """Causal attention of a prompt row, whose first `length` positions are real.
 
              p0 p1 p2 --        length 3
@@ -146,7 +163,10 @@ def causal_attention(q_bpnh: jax.Array, k_bpkh: jax.Array, v_bpkh: jax.Array, le
     q = _grouped(q_bpnh, k_bpkh.shape[2])
     score = _scores("bpkgh,bukh->bkgpu", q, k_bpkh)
     length = q_bpnh.shape[1]
-    seen = jnp.tril(jnp.ones((length, length), bool)) & (jnp.arange(length) < length_b[:, None])[:, None, :]
+    seen = (
+        jnp.tril(jnp.ones((length, length), bool))
+        & (jnp.arange(length) < length_b[:, None])[:, None, :]
+    )
     score = jnp.where(seen[:, None, None], score, MASKED)
     out = jnp.einsum("bkgpu,bukh->bpkgh", jax.nn.softmax(score, -1).astype(v_bpkh.dtype), v_bpkh)
     return out.reshape(q_bpnh.shape)
@@ -176,10 +196,11 @@ def strip_attention(
     own_kv: tuple[jax.Array, jax.Array],
     segment_bst: jax.Array,
 ) -> jax.Array:
-    """Attention of packed responses: the whole prompt of their row, and their own earlier tokens (`strip_mask`).
+    """Attention of packed responses: the whole prompt of their row, and their own earlier tokens
+    (`strip_mask`).
 
-    The prompt's keys are used in place, once for all S strips: nothing of size S x prompt keys is made. One softmax
-    runs over both parts, through a shared maximum.
+    The prompt's keys are used in place, once for all S strips: nothing of size S x prompt keys is
+    made. One softmax runs over both parts, through a shared maximum.
 
     Args:
       q_bstnh: [B, S, T, N, H].
@@ -195,7 +216,9 @@ def strip_attention(
     own_k, own_v = own_kv
     q = _grouped(q_bstnh, prompt_k.shape[2])
     on_prompt = _scores("bstkgh,bpkh->bkgstp", q, prompt_k)
-    in_prompt = (jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None])[:, None, None, None, None, :]
+    in_prompt = (jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None])[
+        :, None, None, None, None, :
+    ]
     on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
     on_own = _scores("bstkgh,bsukh->bkgstu", q, own_k)
     on_own = jnp.where(strip_mask(segment_bst)[:, None, None], on_own, MASKED)
@@ -217,8 +240,8 @@ def decode_attention(
 ) -> jax.Array:
     """Attention of one new token per response: its prompt, and cache slots 0 .. step of its own.
 
-    The same sums as `strip_attention` with T = 1, in the layouts that a cache wants: heads before positions, so that
-    each product is one batch of small matrices without a transpose.
+    The same sums as `strip_attention` with T = 1, in the layouts that a cache wants: heads before
+    positions, so that each product is one batch of small matrices without a transpose.
 
     Args:
       q_bsnh: [B, S, N, H].

@@ -10,7 +10,9 @@ import numpy as np
 
 
 def dense(x: jax.Array, w: dict, key: str, inputs: int = 1) -> jax.Array:
-    """x [..., *in] times w[key] [*in, *out], plus the adapter (`nn.lora`) and the bias beside it where there are any."""
+    """x [..., *in] times w[key] [*in, *out], plus the adapter (`nn.lora`) and the bias beside it
+    where there are any.
+    """
     y = jnp.tensordot(x, w[key], inputs)
     if f"{key}_a" in w:
         y += jnp.tensordot(jnp.tensordot(x, w[f"{key}_a"], inputs), w[f"{key}_b"], 1)
@@ -20,14 +22,16 @@ def dense(x: jax.Array, w: dict, key: str, inputs: int = 1) -> jax.Array:
 def add(x: jax.Array, vector: jax.Array) -> jax.Array:
     """x + vector in float32, returned in x's dtype.
 
-    Vectors stay in float32 where the rest is bfloat16: the gradient of one is a sum over all tokens, of which bfloat16
-    keeps only the first few hundred.
+    Vectors stay in float32 where the rest is bfloat16: the gradient of one is a sum over all
+    tokens, of which bfloat16 keeps only the first few hundred.
     """
     return (x + vector).astype(x.dtype)
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in float32, returned in x's dtype."""
+    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in float32, returned in
+    x's dtype.
+    """
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
     return (scale * normed).astype(x.dtype)
@@ -59,8 +63,8 @@ class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than the pre-trained one.
 
     Attributes:
-      kind: "linear" (all by `factor`, arXiv:2306.15595) or "llama3" (low frequencies by `factor`, high ones not, a ramp
-        between; Llama 3.1).
+      kind: "linear" (all by `factor`, arXiv:2306.15595) or "llama3" (low frequencies by `factor`,
+        high ones not, a ramp between; Llama 3.1).
       factor: of the stretch.
       low, high: wavelengths over original / low are stretched, under original / high kept.
       original: the pre-trained context, in tokens.
@@ -86,17 +90,23 @@ def inverse_frequencies(size: int, theta: float, scaling: RopeScaling | None = N
 
 
 def mrope_angles(
-    position_bt3: jax.Array, inverse: np.ndarray, sections: tuple[int, ...], *, interleaved: bool = False
+    position_bt3: jax.Array,
+    inverse: np.ndarray,
+    sections: tuple[int, ...],
+    *,
+    interleaved: bool = False,
 ) -> jax.Array:
     """Angles of multimodal rotary positions (Qwen2-VL, arXiv:2409.12191 §2.1).
 
-    Frequency i turns with the temporal, the height or the width position, by the section that holds i:
+    Frequency i turns with the temporal, the height or the width position, by the section that holds
+    i:
 
         sections (2, 3, 3):   i = 0 1 | 2 3 4 | 5 6 7
                               t t | h h h | w w w
         interleaved, (4, 2, 2):   t h w t h w t t          (Qwen3-VL: high and low frequencies for each axis)
 
-    Text tokens carry three equal positions, for which this is ordinary RoPE. An empty `sections` means ordinary RoPE.
+    Text tokens carry three equal positions, for which this is ordinary RoPE. An empty `sections`
+    means ordinary RoPE.
 
     Args:
       position_bt3: int32[..., 3]: time, row, column.
@@ -125,4 +135,6 @@ def rotate(x: jax.Array, angle: jax.Array) -> jax.Array:
     """
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     first, second = jnp.split(x.astype(jnp.float32), 2, -1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x.dtype)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(
+        x.dtype
+    )

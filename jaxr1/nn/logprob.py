@@ -11,19 +11,26 @@ FORBIDDEN = -1e30  # finite, so that p * log p of a forbidden id is 0 and not Na
 
 
 def vocabulary_bias(vocab: int, forbidden: tuple[int, ...]) -> jax.Array:
-    """float32[V]: 0, or `FORBIDDEN` at ids that may never be sampled. They leave the normaliser too."""
+    """float32[V]: 0, or `FORBIDDEN` at ids that may never be sampled. They leave the normaliser
+    too.
+    """
     bias = jnp.zeros(vocab, jnp.float32)
     return bias.at[jnp.asarray(forbidden, jnp.int32)].set(FORBIDDEN) if forbidden else bias
 
 
-def tempered_logits(hidden: jax.Array, head_vd: jax.Array, temperature, forbidden: tuple[int, ...]) -> jax.Array:
-    """float32[..., V]: logits at the sampling temperature, after the media mask. The sampler and the trainer share it."""
+def tempered_logits(
+    hidden: jax.Array, head_vd: jax.Array, temperature, forbidden: tuple[int, ...]
+) -> jax.Array:
+    """float32[..., V]: logits at the sampling temperature, after the media mask. The sampler and
+    the trainer share it.
+    """
     logit = jnp.einsum("...d,vd->...v", hidden, head_vd, preferred_element_type=jnp.float32)
     return logit / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
 
 
 def _logp(logit: jax.Array, total: jax.Array, target: jax.Array) -> jax.Array:
-    # A sum, not a gather: the vocabulary may be split over devices, and a gather brings it together.
+    # A sum, not a gather: the vocabulary may be split over devices, and a gather brings it
+    # together.
     chosen = jnp.arange(logit.shape[-1]) == target[..., None]
     return jnp.where(chosen, logit, 0.0).sum(-1) - total
 
@@ -36,7 +43,9 @@ REDUCTIONS = {"logp": _logp, "entropy": _entropy}
 """What may be asked of a distribution over the vocabulary, by name; each is a sum over it."""
 
 
-def reduce_logits(logit: jax.Array, target: jax.Array, reads: tuple[str, ...]) -> dict[str, jax.Array]:
+def reduce_logits(
+    logit: jax.Array, target: jax.Array, reads: tuple[str, ...]
+) -> dict[str, jax.Array]:
     """{name: float32[...]} of distributions over the last axis.
 
     Args:
@@ -61,9 +70,9 @@ def reduce_tokens(
 ) -> dict[str, jax.Array]:
     """`reduce_logits` of each token, over chunks of tokens with rematerialisation.
 
-    Memory is `chunk` x V instead of B x M x V, forward and backward (measured at 8192 tokens, V = 151936: 1.3 GiB of
-    temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes some tokens of every row, so that devices
-    which share a batch each compute their own rows:
+    Memory is `chunk` x V instead of B x M x V, forward and backward (measured at 8192 tokens, V =
+    151936: 1.3 GiB of temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes
+    some tokens of every row, so that devices which share a batch each compute their own rows:
 
         hidden [B, M, D]  ->  [chunks, B, c, D]        B x c is about `chunk` tokens for each of them
 
@@ -87,8 +96,8 @@ def reduce_tokens(
     hidden = cut(jnp.pad(hidden_bmd, ((0, 0), (0, padded - count), (0, 0))))
     hidden = constrain(hidden, rules, None, "batch", None, None)
     target = cut(jnp.pad(target_bm, ((0, 0), (0, padded - count))))
-    # Whole along D: split there, every chunk's logits would be summed over devices. Wide, because its gradient adds up
-    # over the chunks, and bfloat16 would lose most of what the last ones add.
+    # Whole along D: split there, every chunk's logits would be summed over devices. Wide, because
+    # its gradient adds up over the chunks, and bfloat16 would lose most of what the last ones add.
     wide = constrain(head_vd.astype(hidden.dtype), rules, "vocab", None).astype(jnp.float32)
 
     @jax.checkpoint

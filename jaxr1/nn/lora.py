@@ -1,10 +1,12 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): a frozen matrix W and a small trained update, x W + s (x A) B.
+"""Low-rank adapters (LoRA, arXiv:2106.09685): a frozen matrix W and a small trained update, x W + s
+(x A) B.
 
     x [.., in] --- W [in, out] (frozen) ----------------+--> y
               \\-- A [in, r] -- B [r, out] -- s = alpha/r -/
 
-Adapters are a tree of their own beside the parameters, params[ADAPTERS] = {path in the table: {"a", "b"}}, so that the base
-stays as it is: it is frozen, has no optimiser state, and without the adapters it is the reference model.
+Adapters are a tree of their own beside the parameters, params[ADAPTERS] = {path in the table: {"a",
+"b"}}, so that the base stays as it is: it is frozen, has no optimiser state, and without the
+adapters it is the reference model.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ class Lora:
     Attributes:
       rank: r.
       alpha: the update is scaled by alpha / rank.
-      targets: regular expression; a matrix whose path in the parameter table ("decoder/layers/q", "merger/fc1",
-        "vision/blocks/proj") it matches from beginning to end gets an adapter.
-      layers: first and last layer (counted from 0) of stacked matrices that are adapted, None for all. The deepest stack
-        that matches must have them; in a shallower one the range ends with the stack.
+      targets: regular expression; a matrix whose path in the parameter table ("decoder/layers/q",
+        "merger/fc1", "vision/blocks/proj") it matches from beginning to end gets an adapter.
+      layers: first and last layer (counted from 0) of stacked matrices that are adapted, None for
+        all. The deepest stack that matches must have them; in a shallower one the range ends with
+        the stack.
 
     Raises:
       ValueError: a rank under 1, no range of layers, or no regular expression.
@@ -86,7 +89,9 @@ def adapter_table(table: Table, options: Lora) -> Table:
         found[f"{path}/b"] = Param(b, (*lead_axes, None, *axes[k:]), f"{path}.lora_b", b[len(lead) :],
                                    init="zeros", layers=p.layers)  # fmt: skip
     if options.layers and 0 < deepest <= options.layers[1]:
-        raise ValueError(f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches")
+        raise ValueError(
+            f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches"
+        )
     if not found:
         known = ", ".join(path for path, p in table.items() if p.transpose)
         raise ValueError(f"lora: no matrix matches targets {options.targets!r}; there are {known}")
@@ -94,7 +99,9 @@ def adapter_table(table: Table, options: Lora) -> Table:
 
 
 def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) -> dict:
-    """Fresh adapters, float32: A normal with standard deviation 1 / sqrt(in), B zero, so that the model is unchanged."""
+    """Fresh adapters, float32: A normal with standard deviation 1 / sqrt(in), B zero, so that the
+    model is unchanged.
+    """
     flat = {}
     for path, p in adapter_table(table, options).items():
         host = np.zeros(p.shape, np.float32)
@@ -110,7 +117,9 @@ def without_adapters(params: dict) -> dict:
 
 
 def _scales(options: Lora, b: jax.Array, layers: int) -> np.ndarray | float:
-    """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no gradient)."""
+    """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no
+    gradient).
+    """
     scale = options.alpha / options.rank
     if not layers or options.layers is None:
         return scale
@@ -129,7 +138,9 @@ def _adapters(lora: dict) -> dict[str, dict]:
 
 
 def attach(params: dict, table: Table, options: Lora) -> dict:
-    """The parameter tree with its adapters beside the matrices they belong to ("q", "q_a", "q_b"; `nn.layers.dense`)."""
+    """The parameter tree with its adapters beside the matrices they belong to ("q", "q_a", "q_b";
+    `nn.layers.dense`).
+    """
     base = flatten(without_adapters(params))
     for path, pair in _adapters(params[ADAPTERS]).items():
         scale = _scales(options, pair["b"], table[path].layers)
@@ -145,9 +156,9 @@ def merged(params: dict, table: Table, options: Lora) -> dict:
         p, w = table[path], base[path]
         lead = 1 if p.layers else 0
         a = pair["a"].reshape(*pair["a"].shape[:lead], -1, options.rank)
-        b = (pair["b"] * jnp.asarray(_scales(options, pair["b"], p.layers), pair["b"].dtype)).reshape(
-            *pair["b"].shape[: lead + 1], -1
-        )
+        b = (
+            pair["b"] * jnp.asarray(_scales(options, pair["b"], p.layers), pair["b"].dtype)
+        ).reshape(*pair["b"].shape[: lead + 1], -1)
         update = jnp.einsum("...ir,...ro->...io", a, b, precision="highest").reshape(w.shape)
         base[path] = (w.astype(jnp.float32) + update).astype(w.dtype)
     return nest(base)

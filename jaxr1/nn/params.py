@@ -1,11 +1,13 @@
 """The parameter table: one entry per tensor, from which everything about parameters is derived.
 
-A table maps a path in the parameter tree ("decoder/layers/q/kernel") to a `Param`. Initialising, sharding, loading,
-saving, freezing and counting all walk the same table, so a tensor is described once.
+A table maps a path in the parameter tree ("decoder/layers/q/kernel") to a `Param`. Initialising,
+sharding, loading, saving, freezing and counting all walk the same table, so a tensor is described
+once.
 
-Layers of one kind are stacked: our tensor has a leading layer dimension, the Hugging Face checkpoint one tensor a
-layer, whose name holds "{}" for the layer number. The other way round, several entries may be parts of one Hugging
-Face tensor (a fused qkv): they share its name and each holds a `Part`.
+Layers of one kind are stacked: our tensor has a leading layer dimension, the Hugging Face
+checkpoint one tensor a layer, whose name holds "{}" for the layer number. The other way round,
+several entries may be parts of one Hugging Face tensor (a fused qkv): they share its name and each
+holds a `Part`.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ Table = dict[str, "Param"]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where an entry lies in a fused Hugging Face tensor [out, in...]: in out = prod(shape), a slice along one axis.
+    """Where an entry lies in a fused Hugging Face tensor [out, in...]: in out = prod(shape), a
+    slice along one axis.
 
       qkv [3 * N * H, D]            shape (3, N, H), axis 0:      q = 0..1, k = 1..2, v = 2..3
       wqkv [K * (G + 2) * H, D]     shape (K, G + 2, H), axis 1:  q = 0..G, k = G..G+1, v = G+1..G+2
@@ -46,7 +49,10 @@ class Part:
     stop: int
 
     def __post_init__(self) -> None:
-        if not (0 <= self.axis < len(self.shape) and 0 <= self.start < self.stop <= self.shape[self.axis]):
+        if not (
+            0 <= self.axis < len(self.shape)
+            and 0 <= self.start < self.stop <= self.shape[self.axis]
+        ):
             raise ValueError(f"{self}: no such slice")
 
     @property
@@ -68,14 +74,15 @@ class Param:
       shape: our shape, with the layer dimension first when `layers` > 0.
       axes: one logical axis (or None) per dimension of `shape`.
       name: Hugging Face name, "{}" standing for the layer.
-      hf_shape: shape of one Hugging Face tensor (of the whole one, where the entry is a part of it).
+      hf_shape: shape of one Hugging Face tensor (of the whole one, where the entry is a part of
+        it).
       transpose: the tensor is a matrix [out, in...] there and [in..., out...] here.
       init: "normal", "zeros" or "ones".
       scale: standard deviation of "normal".
       layers: number of stacked layers, 0 for a tensor of its own.
       part: the entry is this part of the Hugging Face tensor; None is all of it.
-      twin: a second Hugging Face name under which files may hold the same values (the output matrix tied to the
-        embedding); "" for none. It is read only to be compared, and never written.
+      twin: a second Hugging Face name under which files may hold the same values (the output matrix
+        tied to the embedding); "" for none. It is read only to be compared, and never written.
 
     Raises:
       ValueError: the shapes do not hold the same number of values.
@@ -96,7 +103,9 @@ class Param:
         if self.part and self.hf_shape[:1] != (math.prod(self.part.shape),):
             raise ValueError(f"{self.name}: {self.part} is no view of {self.hf_shape}")
         if math.prod(self.layer_shape) != math.prod(self.own_hf_shape):
-            raise ValueError(f"{self.name}: {self.layer_shape} here does not fit {self.own_hf_shape} there")
+            raise ValueError(
+                f"{self.name}: {self.layer_shape} here does not fit {self.own_hf_shape} there"
+            )
 
     @property
     def layer_shape(self) -> tuple[int, ...]:
@@ -105,7 +114,9 @@ class Param:
 
     @property
     def own_hf_shape(self) -> tuple[int, ...]:
-        """Shape of what the entry is of the Hugging Face tensor: `hf_shape`, or [*part.own_shape, in...]."""
+        """Shape of what the entry is of the Hugging Face tensor: `hf_shape`, or [*part.own_shape,
+        in...].
+        """
         return (*self.part.own_shape, *self.hf_shape[1:]) if self.part else self.hf_shape
 
     def names(self) -> list[str]:
@@ -113,13 +124,16 @@ class Param:
         return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
 
     def of(self, whole: np.ndarray) -> np.ndarray:
-        """What the entry is of a whole Hugging Face tensor: all of it, or a view of its part. It has `own_hf_shape`."""
+        """What the entry is of a whole Hugging Face tensor: all of it, or a view of its part. It
+        has `own_hf_shape`.
+        """
         return self.part.of(whole) if self.part else whole
 
     def from_hf(self, whole: np.ndarray) -> np.ndarray:
         """A whole Hugging Face tensor in our layout (without the layer dimension).
 
-        A view; only a part whose slices our shape merges (the queries of `wqkv`) is a copy, of that part alone.
+        A view; only a part whose slices our shape merges (the queries of `wqkv`) is a copy, of that
+        part alone.
         """
         array = self.of(whole)
         if self.transpose:
@@ -127,7 +141,9 @@ class Param:
         return array.reshape(self.layer_shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hf`: our array (without the layer dimension) as a view of `own_hf_shape`."""
+        """The inverse of `from_hf`: our array (without the layer dimension) as a view of
+        `own_hf_shape`.
+        """
         if self.transpose:
             array = array.reshape(-1, math.prod(self.own_hf_shape[: self._outer])).T
         return array.reshape(self.own_hf_shape)
@@ -151,11 +167,20 @@ def linear(
     """A matrix [prod(out), prod(into)] there, stored here as [*into, *out].
 
     Args:
-      hf_shape: of the whole tensor there, where it has more dimensions ([out, *in] of a convolution).
+      hf_shape: of the whole tensor there, where it has more dimensions ([out, *in] of a
+        convolution).
       part: the matrix is this part of a larger one there.
     """
     rows = math.prod(part.shape if part else out)
-    return Param((*into, *out), axes, name, hf_shape or (rows, math.prod(into)), transpose=True, part=part, **kw)
+    return Param(
+        (*into, *out),
+        axes,
+        name,
+        hf_shape or (rows, math.prod(into)),
+        transpose=True,
+        part=part,
+        **kw,
+    )
 
 
 def vector(
@@ -167,7 +192,9 @@ def vector(
     hf_shape: tuple[int, ...] | None = None,
     part: Part | None = None,
 ) -> Param:
-    """A vector [prod(shape)] there (or the same values as `hf_shape`, or a part of a longer one), `shape` here."""
+    """A vector [prod(shape)] there (or the same values as `hf_shape`, or a part of a longer one),
+    `shape` here.
+    """
     default = (math.prod(part.shape if part else shape),)
     return Param(shape, axes, name, hf_shape or default, init=init, part=part)
 
@@ -207,9 +234,11 @@ def shardings(table: Table, mesh, rules: Rules) -> dict:
 
 
 def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict:
-    """Random parameters, each drawn from (seed, its path): adding a tensor to a model changes no other.
+    """Random parameters, each drawn from (seed, its path): adding a tensor to a model changes no
+    other.
 
-    A fused Hugging Face tensor is drawn whole, so that its values do not depend on how it is cut into entries.
+    A fused Hugging Face tensor is drawn whole, so that its values do not depend on how it is cut
+    into entries.
 
     Returns:
       The parameter tree in `dtype`, placed on `mesh`.
@@ -220,7 +249,9 @@ def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict
             host = _draw(path, p, seed)
         else:
             host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
-        flat[path] = jax.device_put(host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules))
+        flat[path] = jax.device_put(
+            host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules)
+        )
     return nest(flat)
 
 

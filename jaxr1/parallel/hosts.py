@@ -11,8 +11,8 @@ import numpy as np
 def agree(values: Sequence[int]) -> list[int]:
     """Host 0's integers on every host (the identity on one host).
 
-    Hosts that decide apart (a bucket, a stop, a retry) would launch different programs and hang in the first
-    collective; asking host 0 makes the decision once.
+    Hosts that decide apart (a bucket, a stop, a retry) would launch different programs and hang in
+    the first collective; asking host 0 makes the decision once.
     """
     if jax.process_count() == 1:
         return [int(v) for v in values]

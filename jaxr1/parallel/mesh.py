@@ -1,8 +1,8 @@
 """The device mesh, and the one table that says which logical axis lies on which mesh axis.
 
-Every tensor names its dimensions by logical axes ("batch", "embed", "heads", ...). A `Rules` table maps them to the
-mesh axes ('data', 'fsdp', 'tensor'); training, scoring and sampling all derive their shardings from it. One device is
-the mesh (1, 1, 1), so there is no second code path.
+Every tensor names its dimensions by logical axes ("batch", "embed", "heads", ...). A `Rules` table
+maps them to the mesh axes ('data', 'fsdp', 'tensor'); training, scoring and sampling all derive
+their shardings from it. One device is the mesh (1, 1, 1), so there is no second code path.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ log = logging.getLogger(__name__)
 AXES = ("data", "fsdp", "tensor")
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-# Parameters are split over `fsdp` along the model width and over `tensor` along heads, MLP and vocabulary; rows of a
-# batch (prompts, patch rows) over data and fsdp together, which is what makes `fsdp` data parallelism with split state.
+# Parameters are split over `fsdp` along the model width and over `tensor` along heads, MLP and
+# vocabulary; rows of a batch (prompts, patch rows) over data and fsdp together, which is what makes
+# `fsdp` data parallelism with split state.
 DEFAULT_RULES: Rules = (
     ("batch", ("data", "fsdp")),
     ("embed", ("fsdp",)),
@@ -50,25 +51,34 @@ class MeshOptions:
         """The mesh over `devices` (default: all of them).
 
         Raises:
-          ValueError: a size is 0 or negative, or the sizes do not multiply to the number of devices.
+          ValueError: a size is 0 or negative, or the sizes do not multiply to the number of
+            devices.
         """
         devices = list(devices if devices is not None else jax.devices())
         sizes = [self.data, self.fsdp, self.tensor]
         if any(s < 1 and s != -1 for s in sizes):
-            raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, or -1 for the rest")
+            raise ValueError(
+                f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, or -1 for the rest"
+            )
         if sizes.count(-1) > 1:
             raise ValueError(f"mesh {tuple(sizes)}: at most one axis may be -1")
         fixed = int(np.prod([s for s in sizes if s != -1]))
         if -1 in sizes and len(devices) % fixed == 0:
             sizes[sizes.index(-1)] = len(devices) // fixed
         if int(np.prod(sizes)) != len(devices):
-            raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices")
+            raise ValueError(
+                f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices"
+            )
         return make_mesh(sizes, devices)
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh with the axes of `AXES`, all of type Auto (explicit axes refuse the gathers that sampling needs)."""
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    """A mesh with the axes of `AXES`, all of type Auto (explicit axes refuse the gathers that
+    sampling needs).
+    """
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def single_device_mesh(device: jax.Device | None = None) -> Mesh:
@@ -81,7 +91,9 @@ def batch_multiple(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> int:
 
 
 def batch_shards(rules: Rules = DEFAULT_RULES) -> int:
-    """Devices that share a batch under the mesh that is set (`jax.set_mesh`), inside jit; 1 without one."""
+    """Devices that share a batch under the mesh that is set (`jax.set_mesh`), inside jit; 1 without
+    one.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else int(np.prod([mesh.shape[a] for a in dict(rules)["batch"]]))
 
@@ -92,29 +104,43 @@ _replicated: set[tuple[str, int]] = set()  # what was reported already
 def partition(
     axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], rules: Rules
 ) -> PartitionSpec:
-    """The PartitionSpec of a tensor with these logical axes; what a mesh axis does not divide is replicated and logged."""
+    """The PartitionSpec of a tensor with these logical axes; what a mesh axis does not divide is
+    replicated and logged.
+    """
     table = dict(rules)
     used: set[str] = set()
     spec: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(n for n in table.get(axis or "", ()) if n not in used and mesh_shape.get(n, 1) > 1)
+        names = tuple(
+            n for n in table.get(axis or "", ()) if n not in used and mesh_shape.get(n, 1) > 1
+        )
         ways = int(np.prod([mesh_shape[n] for n in names])) if names else 1
         if size % ways:
             if (axis or "", size) not in _replicated:
                 _replicated.add((axis or "", size))
-                log.warning("axis %r of size %d is not divisible by %d (%s): replicated", axis, size, ways, names)
+                log.warning(
+                    "axis %r of size %d is not divisible by %d (%s): replicated",
+                    axis,
+                    size,
+                    ways,
+                    names,
+                )
             names = ()
         used.update(names)
         spec.append(None if not names else names[0] if len(names) == 1 else names)
     return PartitionSpec(*spec)
 
 
-def sharding(mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules) -> NamedSharding:
+def sharding(
+    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], rules: Rules
+) -> NamedSharding:
     return NamedSharding(mesh, partition(axes, shape, dict(mesh.shape), rules))
 
 
 def constrain(x: jax.Array, rules: Rules, *axes: str | None) -> jax.Array:
-    """`x` with its sharding fixed inside jit, under `jax.set_mesh`; the identity without a mesh or on one device."""
+    """`x` with its sharding fixed inside jit, under `jax.set_mesh`; the identity without a mesh or
+    on one device.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

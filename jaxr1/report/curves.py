@@ -1,4 +1,6 @@
-"""curves.png: rewards, held-out scores, lengths, KL and gradient norms over the steps of all stages."""
+"""curves.png: rewards, held-out scores, lengths, KL and gradient norms over the steps of all
+stages.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +92,9 @@ def draw_curves(history: History, theme: Theme = LIGHT) -> bytes:
     shown = panels(history)
     columns = min(3, max(1, len(shown)))
     rows = max(1, math.ceil(len(shown) / columns))
-    figure = Figure(figsize=(4.6 * columns, 3.3 * rows), dpi=130, facecolor=theme.paper, layout="constrained")
+    figure = Figure(
+        figsize=(4.6 * columns, 3.3 * rows), dpi=130, facecolor=theme.paper, layout="constrained"
+    )
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     for i, panel in enumerate(shown):
@@ -130,7 +134,9 @@ def _draw_held_out(axes: Any, sets: dict[str, Points], theme: Theme) -> None:
 
 
 def _draw_training(axes: Any, panel: Panel, history: History, theme: Theme) -> None:
-    """What training wrote. A noisy line is pale, with its mean over a twentieth of the run in front."""
+    """What training wrote. A noisy line is pale, with its mean over a twentieth of the run in
+    front.
+    """
     points, label, colour = panel.trained(history), panel.label, theme.lines[0]
     window = len(points) // 20
     for _, first, last in history.stages:  # a line and its mean end with the stage

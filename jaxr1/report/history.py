@@ -65,7 +65,11 @@ def read_history(run_dir: Path) -> History:
         x = begin[stage] + step
         sets: dict[str, Values] = defaultdict(dict)
         for name, value in row.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or name in ("stage", "step"):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or name in ("stage", "step")
+            ):
                 continue
             parts = name.split("/")
             if parts[0] == "eval" and len(parts) >= 3:
@@ -90,8 +94,9 @@ class StageResult:
 def stage_results(history: History) -> list[StageResult]:
     """For every set and stage: the evaluation the stage started from, and its last one.
 
-    Before the first stage is its step 0; before a later one is its own step 0 if it was evaluated there, else the last
-    evaluation of the stages before it. A stage without an evaluation after its first step has no row.
+    Before the first stage is its step 0; before a later one is its own step 0 if it was evaluated
+    there, else the last evaluation of the stages before it. A stage without an evaluation after its
+    first step has no row.
     """
     results = []
     for name, evaluations in history.evaluations.items():

@@ -1,4 +1,5 @@
-"""report.html: the table, the curves and sample answers in one file; pictures are inside it, and it loads nothing.
+"""report.html: the table, the curves and sample answers in one file; pictures are inside it, and it
+loads nothing.
 
 Everything that a model or a data set wrote is untrusted text, and is escaped.
 """
@@ -25,7 +26,8 @@ MAX_MEDIA_BYTES = 400_000  # larger pictures are made smaller for the page
 MAX_MEDIA_SIDE = 512  # pixels
 
 
-# --- the samples ----------------------------------------------------------------------------------------------------
+# --- the samples
+# ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,14 @@ class Sample:
 
 
 def _rollouts(run_dir: Path, evaluation: Evaluated) -> list[dict[str, Any]]:
-    """The rows of rollouts/eval_<set>_<stage>_<step>.jsonl; [] where that file is not there. The step may be padded."""
-    pattern = re.compile(re.escape(f"eval_{evaluation.set}_{evaluation.stage}_") + f"0*{evaluation.step}" + r"\.jsonl")
+    """The rows of rollouts/eval_<set>_<stage>_<step>.jsonl; [] where that file is not there. The
+    step may be padded.
+    """
+    pattern = re.compile(
+        re.escape(f"eval_{evaluation.set}_{evaluation.stage}_")
+        + f"0*{evaluation.step}"
+        + r"\.jsonl"
+    )
     directory = run_dir / "rollouts"
     for path in sorted(directory.glob("eval_*.jsonl")) if directory.is_dir() else []:
         if pattern.fullmatch(path.name):
@@ -56,21 +64,31 @@ def _is_right(row: dict[str, Any] | None, score: str) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
-def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int = SAMPLES) -> list[Sample]:
-    """Pairs the first and last evaluation's rows by question and picture, and takes some of every kind.
+def choose_samples(
+    run_dir: Path, evaluations: Sequence[Evaluated], limit: int = SAMPLES
+) -> list[Sample]:
+    """Pairs the first and last evaluation's rows by question and picture, and takes some of every
+    kind.
 
-    Half of the places go to questions that were learned, the rest to those right before and after, those still wrong
-    and those forgotten, in turn; within a kind in file order. The page must not look better than the run was.
+    Half of the places go to questions that were learned, the rest to those right before and after,
+    those still wrong and those forgotten, in turn; within a kind in file order. The page must not
+    look better than the run was.
     """
     if not evaluations:
         return []
     first, last = _rollouts(run_dir, evaluations[0]), _rollouts(run_dir, evaluations[-1])
-    score = next(iter(scores(e.values for e in evaluations)), "")  # the first one decides what is right
+    score = next(
+        iter(scores(e.values for e in evaluations)), ""
+    )  # the first one decides what is right
     if evaluations[0] is evaluations[-1]:
         first = []
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return (str(row.get("prompt", "")), str(row.get("answer", "")), *map(str, row.get("media") or ()))
+        return (
+            str(row.get("prompt", "")),
+            str(row.get("answer", "")),
+            *map(str, row.get("media") or ()),
+        )
 
     earlier: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in first:
@@ -83,7 +101,9 @@ def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int =
         sample = Sample(str(row.get("prompt", "")), str(row.get("answer", "")), media, before, row)
         kinds[_is_right(before, score), _is_right(row, score)].append(sample)
     learned = kinds.pop((False, True), [])
-    others = [kinds[kind] for kind in ((True, True), (False, False), (True, False)) if kind in kinds]
+    others = [
+        kinds[kind] for kind in ((True, True), (False, False), (True, False)) if kind in kinds
+    ]
     rest: list[Sample] = []
     for i in range(max(map(len, others), default=0)):
         rest += [group[i] for group in others if i < len(group)]
@@ -94,7 +114,8 @@ def choose_samples(run_dir: Path, evaluations: Sequence[Evaluated], limit: int =
     return sorted((s for s in everything if id(s) in chosen), key=lambda s: order[key(s.after)])
 
 
-# --- the page -------------------------------------------------------------------------------------------------------
+# --- the page
+# -------------------------------------------------------------------------------------------------------
 
 _CSS = """
 :root { color-scheme: light dark; --paper: #f6f8fa; --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4;
@@ -142,7 +163,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def _escape(text: Any) -> str:
-    """Text for HTML: escaped, and without control characters and direction overrides, which could disguise the page."""
+    """Text for HTML: escaped, and without control characters and direction overrides, which could
+    disguise the page.
+    """
     return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
@@ -175,7 +198,11 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
     if row is None:
         return f'<div class="reply">{heading}<span class="none">not evaluated</span></div>'
     text = str(row.get("response", ""))
-    cut = "" if len(text) <= MAX_RESPONSE_CHARS else f'\n<span class="none">… {len(text)} characters in all</span>'
+    cut = (
+        ""
+        if len(text) <= MAX_RESPONSE_CHARS
+        else f'\n<span class="none">… {len(text)} characters in all</span>'
+    )
     body = _escape(text[:MAX_RESPONSE_CHARS])
     for tag in ("think", "/think", "answer", "/answer"):
         body = body.replace(f"&lt;{tag}&gt;", f'<span class="tag">&lt;{tag}&gt;</span>')
@@ -193,7 +220,10 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
 
 
 def _sample_html(run_dir: Path, sample: Sample, before: str, after: str) -> str:
-    media = "".join(_media_html(run_dir, name) for name in sample.media) or '<span class="none">text only</span>'
+    media = (
+        "".join(_media_html(run_dir, name) for name in sample.media)
+        or '<span class="none">text only</span>'
+    )
     return (
         f'<article class="card sample"><div class="ask">{_escape(sample.question)}'
         f"<small>reference answer: {_escape(sample.answer)}</small></div>"
@@ -215,7 +245,9 @@ def _table_html(results: Sequence[StageResult]) -> str:
     for result in results:
         name, stage, *values, count = (_escape(cell) for cell in cells(result, shown))
         row = f'<td class="name">{name}</td><td class="name">{stage}</td>'
-        row += "".join(f"<td{' class=after' if i % 2 else ''}>{cell}</td>" for i, cell in enumerate(values))
+        row += "".join(
+            f"<td{' class=after' if i % 2 else ''}>{cell}</td>" for i, cell in enumerate(values)
+        )
         rows.append(f"<tr>{row}<td>{count}</td></tr>")
     return (
         '<div class="card scroll"><table><thead>'
@@ -224,7 +256,9 @@ def _table_html(results: Sequence[StageResult]) -> str:
     )
 
 
-def page_html(run_dir: Path, history: History, results: Sequence[StageResult], light: bytes, dark: bytes) -> str:
+def page_html(
+    run_dir: Path, history: History, results: Sequence[StageResult], light: bytes, dark: bytes
+) -> str:
     parts = [f"<h1>{_escape(run_dir.resolve().name)}</h1>"]
     stages = " → ".join(f"{name} ({last - first} steps)" for name, first, last in history.stages)
     parts.append(f'<p class="note">{_escape(stages)}</p>')
@@ -243,7 +277,9 @@ def page_html(run_dir: Path, history: History, results: Sequence[StageResult], l
         before = "before training" if first.step == 0 else f"after {first.stage}, step {first.step}"
         after = f"after {last.stage}, step {last.step}"
         parts.append(f"<h2>Sample answers: {_escape(name)}</h2>")
-        parts.append('<p class="note">Held-out questions; learned, kept, still wrong and forgotten ones are mixed.</p>')
+        parts.append(
+            '<p class="note">Held-out questions; learned, kept, still wrong and forgotten ones are mixed.</p>'
+        )
         parts += [_sample_html(run_dir, sample, before, after) for sample in samples]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

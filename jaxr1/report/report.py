@@ -1,4 +1,5 @@
-"""What a run has learned, from its files alone: a table, a picture of the curves, and a page with sample answers.
+"""What a run has learned, from its files alone: a table, a picture of the curves, and a page with
+sample answers.
 
 metrics.jsonl + rollouts/eval_*.jsonl + media/*.png  ->  table, curves.png, report.html
 """
@@ -43,11 +44,13 @@ class Report:
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> Report:
-    """Writes curves.png and report.html into a run directory, from its files alone; safe to call again at any time.
+    """Writes curves.png and report.html into a run directory, from its files alone; safe to call
+    again at any time.
 
     Args:
-      run_dir: holds `metrics.jsonl` and, where there are any, `rollouts/eval_<set>_<stage>_<step>.jsonl` (one row a
-        question: prompt, answer, response, rewards by name, finish_reason, media) and `media/<hash>.png`.
+      run_dir: holds `metrics.jsonl` and, where there are any,
+        `rollouts/eval_<set>_<stage>_<step>.jsonl` (one row a question: prompt, answer, response,
+        rewards by name, finish_reason, media) and `media/<hash>.png`.
 
     Raises:
       FileNotFoundError: there is no metrics.jsonl.

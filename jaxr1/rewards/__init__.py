@@ -1,4 +1,6 @@
-"""Rewards from rules: what they are (`spec`), the built-in ones, and the processes that run them (`pool`)."""
+"""Rewards from rules: what they are (`spec`), the built-in ones, and the processes that run them
+(`pool`).
+"""
 
 from jaxr1.rewards.accuracy import accuracy_reward, parse_answer_problem
 from jaxr1.rewards.format import format_reward

@@ -3,11 +3,12 @@
     completion -> first answer block, else last balanced \\boxed{}, else (option) the tail
                -> normalise -> same string? -> choice letters -> units -> numbers -> math-verify
 
-Cheap comparisons come first and are final where they apply, so that most answers never reach sympy. Everything that is
-parsed is bounded before: nested powers and long digit strings hang a computer-algebra system for hours.
+Cheap comparisons come first and are final where they apply, so that most answers never reach sympy.
+Everything that is parsed is bounded before: nested powers and long digit strings hang a
+computer-algebra system for hours.
 
-math-verify is called with its own timeouts off: they rest on SIGALRM, which needs the main thread. Reward functions run
-in worker processes that can be killed instead (`jaxr1.rewards.pool`).
+math-verify is called with its own timeouts off: they rest on SIGALRM, which needs the main thread.
+Reward functions run in worker processes that can be killed instead (`jaxr1.rewards.pool`).
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ MAX_EXPONENT_PRODUCT = 100_000
 MAX_DEPTH = 12
 
 
-# --- math-verify ----------------------------------------------------------------------------------------------------
+# --- math-verify
+# ----------------------------------------------------------------------------------------------------
 
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{[a-z]{1,12}\*?\}")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _WORD = re.compile(r"[A-Za-z]{3,}")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt inf".split())
+_FUNCTIONS = frozenset(
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log exp sqrt inf".split()
+)
 _MATH_SIGN = re.compile(r"[\d\\^=+*/<>|]|(?<=\w)-(?=\w)")
 _UNBOUNDED = re.compile(
     r"\\(?:int|iint|oint|sum|prod|lim|binom|dbinom|choose|partial|det)(?![a-zA-Z])|!|\\(?:frac\s*\{d\}|frac\s*d)"
@@ -74,9 +78,16 @@ def _math_problem(text: str) -> str | None:
     parts = flat.split("^")
     for before, part in itertools.pairwise(parts):
         exponent = _leading_group(part)
-        # brackets to a power get expanded, and equations in a symbol solved, so their bounds are lower
+        # brackets to a power get expanded, and equations in a symbol solved, so their bounds are
+        # lower
         base = before.rstrip()[-1:]
-        bound = MAX_EXPONENT if base.isdigit() else MAX_SYMBOL_EXPONENT if base.isalpha() else MAX_BRACKET_EXPONENT
+        bound = (
+            MAX_EXPONENT
+            if base.isdigit()
+            else MAX_SYMBOL_EXPONENT
+            if base.isalpha()
+            else MAX_BRACKET_EXPONENT
+        )
         if "^" in exponent:
             return "a power in an exponent"
         for run in re.findall(r"\d+", exponent):
@@ -93,7 +104,9 @@ def _math_problem(text: str) -> str | None:
 
 
 def _leading_group(text: str) -> str:
-    """What an exponent sign applies to: a braced or bracketed group, or the first run of word characters."""
+    """What an exponent sign applies to: a braced or bracketed group, or the first run of word
+    characters.
+    """
     text = text.lstrip()
     if text[:1] not in ("{", "("):
         match = re.match(r"[+-]?\w+", text)
@@ -107,7 +120,9 @@ def _leading_group(text: str) -> str:
 
 
 def looks_like_math(text: str) -> bool:
-    """Whether a normalised text is an expression rather than words ("2x + 1", not "two cats"; "cat" is not c*a*t)."""
+    """Whether a normalised text is an expression rather than words ("2x + 1", not "two cats"; "cat"
+    is not c*a*t).
+    """
     if not _MATH_SIGN.search(text) and not re.fullmatch(r"[\[(].*,.*[\])]|\{.*\}", text):
         return False
     words = _WORD.findall(_COMMAND.sub(" ", _ENVIRONMENT.sub(" ", text)))
@@ -116,7 +131,9 @@ def looks_like_math(text: str) -> bool:
 
 @functools.cache
 def math_verify_module() -> Any:
-    """math_verify, imported when first needed: sympy takes a second, and most answers never need it."""
+    """math_verify, imported when first needed: sympy takes a second, and most answers never need
+    it.
+    """
     import math_verify
 
     # it announces at each call that its timeouts are off, which is what we asked for
@@ -127,11 +144,17 @@ def math_verify_module() -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _parsed_math(text: str) -> tuple[Any, ...]:
-    """math-verify's reading of a bounded, normalised text: candidates as a tuple; () where it reads nothing."""
+    """math-verify's reading of a bounded, normalised text: candidates as a tuple; () where it reads
+    nothing.
+    """
     module = math_verify_module()
     try:
-        return tuple(module.parse(f"${text}$" if looks_like_math(text) else text, parsing_timeout=None))
-    except Exception:  # the parser stack (antlr, sympy) raises a dozen types on junk: all mean "not an expression"
+        return tuple(
+            module.parse(f"${text}$" if looks_like_math(text) else text, parsing_timeout=None)
+        )
+    except (
+        Exception
+    ):  # the parser stack (antlr, sympy) raises a dozen types on junk: all mean "not an expression"
         return ()
 
 
@@ -144,16 +167,24 @@ def _math_equal(gold: str, answer: str) -> bool:
     if not gold_parsed or not answer_parsed:
         return False
     try:
-        # gold first: verify() is not symmetric, it is lenient towards the form of its second argument
-        return bool(math_verify_module().verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None))
+        # gold first: verify() is not symmetric, it is lenient towards the form of its second
+        # argument
+        return bool(
+            math_verify_module().verify(
+                list(gold_parsed), list(answer_parsed), timeout_seconds=None
+            )
+        )
     except Exception:  # sympy cannot decide: not shown to be equal
         return False
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
+# --- comparing
+# ------------------------------------------------------------------------------------------------------
 
 
-def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None = None, math: bool = True) -> bool:
+def answers_match(
+    gold: str, answer: str, *, metadata: Mapping[str, Any] | None = None, math: bool = True
+) -> bool:
     """Whether an extracted answer means the same as the reference.
 
     Never raises. With `math=False` (no computer algebra) the relation is reflexive and symmetric.
@@ -161,8 +192,8 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
     Args:
       gold: the reference answer.
       answer: what `extract_answer` found.
-      metadata: the row's other columns; a list or mapping under `choices` or `options` lets a choice's text stand for
-        its letter.
+      metadata: the row's other columns; a list or mapping under `choices` or `options` lets a
+        choice's text stand for its letter.
       math: whether expressions go on to math-verify.
     """
     if gold.strip() == answer.strip():
@@ -175,7 +206,10 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
 
     choices = choice_texts(metadata or {})
     if choices:
-        gold_letter, answer_letter = _letter_among(gold_text, choices), _letter_among(answer_text, choices)
+        gold_letter, answer_letter = (
+            _letter_among(gold_text, choices),
+            _letter_among(answer_text, choices),
+        )
         if gold_letter is not None and answer_letter is not None:
             return gold_letter == answer_letter
     if is_choice_letter(gold_text) or is_choice_letter(answer_text):
@@ -189,7 +223,10 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
     if None not in several:
         return several[0] == several[1]
 
-    (gold_text, gold_unit), (answer_text, answer_unit) = split_unit(gold_text), split_unit(answer_text)
+    (gold_text, gold_unit), (answer_text, answer_unit) = (
+        split_unit(gold_text),
+        split_unit(answer_text),
+    )
     if gold_unit and answer_unit and gold_unit != answer_unit:
         return False
     gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
@@ -201,11 +238,15 @@ def answers_match(gold: str, answer: str, *, metadata: Mapping[str, Any] | None 
     if answer_number is not None and not has_operation(gold_text):
         said = lone_number(gold_text)
         return said is not None and numbers_equal(said, answer_number)
-    return math and _may_be_math_equal(gold_text, answer_text) and _math_equal(gold_text, answer_text)
+    return (
+        math and _may_be_math_equal(gold_text, answer_text) and _math_equal(gold_text, answer_text)
+    )
 
 
 def _may_be_math_equal(gold: str, answer: str) -> bool:
-    """Whether it takes computer algebra to tell two normalised texts apart (neither is handed over otherwise)."""
+    """Whether it takes computer algebra to tell two normalised texts apart (neither is handed over
+    otherwise).
+    """
     if parse_number(gold) is None and not looks_like_math(gold):
         return False
     if _math_problem(gold) or _math_problem(answer) or not _MATH_SIGN.search(answer):
@@ -215,7 +256,9 @@ def _may_be_math_equal(gold: str, answer: str) -> bool:
 
 
 def needs_math_verify(gold: str, answer: str) -> bool:
-    """Whether comparing these two can take math-verify, and so its slow import. Cheap; may say yes too often."""
+    """Whether comparing these two can take math-verify, and so its slow import. Cheap; may say yes
+    too often.
+    """
     if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
         return False
     gold_text, answer_text = (split_unit(statement(text))[0] for text in (gold, answer))
@@ -241,8 +284,9 @@ def _letter_among(text: str, choices: dict[str, str]) -> str | None:
 def parse_answer_problem(answer: str | None) -> str | None:
     """Why a reference answer cannot be graded against; None if it can.
 
-    Used when data is loaded, in the main process: bounded, and anything a computer-algebra system could hang on is
-    reported without being parsed. Words, choice letters and plain numbers never get that far.
+    Used when data is loaded, in the main process: bounded, and anything a computer-algebra system
+    could hang on is reported without being parsed. Words, choice letters and plain numbers never
+    get that far.
     """
     if answer is None:
         return "there is no reference answer"
@@ -261,7 +305,9 @@ def parse_answer_problem(answer: str | None) -> str | None:
     if problem:
         return f"it cannot be compared safely: it has {problem}"
     # a bare string is math-verify's fallback when nothing parsed: it would only ever equal itself
-    if looks_like_math(text) and not any(not isinstance(candidate, str) for candidate in _parsed_math(text)):
+    if looks_like_math(text) and not any(
+        not isinstance(candidate, str) for candidate in _parsed_math(text)
+    ):
         return "math-verify cannot parse it"
     return None
 
@@ -274,15 +320,17 @@ def accuracy_reward(
     Args:
       completion: text with the template's prefix, and the finish reason.
       example: `answer` is the reference; `metadata["choices"]`, where present, names the options.
-      unparsable_gold: what to return where the reference itself cannot be parsed: "none" leaves the sample to the other
-        rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do.
+      unparsable_gold: what to return where the reference itself cannot be parsed: "none" leaves the
+        sample to the other rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do.
       tail: see `extract_answer`; not applied to completions that were cut at the length limit.
 
     Raises:
       ValueError: unknown `unparsable_gold`.
     """
     if unparsable_gold not in ("none", "one"):
-        raise ValueError(f"accuracy reward: unparsable_gold must be 'none' or 'one', got {unparsable_gold!r}")
+        raise ValueError(
+            f"accuracy reward: unparsable_gold must be 'none' or 'one', got {unparsable_gold!r}"
+        )
     gold = example.answer
     if gold is None or parse_answer_problem(gold) is not None:
         return 1.0 if unparsable_gold == "one" and gold is not None else None

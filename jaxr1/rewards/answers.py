@@ -7,18 +7,21 @@ import unicodedata
 
 MAX_ANSWER_CHARS = 2000  # beyond this an answer is an essay: only equal strings are equal
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
-# After an "A": not an article before a noun ("A dog"), but a letter that is something ("A is closer", "A and B").
-_NO_NOUN = r"(?:and|or|is|was|because|since|as|seems|looks|would|must|should|has|fits|matches|works)\b"
+# After an "A": not an article before a noun ("A dog"), but a letter that is something ("A is
+# closer", "A and B").
+_NO_NOUN = (
+    r"(?:and|or|is|was|because|since|as|seems|looks|would|must|should|has|fits|matches|works)\b"
+)
 NO_ARTICLE = rf"(?:(?<!A)|(?<=A)(?! (?!{_NO_NOUN})[a-z]))"
 
 
 def extract_answer(text: str, *, tail: bool = False) -> str | None:
     """The answer that a completion states, or None.
 
-    The content of the first answer block (it may span lines; text inside a closed think block does not count, unless
-    there is no other), else the content of the last balanced \\boxed{}. With `tail`, else the last number or lone
-    choice letter of the text: lenient, for models that were never asked for tags. An answer block that is never closed
-    is no answer.
+    The content of the first answer block (it may span lines; text inside a closed think block does
+    not count, unless there is no other), else the content of the last balanced \\boxed{}. With
+    `tail`, else the last number or lone choice letter of the text: lenient, for models that were
+    never asked for tags. An answer block that is never closed is no answer.
 
     Args:
       text: a whole completion.
@@ -46,9 +49,13 @@ def _first_block(text: str, start: int) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{} or \\fbox{} whose braces balance (the outer where they nest); linear time."""
+    """The content of the last \\boxed{} or \\fbox{} whose braces balance (the outer where they
+    nest); linear time.
+    """
     found: str | None = None
-    open_braces: list[int | None] = []  # where the content of a box begins; None for any other brace
+    open_braces: list[
+        int | None
+    ] = []  # where the content of a box begins; None for any other brace
     for match in re.finditer(r"\\boxed\s{0,8}\{|\\fbox\s{0,8}\{|\\[{}]|[{}]", text):
         token = match.group()
         if token in ("\\{", "\\}"):
@@ -64,7 +71,8 @@ def last_boxed(text: str) -> str | None:
 
 
 _TAIL = re.compile(
-    r"(?<![\w.])-?(?:\d{1,40}(?:,\d{3}){0,12}(?:\.\d{1,40})?%?|\.\d{1,40}|\(?[A-H]\)?)(?!\w)" + NO_ARTICLE
+    r"(?<![\w.])-?(?:\d{1,40}(?:,\d{3}){0,12}(?:\.\d{1,40})?%?|\.\d{1,40}|\(?[A-H]\)?)(?!\w)"
+    + NO_ARTICLE
 )
 
 
@@ -75,7 +83,8 @@ def _tail_answer(text: str) -> str | None:
     return last
 
 
-# --- normalisation --------------------------------------------------------------------------------------------------
+# --- normalisation
+# --------------------------------------------------------------------------------------------------
 
 _SUPERSCRIPTS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
 _CHARACTERS = str.maketrans(
@@ -83,7 +92,9 @@ _CHARACTERS = str.maketrans(
      "“": '"', "”": '"', "‘": "'", "’": "'", "\u200b": "", "\ufeff": "", "√": "\\sqrt "}
 )  # fmt: skip
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
-_WRAPPED_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|emph)\s?\{([^{}]*)\}")
+_WRAPPED_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|emph)\s?\{([^{}]*)\}"
+)
 # Not the second half of "\\", which ends a row of a matrix.
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;:!> ]|quad\b|qquad\b|displaystyle\b)|~")
 _DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![a-zA-Z])|(?<!\\)\\[()\[\]]|\$\$?")
@@ -91,12 +102,16 @@ _DEGREES = re.compile(r"\^?\s?\{?\s?\\circ\s?\}?|°")
 
 
 def normalise(answer: str) -> str:
-    """An answer without the differences that mean nothing; letter case is kept. Idempotent on what it returns.
+    """An answer without the differences that mean nothing; letter case is kept. Idempotent on what
+    it returns.
 
-    Unicode forms, minus signs and vulgar fractions; dollar signs and other maths delimiters; \\left, \\right, \\text{},
-    spacing commands, \\dfrac; degree signs; markdown emphasis, quotes, a final full stop; runs of whitespace.
+    Unicode forms, minus signs and vulgar fractions; dollar signs and other maths delimiters;
+    \\left, \\right, \\text{}, spacing commands, \\dfrac; degree signs; markdown emphasis, quotes, a
+    final full stop; runs of whitespace.
     """
-    for _ in range(8):  # removing one layer can uncover another ("**$5$.**"); each pass shortens or settles the string
+    for _ in range(
+        8
+    ):  # removing one layer can uncover another ("**$5$.**"); each pass shortens or settles the string
         simpler = _normalise_once(answer)
         if simpler == answer:
             break
@@ -105,10 +120,14 @@ def normalise(answer: str) -> str:
 
 
 def _normalise_once(answer: str) -> str:
-    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), answer).translate(_SUPERSCRIPTS)
+    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), answer).translate(
+        _SUPERSCRIPTS
+    )
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     text = text.replace("\\%", "%").replace("\\$", "").replace("{,}", ",").replace("\\!", "")
-    text = text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    text = (
+        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
+    )
     text = _DELIMITERS.sub("", text)
     text = _SPACING.sub(" ", text)
     text = _WRAPPED_TEXT.sub(r"\1", text)
@@ -121,7 +140,9 @@ def _normalise_once(answer: str) -> str:
     return text
 
 
-_ANNOUNCED = re.compile(r"(?i)^(?:so |thus |therefore |hence )?,? ?(?:the )?(?:final |correct )?answer(?: is|:| is:) +")
+_ANNOUNCED = re.compile(
+    r"(?i)^(?:so |thus |therefore |hence )?,? ?(?:the )?(?:final |correct )?answer(?: is|:| is:) +"
+)
 
 
 def statement(answer: str) -> str:

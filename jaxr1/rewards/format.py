@@ -4,8 +4,9 @@
     whitespace   _<think>...</think>_<answer>...</answer>_              _ is any whitespace
     lenient      any text <think>...</think> any text <answer>...</answer> any text
 
-The three strictness levels of the published systems (lenient: LMM-R1; whitespace: R1-Omni, VisualThinker-R1-Zero).
-In each of them the four tags occur exactly once, in this order, and neither block is empty.
+The three strictness levels of the published systems (lenient: LMM-R1; whitespace: R1-Omni,
+VisualThinker-R1-Zero). In each of them the four tags occur exactly once, in this order, and neither
+block is empty.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 VARIANTS = ("strict", "whitespace", "lenient")
 
 
-def format_reward(completion: Completion, example: Example | None = None, *, variant: str = "strict") -> float:
+def format_reward(
+    completion: Completion, example: Example | None = None, *, variant: str = "strict"
+) -> float:
     """1.0 if the whole completion has the asked form, else 0.0.
 
-    A completion cut at the length limit is 0.0 whatever it holds: it did not end where its author meant to end it.
+    A completion cut at the length limit is 0.0 whatever it holds: it did not end where its author
+    meant to end it.
 
     Args:
       completion: text with the template's prefix, and the finish reason.
@@ -33,7 +37,9 @@ def format_reward(completion: Completion, example: Example | None = None, *, var
       ValueError: unknown variant.
     """
     if variant not in VARIANTS:
-        raise ValueError(f"format reward: variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
+        raise ValueError(
+            f"format reward: variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+        )
     text = completion.text
     if completion.finish_reason == "length" or any(text.count(tag) != 1 for tag in TAGS):
         return 0.0
@@ -44,7 +50,11 @@ def format_reward(completion: Completion, example: Example | None = None, *, var
     answered = text[answer + len(TAGS[2]) : answer_end]
     if not thought.strip() or not answered.strip():
         return 0.0
-    outside = (text[:think], text[think_end + len(TAGS[1]) : answer], text[answer_end + len(TAGS[3]) :])
+    outside = (
+        text[:think],
+        text[think_end + len(TAGS[1]) : answer],
+        text[answer_end + len(TAGS[3]) :],
+    )
     if variant == "strict":
         return float(not any(outside))
     if variant == "whitespace":

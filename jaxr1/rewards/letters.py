@@ -8,7 +8,8 @@ from typing import Any
 
 from jaxr1.rewards.answers import MAX_ANSWER_CHARS, NO_ARTICLE, normalise
 
-# Letters go to J (ten options, as in MMMU-Pro). "I" is a pronoun as well: on its own, in brackets or before a stop only.
+# Letters go to J (ten options, as in MMMU-Pro). "I" is a pronoun as well: on its own, in brackets
+# or before a stop only.
 _LETTER_ALONE = re.compile(r"[\s(\[*]*([A-Ja-h])[\s)\].:*,]*")
 _LETTER_FIRST = re.compile(r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])[.):])\s*:?\s*(.*)", re.DOTALL)
 _LETTER_MARKED = re.compile(r"[(\[]([A-Ja-h])[)\]]|(?<![\w'-])([A-HJ])[.):](?!\w)")
@@ -25,7 +26,9 @@ def is_choice_letter(answer: str) -> bool:
 
 
 def choice_letters(answer: str) -> frozenset[str] | None:
-    """The letters of an answer that is a list of them ("A, C", "(A) and (C)"); None for anything else."""
+    """The letters of an answer that is a list of them ("A, C", "(A) and (C)"); None for anything
+    else.
+    """
     text = normalise(answer)
     if len(text) > 40 or not _LETTERS.fullmatch(text):
         return None
@@ -33,9 +36,11 @@ def choice_letters(answer: str) -> frozenset[str] | None:
 
 
 def choice_letter(answer: str) -> str | None:
-    """The one choice letter that an answer names, in upper case; None if it names none, or more than one.
+    """The one choice letter that an answer names, in upper case; None if it names none, or more
+    than one.
 
-    Letters have word boundaries: "a cat" names no option, and neither does "Bad". Two different letters are a hedge.
+    Letters have word boundaries: "a cat" names no option, and neither does "Bad". Two different
+    letters are a hedge.
 
     "B"  "(b)"  "B."  "B. the red cube"  "The answer is (B)"  "option b"  "B is closer"   -> B
     "a red cube"  "A cube"  "(A) or (B)"  "cab"                                           -> None
@@ -52,7 +57,9 @@ def choice_letter(answer: str) -> str | None:
     first = _LETTER_FIRST.fullmatch(text)
     if first and (not marked or marked == {(first.group(1) or first.group(2)).upper()}):
         return (first.group(1) or first.group(2)).upper()
-    named = marked | {m.group(1) for pattern in (_LETTER_LONE, _LETTER_SAID) for m in pattern.finditer(text)}
+    named = marked | {
+        m.group(1) for pattern in (_LETTER_LONE, _LETTER_SAID) for m in pattern.finditer(text)
+    }
     named |= {m.group(1).upper() for m in _LETTER_OPTION.finditer(text)}
     if len(named) == 1:
         return named.pop()
@@ -63,7 +70,9 @@ def choice_letter(answer: str) -> str | None:
 
 
 def choice_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """{letter: normalised text} of the options in a row's `choices` or `options` column; {} where there are none."""
+    """{letter: normalised text} of the options in a row's `choices` or `options` column; {} where
+    there are none.
+    """
     choices = metadata.get("choices", metadata.get("options"))
     if isinstance(choices, Mapping):
         pairs = [(str(k).strip().upper(), str(v)) for k, v in choices.items()]

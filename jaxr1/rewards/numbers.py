@@ -23,11 +23,13 @@ _FRAC = re.compile(
 
 
 def parse_number(answer: str) -> tuple[Fraction, bool] | None:
-    """The exact value of an answer that is a plain number, and whether it was written as a percentage.
+    """The exact value of an answer that is a plain number, and whether it was written as a
+    percentage.
 
-    Integers, decimals, thousands separators, scientific notation, percentages, fractions a/b and \\frac{a}{b}, mixed
-    numbers, "minus" or a currency sign before. The value of "15%" is 15/100. None for anything else, for a zero denominator, and
-    for numbers beyond the bounds at the top of this file.
+    Integers, decimals, thousands separators, scientific notation, percentages, fractions a/b and
+    \\frac{a}{b}, mixed numbers, "minus" or a currency sign before. The value of "15%" is 15/100.
+    None for anything else, for a zero denominator, and for numbers beyond the bounds at the top of
+    this file.
     """
     text = normalise(answer).replace("\\times ", "\\times")
     if not text or len(text) > MAX_NUMBER_CHARS or sum(c.isdigit() for c in text) > MAX_DIGITS:
@@ -87,10 +89,11 @@ def has_operation(text: str) -> bool:
 
 
 def lone_number(text: str) -> tuple[Fraction, bool] | None:
-    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50"); None if there are several.
+    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50"); None
+    if there are several.
 
-    Two different numbers are a hedge ("3 or 4"), "less than 3" and "not 3" name no number, and with operators in it the
-    text is an expression.
+    Two different numbers are a hedge ("3 or 4"), "less than 3" and "not 3" name no number, and with
+    operators in it the text is an expression.
     """
     if len(text) > MAX_ANSWER_CHARS or has_operation(text) or _COMPARED.search(text):
         return None
@@ -102,8 +105,9 @@ def lone_number(text: str) -> tuple[Fraction, bool] | None:
 def numbers_equal(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> bool:
     """Whether two results of `parse_number` name the same value.
 
-    Integers must be equal; with a fraction or decimal a relative difference of 1e-6 is rounding. A percentage equals
-    its ratio (15% = 0.15) and also the bare number (15% = 15), because questions ask "what percentage".
+    Integers must be equal; with a fraction or decimal a relative difference of 1e-6 is rounding. A
+    percentage equals its ratio (15% = 0.15) and also the bare number (15% = 15), because questions
+    ask "what percentage".
     """
     (a, a_percent), (b, b_percent) = one, other
     pairs = [(a, b)]
@@ -118,7 +122,8 @@ def numbers_equal(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> b
     return False
 
 
-# --- units ----------------------------------------------------------------------------------------------------------
+# --- units
+# ----------------------------------------------------------------------------------------------------------
 
 _UNIT_NAMES = {
     "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
@@ -129,7 +134,9 @@ _UNIT_NAMES = {
     "ml": "ml milliliter millilitre", "l": "l liter litre", "dollar": "dollar", "cent": "cent", "euro": "euro",
 }  # fmt: skip
 _UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
-_UNITS |= {f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")}
+_UNITS |= {
+    f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")
+}
 _NAME = "|".join(sorted((re.escape(n) for n in _UNITS if len(n) > 1), key=len, reverse=True))
 _LETTER_NAME = "|".join(n for n in _UNITS if len(n) == 1)
 _POWER = r"(?: ?\^ ?\{?([23])\}?)?"
@@ -140,7 +147,8 @@ _UNIT_AT_END = re.compile(
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """A normalised text without the unit of measurement at its end, and that unit ("cm^2", "km/h"); "" where it has none.
+    """A normalised text without the unit of measurement at its end, and that unit ("cm^2", "km/h");
+    "" where it has none.
 
     Names of a unit are one unit: "5 cm" and "5 centimeters". Units are not converted.
     """

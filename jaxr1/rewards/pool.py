@@ -1,10 +1,12 @@
 """Grades completions in worker processes that can be killed, while the caller goes on sampling.
 
-    submit(items) -> chunks -> queue -> one thread per worker -> worker process -> grades, in the order of submission
+    submit(items) -> chunks -> queue -> one thread per worker -> worker process -> grades, in the
+    order of submission
 
-Reward functions are other people's code run on a model's output: they hang, exit, run out of memory and return NaN.
-Each item has a deadline, enforced from outside; a worker that overruns it is ended with its whole process group and
-replaced, and only that item is lost. What was lost, and why, is in its Grade.
+Reward functions are other people's code run on a model's output: they hang, exit, run out of memory
+and return NaN. Each item has a deadline, enforced from outside; a worker that overruns it is ended
+with its whole process group and replaced, and only that item is lost. What was lost, and why, is in
+its Grade.
 """
 
 from __future__ import annotations
@@ -32,11 +34,15 @@ Status = Literal["ok", "timeout", "crash", "error", "nan"]
 
 MAX_CHUNK = 64  # items in one message
 START_SECONDS = 120.0  # for loading the user's files, and for importing sympy on a busy machine
-HOPELESS_AFTER = 8  # kills in a row, with nothing ever graded, after which waiting for the rest is pointless
+HOPELESS_AFTER = (
+    8  # kills in a row, with nothing ever graded, after which waiting for the rest is pointless
+)
 
 
 class RewardError(UserError):
-    """A reward function that cannot work: it does not load, or fails for every item. Names function and file."""
+    """A reward function that cannot work: it does not load, or fails for every item. Names function
+    and file.
+    """
 
 
 @dataclass
@@ -44,11 +50,11 @@ class Grade:
     """The reward of one completion.
 
     Attributes:
-      total: sum of weight x value over the components that gave a value; None if none did, or if the status is not
-        "ok": the sample then stays out of its group's baseline.
+      total: sum of weight x value over the components that gave a value; None if none did, or if
+        the status is not "ok": the sample then stays out of its group's baseline.
       by_name: the unweighted value of every component, None where it gave none.
-      status: "ok"; "timeout" (over its deadline), "crash" (the worker process ended), "error" (an exception, or a value
-        that is no number), "nan" (NaN or infinite).
+      status: "ok"; "timeout" (over its deadline), "crash" (the worker process ended), "error" (an
+        exception, or a value that is no number), "nan" (NaN or infinite).
       detail: for people: function, file, and the last line of the traceback.
     """
 
@@ -74,7 +80,9 @@ class Pending:
         examples: int = 2,
         worked: Callable[[], bool] = lambda: False,
     ):
-        """Args: how many different `examples` the items have; whether the pool has ever graded an item (`worked`)."""
+        """Args: how many different `examples` the items have; whether the pool has ever graded an
+        item (`worked`).
+        """
         self._rewards, self._examples, self._worked = rewards, examples, worked
         self._grades: list[Grade | None] = [None] * count
         self._failures: dict[int, _Failure] = {}
@@ -93,14 +101,16 @@ class Pending:
         """Waits for all grades; they are in the order of the submitted items.
 
         Raises:
-          RewardError: a function does not load, or the same one failed for every item (two or more) and that is a bug in
-            it, not bad luck: nothing was ever graded, or it raised an exception for different examples. (One example
-            that always hangs costs only its own samples.) The message names function and file and holds the first
-            traceback.
+          RewardError: a function does not load, or the same one failed for every item (two or more)
+            and that is a bug in it, not bad luck: nothing was ever graded, or it raised an
+            exception for different examples. (One example that always hangs costs only its own
+            samples.) The message names function and file and holds the first traceback.
           TimeoutError: `timeout_s` seconds have passed.
         """
         if not self._done.wait(timeout_s):
-            raise TimeoutError(f"{self._left} of {len(self._grades)} items are not graded after {timeout_s} s")
+            raise TimeoutError(
+                f"{self._left} of {len(self._grades)} items are not graded after {timeout_s} s"
+            )
         if self._error is not None:
             raise self._error
         grades = [grade for grade in self._grades if grade is not None]
@@ -163,7 +173,8 @@ class RewardPool:
       timeout_s: seconds for one item, all components together.
       recycle_after: items after which a worker is replaced (caches of sympy grow, user code leaks).
       directory: where the source of notebook functions is written; None for a temporary one.
-      memory_gib: address space of a worker; beyond it a reward function gets MemoryError. None for no limit.
+      memory_gib: address space of a worker; beyond it a reward function gets MemoryError. None for
+        no limit.
 
     Raises:
       ValueError: an unusable reward; see `Reward.resolve`.
@@ -195,9 +206,14 @@ class RewardPool:
             raise
         self.timeout_s = timeout_s
         self.recycle_after = recycle_after
-        self._hello = {"rewards": [reward.to_json() for reward in self.rewards], "memory_gib": memory_gib}
+        self._hello = {
+            "rewards": [reward.to_json() for reward in self.rewards],
+            "memory_gib": memory_gib,
+        }
         self._forward = Forward()
-        self._queue: queue.SimpleQueue[tuple[Pending, list[tuple[int, dict[str, Any]]]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Pending, list[tuple[int, dict[str, Any]]]] | None] = (
+            queue.SimpleQueue()
+        )
         self._closed = threading.Event()
         self._broken: RewardError | None = None
         self._open: set[Pending] = set()
@@ -206,7 +222,8 @@ class RewardPool:
         self._graded_any = False
         self._kills_in_a_row = 0
         self._threads = [
-            threading.Thread(target=self._run, name=f"jaxr1-reward-{i}", daemon=True) for i in range(workers)
+            threading.Thread(target=self._run, name=f"jaxr1-reward-{i}", daemon=True)
+            for i in range(workers)
         ]
         for thread in self._threads:
             thread.start()
@@ -215,7 +232,10 @@ class RewardPool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -274,12 +294,15 @@ class RewardPool:
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
 
-    # --- one thread for each worker ---------------------------------------------------------------------------------
+    # --- one thread for each worker
+    # ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
         worker: Process | None = None
         try:
-            with contextlib.suppress(RewardError):  # started ahead of the first item; what fails is said with that item
+            with contextlib.suppress(
+                RewardError
+            ):  # started ahead of the first item; what fails is said with that item
                 worker = self._start()
             while (job := self._queue.get()) is not None:
                 pending, rows = job
@@ -316,11 +339,15 @@ class RewardPool:
             how = f"took over {START_SECONDS:.0f} s" if isinstance(error, Late) else ""
             how = how or (worker.describe_end() if worker else "the worker did not start")
             self._stop(worker)
-            raise self._break(f"loading the reward functions ({everything}) failed: {how}") from None
+            raise self._break(
+                f"loading the reward functions ({everything}) failed: {how}"
+            ) from None
         if "failed" in answer:
             failed = answer["failed"]
             self._stop(worker)
-            raise self._break(f"the reward function {failed['where']} cannot be loaded:\n{failed['traceback']}")
+            raise self._break(
+                f"the reward function {failed['where']} cannot be loaded:\n{failed['traceback']}"
+            )
         return worker
 
     def _break(self, text: str) -> RewardError:
@@ -340,7 +367,9 @@ class RewardPool:
     ) -> Process | None:
         """Grades all rows, replacing workers as they fail; returns the one that is left."""
         while rows and not pending.done() and not self._closed.is_set():
-            if worker is not None and (worker.graded >= self.recycle_after or worker.process.poll() is not None):
+            if worker is not None and (
+                worker.graded >= self.recycle_after or worker.process.poll() is not None
+            ):
                 self._stop(worker)
                 worker = None
             if worker is None:
@@ -387,7 +416,11 @@ class RewardPool:
             failure = _Failure(answer["reward"], text)
             pending._set(index, Grade(None, by_name, status, answer["detail"]), failure)
             return
-        given = [reward.weight * value for reward, value in zip(self.rewards, values, strict=True) if value is not None]
+        given = [
+            reward.weight * value
+            for reward, value in zip(self.rewards, values, strict=True)
+            if value is not None
+        ]
         pending._set(index, Grade(sum(given) if given else None, by_name), None)
 
     def _lose(self, pending: Pending, index: int, status: Status, text: str, at: int) -> None:
@@ -395,5 +428,7 @@ class RewardPool:
         pending._set(index, Grade(None, by_name, status, text), _Failure(at, text))
         self._kills_in_a_row += 1
         if self._kills_in_a_row >= HOPELESS_AFTER and not self._graded_any:
-            error = f"the first {self._kills_in_a_row} items were all lost; the reward function {text}"
+            error = (
+                f"the first {self._kills_in_a_row} items were all lost; the reward function {text}"
+            )
             raise self._break(error)

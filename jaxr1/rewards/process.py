@@ -1,4 +1,6 @@
-"""One worker process seen from outside: JSON lines to it and from it, deadlines, and its end with all that it started."""
+"""One worker process seen from outside: JSON lines to it and from it, deadlines, and its end with
+all that it started.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,11 @@ class Process:
         """Starts it and sends `hello`; what it prints goes to `forward`. Raises Ended as `send`."""
         package_root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH", "")]))
-        # a reward that does use an accelerator library must not take the trainer's device, or its memory
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [package_root, environment.get("PYTHONPATH", "")])
+        )
+        # a reward that does use an accelerator library must not take the trainer's device, or its
+        # memory
         environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
         # several workers share the machine with the sampler: one thread each
         environment.setdefault("OMP_NUM_THREADS", "1")
@@ -124,7 +129,9 @@ class Process:
             return "the worker closed its answers"
         self._drain.join(1.0)
         text = (
-            f"the worker was killed by {signal.Signals(-code).name}" if code < 0 else f"the worker exited with {code}"
+            f"the worker was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"the worker exited with {code}"
         )
         lines = self.tail.decode(errors="replace").strip().splitlines()
         return f"{text}; it last printed: {lines[-1][:300]}" if lines else text
@@ -132,7 +139,9 @@ class Process:
 
 @dataclass
 class Forward:
-    """Passes on what reward functions print, up to a limit: a print in a reward must not fill a log."""
+    """Passes on what reward functions print, up to a limit: a print in a reward must not fill a
+    log.
+    """
 
     left: int = MAX_FORWARDED
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -145,6 +154,8 @@ class Forward:
             text = part.decode(errors="replace")
             if self.left <= 0:
                 text += f"\n[jaxr1: reward functions have printed {MAX_FORWARDED} bytes; the rest is not shown]\n"
-        with contextlib.suppress(Exception):  # a closed or replaced stderr is no reason to lose grades
+        with contextlib.suppress(
+            Exception
+        ):  # a closed or replaced stderr is no reason to lose grades
             sys.stderr.write(text)
             sys.stderr.flush()

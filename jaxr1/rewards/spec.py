@@ -4,8 +4,8 @@
     "my_rewards.py:brevity"       a function at the top level of a file
     brevity                       a Python function object: its file if it has one, else (notebook) its source is copied
 
-Nothing is pickled and no user file is executed in the main process: files are read as syntax trees to check that the
-function exists and can be called, and workers import them.
+Nothing is pickled and no user file is executed in the main process: files are read as syntax trees
+to check that the function exists and can be called, and workers import them.
 """
 
 from __future__ import annotations
@@ -81,14 +81,17 @@ class Reward:
     """One component of the reward of a stage.
 
     Attributes:
-      function: "accuracy", "format", "path.py:function" (relative to the working directory, or absolute), or a Python
-        function with the signature `def f(completion, example) -> float | None`; see `jaxr1.rewards.types`.
+      function: "accuracy", "format", "path.py:function" (relative to the working directory, or
+        absolute), or a Python function with the signature `def f(completion, example) -> float |
+        None`; see `jaxr1.rewards.types`.
       weight: its factor in the total.
       name: its name in metrics and tables; by default the function's.
-      options: keyword arguments for the function, as a mapping or as pairs, e.g. {"variant": "lenient"} for "format".
+      options: keyword arguments for the function, as a mapping or as pairs, e.g. {"variant":
+        "lenient"} for "format".
 
     Raises:
-      ValueError: unknown built-in or option, a bad weight, a function object that cannot be sent to a worker.
+      ValueError: unknown built-in or option, a bad weight, a function object that cannot be sent to
+        a worker.
     """
 
     function: str | Callable[..., float | None] = "accuracy"
@@ -100,8 +103,14 @@ class Reward:
         pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
         # a tuple: the dataclass stays hashable and frozen all the way down
         object.__setattr__(self, "options", tuple((str(key), value) for key, value in pairs))
-        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not math.isfinite(self.weight):
-            raise ValueError(f"reward {self.label!r}: weight must be a finite number, got {self.weight!r}")
+        if (
+            isinstance(self.weight, bool)
+            or not isinstance(self.weight, int | float)
+            or not math.isfinite(self.weight)
+        ):
+            raise ValueError(
+                f"reward {self.label!r}: weight must be a finite number, got {self.weight!r}"
+            )
         for key, value in self.options:
             if not isinstance(value, bool | int | float | str):
                 raise ValueError(
@@ -114,7 +123,9 @@ class Reward:
             else:
                 object.__setattr__(self, "function", name)
         elif not isinstance(self.function, str):
-            raise ValueError(f"a reward's function must be a name or a Python function, got {self.function!r}")
+            raise ValueError(
+                f"a reward's function must be a name or a Python function, got {self.function!r}"
+            )
         if isinstance(self.function, str) and ":" not in self.function:
             self._check_builtin(self.function)
 
@@ -144,7 +155,9 @@ class Reward:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether it compares with the reference answer, and can say nothing where that cannot be parsed."""
+        """Whether it compares with the reference answer, and can say nothing where that cannot be
+        parsed.
+        """
         return self.function in NEEDS_REFERENCE
 
     @property
@@ -161,20 +174,30 @@ class Reward:
         function = self.function
         if callable(function):
             path = inspect.getsourcefile(function) or "?"
-            function = f"{path}:{function.__name__}" if _is_file(path) else f"(notebook):{function.__name__}"
-        return {"function": function, "weight": self.weight, "name": self.label, "options": dict(self.options)}
+            function = (
+                f"{path}:{function.__name__}"
+                if _is_file(path)
+                else f"(notebook):{function.__name__}"
+            )
+        return {
+            "function": function,
+            "weight": self.weight,
+            "name": self.label,
+            "options": dict(self.options),
+        }
 
     def resolve(self, directory: str | os.PathLike[str]) -> ResolvedReward:
         """Finds the function and checks that it can be called.
 
         Args:
-          directory: where the source of a function without a file of its own (notebook, interactive session) is
-            written; made when needed.
+          directory: where the source of a function without a file of its own (notebook, interactive
+            session) is written; made when needed.
 
         Raises:
-          ValueError: the file or function is missing (near misses are named), the file has a syntax error, the function
-            cannot be called with (completion, example, **options), or a notebook function uses something that a worker
-            process cannot have; each says which file and function, and what to do.
+          ValueError: the file or function is missing (near misses are named), the file has a syntax
+            error, the function cannot be called with (completion, example, **options), or a
+            notebook function uses something that a worker process cannot have; each says which file
+            and function, and what to do.
         """
         options = dict(self.options)
         if callable(self.function):
@@ -193,23 +216,32 @@ def _is_file(path: str | None) -> bool:
 
 
 def _builtin_name(function: Callable[..., Any]) -> str | None:
-    return _BUILTIN_OBJECTS.get((getattr(function, "__module__", ""), getattr(function, "__qualname__", "")))
+    return _BUILTIN_OBJECTS.get(
+        (getattr(function, "__module__", ""), getattr(function, "__qualname__", ""))
+    )
 
 
-# --- functions in files ---------------------------------------------------------------------------------------------
+# --- functions in files
+# ---------------------------------------------------------------------------------------------
 
 
 def check_labels(rewards: Sequence[Reward], path: str = "", taken: Sequence[str] = ()) -> None:
-    """Raises ValueError, which begins with `path`, where two rewards have one name, or one has a name in `taken`."""
+    """Raises ValueError, which begins with `path`, where two rewards have one name, or one has a
+    name in `taken`.
+    """
     names = [reward.label for reward in rewards]
     if wrong := [name for name in names if name in taken]:
         raise ValueError(f"{path}a reward may not be called {wrong[0]!r}: give it another name")
     if double := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{path}two rewards are called {', '.join(double)}: give one of them another name")
+        raise ValueError(
+            f"{path}two rewards are called {', '.join(double)}: give one of them another name"
+        )
 
 
 def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
-    """Raises ValueError unless the file defines a function of that name that takes (completion, example, **options)."""
+    """Raises ValueError unless the file defines a function of that name that takes (completion,
+    example, **options).
+    """
     if not path.is_file():
         files = sorted(p.name for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, files, 1, 0.7)
@@ -219,7 +251,9 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise ValueError(f"reward function {name!r}: {path}{line} is not valid Python: {error}") from error
+        raise ValueError(
+            f"reward function {name!r}: {path}{line} is not valid Python: {error}"
+        ) from error
     defined: dict[str, ast.AST | None] = {}
     node: ast.AST | None
     for node in _top_level(tree.body):
@@ -239,9 +273,13 @@ def _check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
         raise ValueError(f"{path} has no function {name!r} at its top level{hint}")
     found = defined[name]
     if isinstance(found, ast.AsyncFunctionDef):
-        raise ValueError(f"reward function {name} in {path} is async: it must be a plain function, {SIGNATURE}")
+        raise ValueError(
+            f"reward function {name} in {path} is async: it must be a plain function, {SIGNATURE}"
+        )
     if isinstance(found, ast.ClassDef):
-        raise ValueError(f"{name} in {path} is a class: a reward must be a plain function, {SIGNATURE}")
+        raise ValueError(
+            f"{name} in {path} is a class: a reward must be a plain function, {SIGNATURE}"
+        )
     if isinstance(found, ast.FunctionDef) and not found.decorator_list:
         _check_call(_signature_of(found.args), f"reward function {name} in {path}", options)
 
@@ -272,7 +310,9 @@ def _signature_of(args: ast.arguments) -> inspect.Signature:
     if args.vararg:
         parameters.append(kinds(args.vararg.arg, kinds.VAR_POSITIONAL))
     for arg, default in zip(args.kwonlyargs, args.kw_defaults, strict=True):
-        parameters.append(kinds(arg.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None))
+        parameters.append(
+            kinds(arg.arg, kinds.KEYWORD_ONLY, default=kinds.empty if default is None else None)
+        )
     if args.kwarg:
         parameters.append(kinds(args.kwarg.arg, kinds.VAR_KEYWORD))
     return inspect.Signature(parameters)
@@ -289,7 +329,8 @@ def _check_call(signature: inspect.Signature, where: str, options: Mapping[str, 
         ) from None
 
 
-# --- function objects -----------------------------------------------------------------------------------------------
+# --- function objects
+# -----------------------------------------------------------------------------------------------
 
 _TO_FILE = "Put it at the top level of a .py file and give 'path.py:function_name'."
 
@@ -298,7 +339,9 @@ def _check_callable(function: Callable[..., Any], options: Mapping[str, Any]) ->
     """Raises ValueError for callables that no worker process can have."""
     if not isinstance(function, types.FunctionType):
         kind = type(function).__name__
-        raise ValueError(f"a reward must be a plain function ({SIGNATURE}), not a {kind}: {function!r}. {_TO_FILE}")
+        raise ValueError(
+            f"a reward must be a plain function ({SIGNATURE}), not a {kind}: {function!r}. {_TO_FILE}"
+        )
     name = function.__name__
     if name == "<lambda>":
         raise ValueError(
@@ -312,12 +355,16 @@ def _check_callable(function: Callable[..., Any], options: Mapping[str, Any]) ->
             f"({names}), which a worker process does not have. Pass them as options, or: {_TO_FILE}"
         )
     if inspect.iscoroutinefunction(function):
-        raise ValueError(f"the function {name!r} cannot be a reward: it is async; expected is {SIGNATURE}")
+        raise ValueError(
+            f"the function {name!r} cannot be a reward: it is async; expected is {SIGNATURE}"
+        )
     _check_call(inspect.signature(function), f"the reward function {name!r}", options)
 
 
 def _locate(function: Any, directory: Path) -> tuple[Path, str]:
-    """(file, name) from which a worker can load a function object; writes its source where it has no own file."""
+    """(file, name) from which a worker can load a function object; writes its source where it has
+    no own file.
+    """
     name = function.__name__
     path = inspect.getsourcefile(function)
     at_top = function.__qualname__ == name and function.__globals__.get(name) is function
@@ -327,8 +374,14 @@ def _locate(function: Any, directory: Path) -> tuple[Path, str]:
     pieces: dict[str, str] = {}
     imports: set[str] = set()
     _collect(function, pieces, imports, first=name)
-    header = f'"""The reward function {name}, copied from a notebook or an interactive session."""\n\n'
-    source = header + "from __future__ import annotations\n\n" + "".join(f"{line}\n" for line in sorted(imports))
+    header = (
+        f'"""The reward function {name}, copied from a notebook or an interactive session."""\n\n'
+    )
+    source = (
+        header
+        + "from __future__ import annotations\n\n"
+        + "".join(f"{line}\n" for line in sorted(imports))
+    )
     source += "\n\n" + "\n\n".join(reversed(pieces.values())) + "\n"
     digest = hashlib.sha256(source.encode()).hexdigest()[:10]
     directory.mkdir(parents=True, exist_ok=True)
@@ -339,13 +392,19 @@ def _locate(function: Any, directory: Path) -> tuple[Path, str]:
     return target, name
 
 
-def _collect(function: types.FunctionType, pieces: dict[str, str], imports: set[str], first: str) -> None:
-    """Adds the source of a function to `pieces`, and whatever it needs of its module's globals, recursively."""
+def _collect(
+    function: types.FunctionType, pieces: dict[str, str], imports: set[str], first: str
+) -> None:
+    """Adds the source of a function to `pieces`, and whatever it needs of its module's globals,
+    recursively.
+    """
     name = function.__name__
 
     def refuse(reason: str) -> ValueError:
         via = "" if name == first else f" (through {name!r})"
-        return ValueError(f"the function {first!r} cannot be copied to a worker process: it{via} {reason}. {_TO_FILE}")
+        return ValueError(
+            f"the function {first!r} cannot be copied to a worker process: it{via} {reason}. {_TO_FILE}"
+        )
 
     try:
         source = textwrap.dedent(inspect.getsource(function))
@@ -378,13 +437,19 @@ def _collect(function: types.FunctionType, pieces: dict[str, str], imports: set[
             pieces[f"= {key}"] = f"{key} = re.compile({value.pattern!r}, {int(value.flags)})"
         elif _is_literal(value):
             pieces.pop(f"= {key}", None)
-            pieces[f"= {key}"] = f"{key} = {value!r}"  # constants come last here, so first in the file
+            pieces[f"= {key}"] = (
+                f"{key} = {value!r}"  # constants come last here, so first in the file
+            )
         else:
-            raise refuse(f"reads the global {key!r}, a {type(value).__name__} that cannot be written down as source")
+            raise refuse(
+                f"reads the global {key!r}, a {type(value).__name__} that cannot be written down as source"
+            )
 
 
 def _global_names(code: types.CodeType) -> Iterator[str]:
-    """The global names a code object reads, its nested functions included (attribute names are not among them)."""
+    """The global names a code object reads, its nested functions included (attribute names are not
+    among them).
+    """
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             yield str(instruction.argval)
@@ -403,7 +468,9 @@ def _import_line(key: str, value: Any) -> str | None:
     home = sys.modules.get(module)
     spec = getattr(home, "__spec__", None)
     if spec is None or getattr(home, name, None) is not value:
-        return None  # a module without a spec is an interactive one: it cannot be imported elsewhere
+        return (
+            None  # a module without a spec is an interactive one: it cannot be imported elsewhere
+        )
     return f"from {module} import {name} as {key}"
 
 
@@ -412,7 +479,11 @@ def _is_literal(value: Any, depth: int = 0) -> bool:
         return True
     if type(value) is float:
         return math.isfinite(value)
-    if depth > 8 or type(value) not in (list, tuple, set, dict) or (type(value) is set and not value):
+    if (
+        depth > 8
+        or type(value) not in (list, tuple, set, dict)
+        or (type(value) is set and not value)
+    ):
         return False
     if len(value) > 10_000:
         return False

@@ -1,6 +1,7 @@
 """What a reward function sees: the completion it judges and the example that was asked.
 
-Both are plain data: they cross a process boundary as JSON, and neither holds media or anything of jax.
+Both are plain data: they cross a process boundary as JSON, and neither holds media or anything of
+jax.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ class Completion:
     """One response, as a reward function sees it.
 
     Attributes:
-      text: the response; a prefix that the template put before it (such as an opening think tag) is part of it.
+      text: the response; a prefix that the template put before it (such as an opening think tag) is
+        part of it.
       finish_reason: "stop" if the model ended it, "length" if it was cut at the limit.
     """
 
@@ -58,4 +60,9 @@ class Example:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Example:
-        return cls(question=row["question"], answer=row["answer"], source=row["source"], metadata=dict(row["metadata"]))
+        return cls(
+            question=row["question"],
+            answer=row["answer"],
+            source=row["source"],
+            metadata=dict(row["metadata"]),
+        )

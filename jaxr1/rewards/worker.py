@@ -1,7 +1,9 @@
-"""The process that runs reward functions: `python -m jaxr1.rewards.worker`, started by `jaxr1.rewards.pool`.
+"""The process that runs reward functions: `python -m jaxr1.rewards.worker`, started by
+`jaxr1.rewards.pool`.
 
-It speaks JSON, one object a line, over its standard input and output as it found them. Before any user code runs it
-moves both to private descriptors: what a reward function prints goes to standard error, and what it reads is empty.
+It speaks JSON, one object a line, over its standard input and output as it found them. Before any
+user code runs it moves both to private descriptors: what a reward function prints goes to standard
+error, and what it reads is empty.
 
     parent -> worker    {"rewards": [...], "memory_gib": 4.0}      once
     worker -> parent    {"ready": true}                            or {"failed": {"reward", "where", "traceback"}}
@@ -10,8 +12,8 @@ moves both to private descriptors: what a reward function prints goes to standar
                         {"at": reward index}                       a user function begins
                         {"id", "values": [...], "status", "detail", "traceback", "reward"}      for each item, in order
 
-The parent's deadlines rest on these lines: an item begins when the line of the one before it has come.
-This process never imports jax.
+The parent's deadlines rest on these lines: an item begins when the line of the one before it has
+come. This process never imports jax.
 """
 
 from __future__ import annotations
@@ -50,11 +52,13 @@ BUILTIN: dict[str, RewardFunction] = {"accuracy": accuracy_reward, "format": for
 def load_function(path: str, name: str) -> RewardFunction:
     """The function `name` of the Python file at `path`.
 
-    A file inside a package is imported under its dotted name, so that its relative imports work; any other under a
-    name of its own, with its directory first on the module path, so that files beside it can be imported.
+    A file inside a package is imported under its dotted name, so that its relative imports work;
+    any other under a name of its own, with its directory first on the module path, so that files
+    beside it can be imported.
 
     Raises:
-      whatever the file raises; AttributeError if it has no such name; TypeError if that is not callable.
+      whatever the file raises; AttributeError if it has no such name; TypeError if that is not
+      callable.
     """
     file = Path(path)
     root = file.parent
@@ -116,7 +120,9 @@ class Grader:
                     self.functions.append(load_function(reward["path"], reward["function"]))
                 else:
                     self.functions.append(BUILTIN[reward["function"]])
-            except BaseException as error:  # a file that calls sys.exit() at import is a failure to report as well
+            except (
+                BaseException
+            ) as error:  # a file that calls sys.exit() at import is a failure to report as well
                 return {
                     "reward": reward["name"],
                     "where": f"{reward['function']} in {reward['path']}",
@@ -137,9 +143,18 @@ class Grader:
             self.emit({"loaded": True})
 
     def grade(self, item: dict[str, Any]) -> dict[str, Any]:
-        completion, example = Completion.from_json(item["completion"]), Example.from_json(item["example"])
+        completion, example = (
+            Completion.from_json(item["completion"]),
+            Example.from_json(item["example"]),
+        )
         values: list[float | None] = []
-        answer: dict[str, Any] = {"id": item["id"], "status": "ok", "detail": "", "traceback": "", "reward": -1}
+        answer: dict[str, Any] = {
+            "id": item["id"],
+            "status": "ok",
+            "detail": "",
+            "traceback": "",
+            "reward": -1,
+        }
         for index, (reward, function) in enumerate(zip(self.rewards, self.functions, strict=True)):
             where = f"{reward['function']} in {reward['path'] or 'jaxr1'}"
             value: float | None = None
@@ -149,9 +164,15 @@ class Grader:
                 value = _number(function(completion, example, **reward["options"]))
                 if value is not None and not math.isfinite(value):
                     if answer["status"] == "ok":
-                        answer |= {"status": "nan", "detail": f"{where} returned {value}", "reward": index}
+                        answer |= {
+                            "status": "nan",
+                            "detail": f"{where} returned {value}",
+                            "reward": index,
+                        }
                     value = None
-            except Exception as error:  # SystemExit and KeyboardInterrupt end the process: the parent sees a crash
+            except (
+                Exception
+            ) as error:  # SystemExit and KeyboardInterrupt end the process: the parent sees a crash
                 if answer["status"] == "ok":
                     last = "".join(traceback.format_exception_only(error)).strip()
                     answer |= {
@@ -171,14 +192,18 @@ def _needs_import(item: dict[str, Any]) -> bool:
     if not gold:
         return False
     answer = extract_answer(item["completion"]["text"], tail=True)
-    return needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold  # such a reference is itself parsed
+    return (
+        needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold
+    )  # such a reference is itself parsed
 
 
 def _follow_parent(parent: int) -> None:
     """Ends this process group when the parent is gone, also while a reward function hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    if os.getpgrp() == os.getpid():  # the pool starts us as the leader of a group; what we started goes too
+    if (
+        os.getpgrp() == os.getpid()
+    ):  # the pool starts us as the leader of a group; what we started goes too
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 

@@ -59,10 +59,10 @@ class Advantage(Estimator):
 
     Attributes:
       baseline: "mean" of the group, or "leave_one_out" (RLOO, arXiv:2402.14740).
-      scale: "std" divides by the group's standard deviation (GRPO, arXiv:2402.03300), "none" does not
-        (Dr. GRPO, arXiv:2503.20783).
-      eps: added to the standard deviation, in reward units: 1e-4 in R1-V and TRL, 1e-6 in verl, 1e-9
-        in OpenRLHF.
+      scale: "std" divides by the group's standard deviation (GRPO, arXiv:2402.03300), "none" does
+        not (Dr. GRPO, arXiv:2503.20783).
+      eps: added to the standard deviation, in reward units: 1e-4 in R1-V and TRL, 1e-6 in verl,
+        1e-9 in OpenRLHF.
     """
 
     baseline: Literal["mean", "leave_one_out"] = "mean"
@@ -82,7 +82,9 @@ AnyEstimator = Advantage | Estimator
 """What may stand as the advantage of a stage: one of this file, or one of the user's own."""
 
 
-def group_advantage(reward_bg: np.ndarray, valid_bg: np.ndarray, options: Advantage = Advantage()) -> np.ndarray:
+def group_advantage(
+    reward_bg: np.ndarray, valid_bg: np.ndarray, options: Advantage = Advantage()
+) -> np.ndarray:
     """Reward minus baseline, over standard deviation + eps, among the samples of a prompt.
 
         mean             r_i - mean(r)              arXiv:2402.03300, eq. in section 4.1.2
@@ -103,7 +105,8 @@ def group_advantage(reward_bg: np.ndarray, valid_bg: np.ndarray, options: Advant
     count_b1 = valid_bg.sum(-1, keepdims=True)
     reward_bg = np.where(valid_bg, reward_bg, 0.0).astype(np.float64)
     mean_b1 = reward_bg.sum(-1, keepdims=True) / np.maximum(count_b1, 1)
-    # Equal rewards must give exactly 0: the mean of equal numbers may differ from them by a rounding.
+    # Equal rewards must give exactly 0: the mean of equal numbers may differ from them by a
+    # rounding.
     low = np.where(valid_bg, reward_bg, np.inf).min(-1, keepdims=True)
     high = np.where(valid_bg, reward_bg, -np.inf).max(-1, keepdims=True)
     usable = valid_bg & (count_b1 >= 2) & (high > low)

@@ -164,7 +164,8 @@ class Episodes:
         rows = []
         advantage_bg = None
         if "advantage" in self.columns:
-            # The mean over its tokens, which are all equal but where credit is given token by token.
+            # The mean over its tokens, which are all equal but where credit is given token by
+            # token.
             advantage_bg = self.sums(self.columns["advantage"]) / np.maximum(self.counts_bg, 1)
         for b, (draw, group) in enumerate(zip(self.draws, self.groups, strict=True)):
             for g, completion in enumerate(group):

@@ -71,7 +71,8 @@ def check_freeze(freeze: Sequence[str], parts: Sequence[str]) -> None:
 
 
 def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by part. Where there are adapters (`nn.lora`), they are all that is trained.
+    """(trainable, frozen) by part. Where there are adapters (`nn.lora`), they are all that is
+    trained.
 
     Raises:
       ValueError: as `check_freeze`.
@@ -85,16 +86,21 @@ def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
     return trainable, {part: tree for part, tree in params.items() if part in freeze}
 
 
-def init_state(params: dict, tx: optax.GradientTransformation, freeze: tuple[str, ...] = ()) -> TrainState:
+def init_state(
+    params: dict, tx: optax.GradientTransformation, freeze: tuple[str, ...] = ()
+) -> TrainState:
     """A fresh optimiser state beside the parameters, sharded like them.
 
     Raises:
-      ValueError: parameters to train that are neither float32 nor bfloat16; see also `split_params`.
+      ValueError: parameters to train that are neither float32 nor bfloat16; see also
+        `split_params`.
     """
     trainable, frozen = split_params(params, freeze)
     dtypes = {str(x.dtype) for x in jax.tree.leaves(trainable)}
     if other := sorted(dtypes - {"float32", "bfloat16"}):
-        raise ValueError(f"parameters that are trained must be float32 or bfloat16, not {', '.join(other)}")
+        raise ValueError(
+            f"parameters that are trained must be float32 or bfloat16, not {', '.join(other)}"
+        )
     # Not under jit: moments are `zeros_like` a parameter, and take its sharding from an array only.
     opt = tx.init(jax.tree.map(_zeros_like, trainable))
     whole = NamedSharding(mesh_of(params), PartitionSpec())
@@ -147,7 +153,9 @@ class Learner:
         """A fresh state; see `init_state`."""
         return init_state(params, self.tx, self.freeze)
 
-    def see(self, state: TrainState, prompts: list[EncodedPrompt], work: Work) -> list[EncodedPrompt]:
+    def see(
+        self, state: TrainState, prompts: list[EncodedPrompt], work: Work
+    ) -> list[EncodedPrompt]:
         """The prompts with what this learner's frozen parts make of their media, computed once.
 
         The prompts that were given keep their pixels: another learner may have another tower.
@@ -161,7 +169,10 @@ class Learner:
         """The weight columns of one optimiser step: what counts is own and has a reward."""
         own = episodes.columns["own"]
         counted_bg = np.where(episodes.valid_bg, episodes.sums(own), 0).astype(np.int64)
-        return {name: episodes.spread(weighting(counted_bg)) * own for name, weighting in self.weightings}
+        return {
+            name: episodes.spread(weighting(counted_bg)) * own
+            for name, weighting in self.weightings
+        }
 
     def trained(self, episodes: Episodes) -> np.ndarray:
         """bool[B, G]: responses that have a gradient. The others are counted, but not computed."""

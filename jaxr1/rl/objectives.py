@@ -126,7 +126,9 @@ class Tokens:
             if name in named:
                 return named[name]
         known = ", ".join([*self._said, *self._columns])
-        raise AttributeError(f"a term reads {name!r}: name it in `needs` or `reads`; given: {known}")
+        raise AttributeError(
+            f"a term reads {name!r}: name it in `needs` or `reads`; given: {known}"
+        )
 
     @property
     def own(self) -> jax.Array:
@@ -186,9 +188,9 @@ class Term:
     def __call__(self, tokens: Tokens) -> tuple[jax.Array | None, Metrics]:
         """The loss float32[B, S, T], and metrics by name.
 
-        A loss of a response (or of a pair) is the same number at each of its tokens; weights share it
-        out. None is a term that only measures. The learner puts its own name before those of metrics,
-        but for names that hold a slash.
+        A loss of a response (or of a pair) is the same number at each of its tokens; weights share
+        it out. None is a term that only measures. The learner puts its own name before those of
+        metrics, but for names that hold a slash.
         """
         raise NotImplementedError
 
@@ -199,7 +201,8 @@ class Term:
 def clipped_surrogate(
     logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, clip_low: float, clip_high: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """PPO's clipped surrogate, per token: -min(ratio * A, clip(ratio) * A) (arXiv:1707.06347, eq. 7).
+    """PPO's clipped surrogate, per token: -min(ratio * A, clip(ratio) * A) (arXiv:1707.06347, eq.
+    7).
 
     Args:
       logp: log-probs of the policy, the differentiated ones.
@@ -247,8 +250,8 @@ class Ppo(Term):
 class PolicyStats(Term):
     """Measures what every policy loss wants to know, and adds none of its own.
 
-    `rollout/max_abs_dlogp` is the largest difference between the log-probs that the sampler reported
-    and those that are trained.
+    `rollout/max_abs_dlogp` is the largest difference between the log-probs that the sampler
+    reported and those that are trained.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("old_logp", "sampled_logp")

@@ -17,8 +17,8 @@ class Optimizer:
 
     Attributes:
       learning_rate: at the peak.
-      schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at the
-        stage's last step.
+      schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at
+        the stage's last step.
       warmup: steps, or a fraction of the stage's steps when below 1.
       final: end of the decay, as a fraction of the peak.
       b1: decay of AdamW's mean of gradients.
@@ -64,7 +64,9 @@ class Optimizer:
     @functools.lru_cache  # noqa: B019
     def build(self, steps: int) -> optax.GradientTransformation:
         """The optax transformation for a stage of `steps` optimiser steps."""
-        adamw = optax.adamw(self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay)
+        adamw = optax.adamw(
+            self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+        )
         if not self.clip_norm:
             return adamw
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)

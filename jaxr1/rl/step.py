@@ -50,7 +50,9 @@ class Sums:
     metrics: Metrics
 
 
-def in_chunks(said: Callable[[Strips], dict[str, jax.Array]], strips: Strips, size: int) -> dict[str, jax.Array]:
+def in_chunks(
+    said: Callable[[Strips], dict[str, jax.Array]], strips: Strips, size: int
+) -> dict[str, jax.Array]:
     """What the model says of all strips, `size` strips of each row at once (0 is all).
 
     Rematerialised: the backward pass keeps one chunk's activations; the prompt's gradient adds up
@@ -133,7 +135,8 @@ def _zeros(objective: Objective, scalars: tuple[str, ...], tree, places: tuple, 
 
 
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to bfloat16, up or down with probabilities that keep the mean (arXiv:1502.02551, §3.2).
+    """float32 to bfloat16, up or down with probabilities that keep the mean (arXiv:1502.02551,
+    §3.2).
 
     An update of AdamW is mostly smaller than half of a bfloat16's last digit, and would be lost.
     """

@@ -27,7 +27,9 @@ from jaxr1.sampling.scoring import score_plans
 OF_ROLLOUT = "rollout/"
 
 
-def plan_episodes(learner: Learner, params: dict, episodes: Episodes, placed_bg: np.ndarray) -> list[Plan]:
+def plan_episodes(
+    learner: Learner, params: dict, episodes: Episodes, placed_bg: np.ndarray
+) -> list[Plan]:
     """The micro-batches of the responses in `placed_bg`, bool[B, G].
 
     `params` say which devices share a batch.
@@ -103,7 +105,9 @@ def gradients(
     sums = zero_sums(objective, state.trainable, moving)
     for plan in plans:
         check()
-        batch = make_batch(learner, plan, prompts, episodes, multiple=batch_multiple(mesh, model.rules))
+        batch = make_batch(
+            learner, plan, prompts, episodes, multiple=batch_multiple(mesh, model.rules)
+        )
         work.padding.append(Padding.of(plan, batch.prompt, batch.strips))
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
@@ -123,7 +127,8 @@ def update(
     """One optimiser step on all episodes; see `gradients`.
 
     Args:
-      state: donated, but not before all gradients are there: what `check` raises leaves it as it was.
+      state: donated, but not before all gradients are there: what `check` raises leaves it as it
+        was.
 
     Returns:
       The new state, and metrics on the device (`read`).

@@ -12,10 +12,14 @@ import numpy as np
 
 __all__ = ["Aggregation", "Weighting", "token_weights"]
 
-Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+Aggregation = Literal[
+    "token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"
+]
 
 
-def token_weights(counts_bg: np.ndarray, aggregation: Aggregation, length_norm: float = 1.0) -> np.ndarray:
+def token_weights(
+    counts_bg: np.ndarray, aggregation: Aggregation, length_norm: float = 1.0
+) -> np.ndarray:
     """The weight of each token of each response, for the whole batch of one optimiser step.
 
         token-mean                 1 / N          N = tokens of the batch

@@ -58,7 +58,9 @@ class Work:
         if not self.padding:
             return {}
         tokens = [p.tokens for p in self.padding]
-        mean = lambda name: float(np.average([getattr(p, name) for p in self.padding], weights=tokens))
+        mean = lambda name: float(
+            np.average([getattr(p, name) for p in self.padding], weights=tokens)
+        )
         return {
             "perf/padding_prompt": mean("prompt"),
             "perf/padding_patches": mean("patches"),

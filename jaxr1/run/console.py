@@ -1,4 +1,5 @@
-"""What a run shows while it runs: a live table with a progress bar on a terminal, plain lines anywhere else.
+"""What a run shows while it runs: a live table with a progress bar on a terminal, plain lines
+anywhere else.
 
 stage rl (2 of 2)   ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━  120/200   0:02:31 left in stage   sampling
 reward/mean        0.713     eval/digits/accuracy   0.684
@@ -59,17 +60,23 @@ def format_seconds(seconds: float | None) -> str:
 
 
 class Console:
-    """Shows a run. A context manager: on the way out, also by an exception or Ctrl-C, the terminal is as it was.
+    """Shows a run. A context manager: on the way out, also by an exception or Ctrl-C, the terminal
+    is as it was.
 
     Args:
-      live: True for the live table, False for plain lines; None: live where standard output is a terminal.
+      live: True for the live table, False for plain lines; None: live where standard output is a
+        terminal.
       file: where to write, standard output by default.
     """
 
     def __init__(self, *, live: bool | None = None, file: IO[str] | None = None):
         self.rich = RichConsole(file=file, highlight=False)
         if live is None:
-            live = self.rich.is_terminal and not self.rich.is_dumb_terminal and not self.rich.is_jupyter
+            live = (
+                self.rich.is_terminal
+                and not self.rich.is_dumb_terminal
+                and not self.rich.is_jupyter
+            )
         self.rich.soft_wrap = not live  # a log keeps its lines whole, whatever width it guesses
         self.is_live = live
         self._live: Live | None = None
@@ -84,7 +91,10 @@ class Console:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._live is not None:
             if kind is None:
@@ -93,23 +103,34 @@ class Console:
             self._live = None
 
     def stage(self, name: str, total: int, done: int = 0, of: str = "") -> None:
-        """A stage begins, or goes on after `done` of its `total` steps; `of` is its place, such as " (1 of 2)"."""
-        if self.is_live and self._live is None:  # not before: a run that is finished has nothing to show
+        """A stage begins, or goes on after `done` of its `total` steps; `of` is its place, such as
+        " (1 of 2)".
+        """
+        if (
+            self.is_live and self._live is None
+        ):  # not before: a run that is finished has nothing to show
             self._live = Live(
-                get_renderable=self._render, console=self.rich, refresh_per_second=4, vertical_overflow="crop"
+                get_renderable=self._render,
+                console=self.rich,
+                refresh_per_second=4,
+                vertical_overflow="crop",
             )
             self._live.start()
         self._stage, self._of, self._total, self._step = name, of, total, done
         self._last_step_at, self._seconds_per_step = time.monotonic(), None
         self._phase = ""
         # evaluations stay: they are what this stage starts from
-        self._metrics = {key: value for key, value in self._metrics.items() if key.startswith("eval/")}
+        self._metrics = {
+            key: value for key, value in self._metrics.items() if key.startswith("eval/")
+        }
         if not self.is_live:
             start = f", going on after step {done}" if done else ""
             self.print(f"stage {name}{of}: {total} steps{start}")
 
     def phase(self, text: str) -> None:
-        """What the run is doing now: sampling, grading, update, eval, ... Only the live table shows it."""
+        """What the run is doing now: sampling, grading, update, eval, ... Only the live table shows
+        it.
+        """
         self._phase = text
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -120,7 +141,9 @@ class Console:
           metrics: name -> value; the main ones are shown.
         """
         now = time.monotonic()
-        compiled = metrics.get("perf/compiles", 0) > 0  # such a step says nothing about the next ones
+        compiled = (
+            metrics.get("perf/compiles", 0) > 0
+        )  # such a step says nothing about the next ones
         if step > self._step and self._last_step_at is not None and not compiled:
             seconds = (now - self._last_step_at) / (step - self._step)
             old = self._seconds_per_step
@@ -130,9 +153,13 @@ class Console:
         self._step = step
         self._metrics |= {key: float(value) for key, value in metrics.items()}
         if not self.is_live:
-            shown = "  ".join(f"{key} {format_number(float(metrics[key]))}" for key in self._shown(metrics))
+            shown = "  ".join(
+                f"{key} {format_number(float(metrics[key]))}" for key in self._shown(metrics)
+            )
             left = (
-                f"  {format_seconds(self.seconds_left())} left in stage" if self._seconds_per_step is not None else ""
+                f"  {format_seconds(self.seconds_left())} left in stage"
+                if self._seconds_per_step is not None
+                else ""
             )
             self.print(f"{self._stage} {step}/{self._total}  {shown}{left}")
 
@@ -183,6 +210,9 @@ class Console:
             cells = []
             for column in (left, right):
                 key = column[i] if i < len(column) else ""
-                cells += [Text(key, style="dim"), Text(format_number(self._metrics[key]) if key else "")]
+                cells += [
+                    Text(key, style="dim"),
+                    Text(format_number(self._metrics[key]) if key else ""),
+                ]
             table.add_row(*cells)
         return Group(line, table)

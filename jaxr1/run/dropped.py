@@ -38,7 +38,9 @@ def unparsable_rows(options: Graded, dataset: Dataset) -> dict[int, str]:
         if (reason := parse_answer_problem(answer)) is not None:
             bad[row] = f"answer {answer!r:.80}: {reason}"
     if bad and len(bad) == len(dataset) and options.leaves_out:
-        raise DataError(f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}")
+        raise DataError(
+            f"{dataset.name}: no row has a reference answer that can be parsed; the first: {bad[0]}"
+        )
     return bad
 
 
@@ -86,7 +88,9 @@ class Dropped:
         self.console.print(f"{stage}: left out: {source}: {reason}{more}")
 
     def report(self, options: Graded, dataset: Dataset, unparsable: dict[int, str]) -> None:
-        """Writes down, and counts aloud, rows that the reader left out and those that no rule can grade."""
+        """Writes down, and counts aloud, rows that the reader left out and those that no rule can
+        grade.
+        """
         left_out = list(dataset.dropped)
         staying = []
         for row, reason in unparsable.items():

@@ -45,7 +45,9 @@ class Loaded:
     params: dict
 
 
-def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = None, step: int | None = None) -> Path:
+def export_checkpoint(
+    run_dir: str | Path, out: str | Path, dtype: str | None = None, step: int | None = None
+) -> Path:
     """Writes the Hugging Face directory of a checkpoint of a run.
 
     Args:
@@ -58,8 +60,8 @@ def export_checkpoint(run_dir: str | Path, out: str | Path, dtype: str | None = 
       The directory.
 
     Raises:
-      CheckpointError: no checkpoint there, or none of that step (lists the steps), or other files in
-        `out`.
+      CheckpointError: no checkpoint there, or none of that step (lists the steps), or other files
+        in `out`.
       ResumeError: checkpoints of an older layout; names the release that reads them.
     """
     folder = Path(run_dir)
@@ -88,7 +90,9 @@ def _chosen(checkpoints: Checkpoints, step: int | None) -> int:
         raise CheckpointError(f"{checkpoints.folder} holds no complete checkpoint")
     if step is not None and step not in steps:
         known = listed(map(str, steps))
-        raise CheckpointError(f"{checkpoints.folder} has no checkpoint of step {step}, only of {known}")
+        raise CheckpointError(
+            f"{checkpoints.folder} has no checkpoint of step {step}, only of {known}"
+        )
     return steps[-1] if step is None else step
 
 

@@ -49,7 +49,9 @@ class Result:
     signal: int | None = None
 
 
-def train(config: Config, *, override_resume: bool = False, console: Console | None = None) -> Result:
+def train(
+    config: Config, *, override_resume: bool = False, console: Console | None = None
+) -> Result:
     """Runs all stages of a configuration, or goes on where a run in the same directory stopped.
 
     Ctrl-C and SIGTERM save a checkpoint and return; the same call then resumes, bit for bit.
@@ -77,7 +79,9 @@ def train(config: Config, *, override_resume: bool = False, console: Console | N
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(Console()) if console is None else console
         stack.enter_context(only_process(folder))
-        notice = lambda name: shown.print(f"{name}: stopping where nothing is lost; once more stops at once")
+        notice = lambda name: shown.print(
+            f"{name}: stopping where nothing is lost; once more stops at once"
+        )
         signals = stack.enter_context(Signals(notice))
         return Run(Opened(config, shown, stack, override_resume), signals).execute()
 
@@ -102,7 +106,9 @@ class Run:
         """All stages in order, from where the last checkpoint stands."""
         try:
             if self.at.finished:
-                self.console.print(f"{self.at.dir} is finished: nothing to do. Use another --run-dir for a new run.")
+                self.console.print(
+                    f"{self.at.dir} is finished: nothing to do. Use another --run-dir for a new run."
+                )
                 self.params = self._final_params()
                 return self._result()
             for number in range(self.progress.stage, len(self.config.stages)):
@@ -150,7 +156,9 @@ class Run:
         count = len(self.config.stages)
         return f" ({number + 1} of {count})" if count > 1 else ""
 
-    def _steps(self, stage: Stage, worker: Worker, draws: Draws, model: Model, states: States) -> States:
+    def _steps(
+        self, stage: Stage, worker: Worker, draws: Draws, model: Model, states: States
+    ) -> States:
         """The steps that are left of a stage; saved where a signal, a row or a grader ends it."""
         try:
             self._evaluate(stage.name, model, states)
@@ -241,7 +249,10 @@ class Run:
     def _final_params(self) -> dict:
         """What a finished run ended with: of its checkpoint, else its export; {} without both."""
         if self.saved_at is not None:
-            stage, like = self.config.stages[self.progress.stage], Loaded(self.at.model, self.params)
+            stage, like = (
+                self.config.stages[self.progress.stage],
+                Loaded(self.at.model, self.params),
+            )
             saved = (self.at.checkpoints, self.saved_at)
             return checkpoint_params(self.at.dir, *saved, stage.name, stage.lora, like)
         export = self.at.dir / "export"

@@ -32,11 +32,17 @@ class CompileCounter:
 
 
 def memory_metrics() -> dict[str, float]:
-    """Resident memory of this process and, where the backend tells, peak memory of the fullest device, in GiB."""
+    """Resident memory of this process and, where the backend tells, peak memory of the fullest
+    device, in GiB.
+    """
     out = {}
     try:
         with open("/proc/self/status") as f:
-            found = {line.split(":")[0]: line.split()[1] for line in f if line.startswith(("VmRSS", "VmHWM"))}
+            found = {
+                line.split(":")[0]: line.split()[1]
+                for line in f
+                if line.startswith(("VmRSS", "VmHWM"))
+            }
         out["memory/host_rss_gib"] = int(found["VmRSS"]) / 2**20
         out["memory/host_peak_gib"] = int(found["VmHWM"]) / 2**20
     except (OSError, KeyError):  # not Linux: no such file
@@ -69,10 +75,16 @@ def environment() -> dict:
             versions[name] = None
     commit: str | None = None
     git = lambda *args: subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, timeout=10, check=True
+        ["git", "-C", str(Path(__file__).parent), *args],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
     )
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an installed copy may lie in somebody else's checkout
+        git(
+            "ls-files", "--error-unmatch", Path(__file__).name
+        )  # an installed copy may lie in somebody else's checkout
         commit = git("rev-parse", "HEAD").stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or no checkout
         pass

@@ -1,7 +1,9 @@
-"""What a run measures, written down: metrics.jsonl, TensorBoard event files, and Weights & Biases if asked.
+"""What a run measures, written down: metrics.jsonl, TensorBoard event files, and Weights & Biases
+if asked.
 
-metrics.jsonl is the one that counts: append-only, one object a line, cut back to the checkpoint's offset on resume, so
-that an interrupted and resumed run leaves the same lines as one that was never interrupted.
+metrics.jsonl is the one that counts: append-only, one object a line, cut back to the checkpoint's
+offset on resume, so that an interrupted and resumed run leaves the same lines as one that was never
+interrupted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ class MetricsLog:
       ImportError: wandb is asked for and not installed; says how to install it.
     """
 
-    def __init__(self, run_dir: str | os.PathLike[str], *, tensorboard: bool = True, wandb: str | None = None):
+    def __init__(
+        self, run_dir: str | os.PathLike[str], *, tensorboard: bool = True, wandb: str | None = None
+    ):
         self.run_dir = Path(run_dir)
         self.log = AppendLog(self.run_dir / "metrics.jsonl")
         self._tensorboard = tensorboard
@@ -40,21 +44,30 @@ class MetricsLog:
             try:
                 import wandb as module
             except ImportError:
-                raise ImportError("logging to Weights & Biases needs the package wandb: pip install wandb") from None
+                raise ImportError(
+                    "logging to Weights & Biases needs the package wandb: pip install wandb"
+                ) from None
             # the directory's name as id: a resumed run goes on in the same record
             self._wandb = module.init(
-                project=wandb, name=self.run_dir.name, id=self.run_dir.name, dir=str(self.run_dir), resume="allow"
+                project=wandb,
+                name=self.run_dir.name,
+                id=self.run_dir.name,
+                dir=str(self.run_dir),
+                resume="allow",
             )
 
-    def write(self, stage: str, step: int, metrics: Mapping[str, Any], *, global_step: int | None = None) -> None:
+    def write(
+        self, stage: str, step: int, metrics: Mapping[str, Any], *, global_step: int | None = None
+    ) -> None:
         """Writes the metrics of one step.
 
         Args:
           stage: name of the stage.
           step: step within the stage.
-          metrics: name -> number; anything with __float__ will do. NaN and infinities become null in the file and are
-            left out of TensorBoard.
-          global_step: steps since the run began, the x axis of TensorBoard; by default the calls so far.
+          metrics: name -> number; anything with __float__ will do. NaN and infinities become null
+            in the file and are left out of TensorBoard.
+          global_step: steps since the run began, the x axis of TensorBoard; by default the calls so
+            far.
         """
         values = {name: float(value) for name, value in metrics.items()}
         self.log.write({"stage": stage, "step": step, **values})
@@ -73,7 +86,10 @@ class MetricsLog:
             from tensorboardX import SummaryWriter  # imported late: protobuf is slow to import
 
             self._writer = SummaryWriter(
-                str(self.run_dir / "tensorboard"), purge_step=self._purge_step, flush_secs=10, write_to_disk=True
+                str(self.run_dir / "tensorboard"),
+                purge_step=self._purge_step,
+                flush_secs=10,
+                write_to_disk=True,
             )
         return self._writer
 
@@ -84,7 +100,9 @@ class MetricsLog:
         return self.log.tell()
 
     def truncate(self, offset: int, *, global_step: int | None = None) -> None:
-        """Cuts metrics.jsonl back to a checkpoint; TensorBoard hides what was written from `global_step` on."""
+        """Cuts metrics.jsonl back to a checkpoint; TensorBoard hides what was written from
+        `global_step` on.
+        """
         self.log.truncate(offset)
         if self._writer is not None:
             self._writer.close()
@@ -104,6 +122,9 @@ class MetricsLog:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

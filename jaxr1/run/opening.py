@@ -1,4 +1,6 @@
-"""A run directory is opened in three steps: looked at, loaded and checked for, and only then touched."""
+"""A run directory is opened in three steps: looked at, loaded and checked for, and only then
+touched.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ class Opened:
       metrics, dropped: the append-only files.
     """
 
-    def __init__(self, config: Config, console: Console, stack: contextlib.ExitStack, override: bool):
+    def __init__(
+        self, config: Config, console: Console, stack: contextlib.ExitStack, override: bool
+    ):
         self.config, self.console, self.stack = config, console, stack
         self.dir = Path(config.run_dir)
         self.resolved = resolved(config)
@@ -84,7 +88,9 @@ class Opened:
         )
         changed += self._same_weights(override)
         with option("processor"):
-            self.processor = load.load_processor(config.model, **dataclasses.asdict(config.processor))
+            self.processor = load.load_processor(
+                config.model, **dataclasses.asdict(config.processor)
+            )
         self.held_out = HeldOut(self.dir, config.evaluations, self.processor, config.seed)
         self.data = [stage.data.load() for stage in config.stages]
         for number, stage in enumerate(config.stages):

@@ -1,4 +1,6 @@
-"""The resolved configuration of a run as JSON, and how it differs from the one a run directory was made with."""
+"""The resolved configuration of a run as JSON, and how it differs from the one a run directory was
+made with.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints
 
 
 def resolved(config: Any) -> Any:
-    """A config tree as plain JSON values; each dataclass names its class, so that a change of kind shows."""
+    """A config tree as plain JSON values; each dataclass names its class, so that a change of kind
+    shows.
+    """
     if isinstance(config, Reward):
         return {"class": "Reward", **config.to_json()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -43,11 +47,15 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         return [
             line
             for k in keys
-            for line in differences(old.get(k, "absent"), new.get(k, "absent"), f"{path}.{k}" if path else k)
+            for line in differences(
+                old.get(k, "absent"), new.get(k, "absent"), f"{path}.{k}" if path else k
+            )
         ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         return [
-            line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{path}.{i}")
+            line
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{path}.{i}")
         ]
     return [] if old == new else [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
 
@@ -74,7 +82,8 @@ def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of a run directory; the lock ends with the process, however it ends.
+    """Keeps other processes out of a run directory; the lock ends with the process, however it
+    ends.
 
     Raises:
       ResumeError: another one is in it.
@@ -85,7 +94,9 @@ def only_process(run_dir: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise ResumeError(f"{run_dir} is in use by process {file.read().strip() or '?'}") from None
+                raise ResumeError(
+                    f"{run_dir} is in use by process {file.read().strip() or '?'}"
+                ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()

@@ -14,7 +14,8 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second one is immediate.
+    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second
+    one is immediate.
 
     Args:
       notice: called with the name of the first signal.
@@ -29,7 +30,9 @@ class Signals:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        with contextlib.suppress(RuntimeError):  # it may come in the middle of a line that is being printed
+        with contextlib.suppress(
+            RuntimeError
+        ):  # it may come in the middle of a line that is being printed
             self.notice(signal.Signals(number).name)
 
     def check(self) -> None:
@@ -39,7 +42,9 @@ class Signals:
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            self.previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+            self.previous = {
+                n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)
+            }
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,7 +1,7 @@
 """The decode loop: one jitted `while_loop` per cache size, driven in chunks from the host.
 
-All responses of a batch are at the same position, so the cache is written at one slot per step. Between chunks the
-host may stop rows (stop strings), drop finished ones and grow the cache.
+All responses of a batch are at the same position, so the cache is written at one slot per step.
+Between chunks the host may stop rows (stop strings), drop finished ones and grow the cache.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def run_prefill(model: Model, params: dict, batch) -> Prefilled:
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "slots"))
 def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots: int):
-    """A fresh state for S responses a row, and the prompt's cache in the layout that decoding reads."""
+    """A fresh state for S responses a row, and the prompt's cache in the layout that decoding
+    reads.
+    """
     kv = [tuple(jnp.swapaxes(x[i], 1, 2) for x in prompt.kv) for i in range(model.text.layers)]
     rows, width = prompt.last_bd.shape
     shape = (rows, samples, model.text.kv_heads, slots, model.text.head_size)
@@ -86,33 +88,56 @@ def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots
         key_bs2=key_bs2,
         own_kv=[(zero(), zero()) for _ in range(model.text.layers)],
     )
-    return _on_rows(model, state), _on_rows(model, PromptCache(kv, prompt.length_b, prompt.next_position_b))
+    return _on_rows(model, state), _on_rows(
+        model, PromptCache(kv, prompt.length_b, prompt.next_position_b)
+    )
 
 
 def _on_rows(model: Model, tree):
-    """Rows split over the devices that share a batch, the heads of caches over those that share a layer."""
+    """Rows split over the devices that share a batch, the heads of caches over those that share a
+    layer.
+    """
 
     def one(x):
-        heads = {4: ("kv_heads", None, None), 5: (None, "kv_heads", None, None)}  # [B, K, P, H] and [B, S, K, C, H]
-        return constrain(x, model.rules, "batch", *heads.get(x.ndim, (None,) * (x.ndim - 1))) if x.ndim else x
+        heads = {
+            4: ("kv_heads", None, None),
+            5: (None, "kv_heads", None, None),
+        }  # [B, K, P, H] and [B, S, K, C, H]
+        return (
+            constrain(x, model.rules, "batch", *heads.get(x.ndim, (None,) * (x.ndim - 1)))
+            if x.ndim
+            else x
+        )
 
     return jax.tree.map(one, tree)
 
 
 def _gathered(model: Model, params: dict) -> dict:
-    """The decoder whole along what `fsdp` splits: split, each layer would be gathered anew for every token."""
+    """The decoder whole along what `fsdp` splits: split, each layer would be gathered anew for
+    every token.
+    """
     axes, mesh_axes = model.axes(), dict(model.rules)
 
     def one(path: str, x: jax.Array) -> jax.Array:
-        own = axes.get(f"decoder/{path}", (None,) * x.ndim)  # adapters, which are small, have other paths here
-        return constrain(x, model.rules, *(None if "fsdp" in mesh_axes.get(a or "", ()) else a for a in own))
+        own = axes.get(
+            f"decoder/{path}", (None,) * x.ndim
+        )  # adapters, which are small, have other paths here
+        return constrain(
+            x, model.rules, *(None if "fsdp" in mesh_axes.get(a or "", ()) else a for a in own)
+        )
 
     return nest({path: one(path, x) for path, x in flatten(params).items()})
 
 
 @functools.partial(jax.jit, static_argnames=("model", "static"), donate_argnames="state")
 def decode_until(
-    model: Model, params: dict, prompt: PromptCache, state: DecodeState, limit, temperature, static: Static
+    model: Model,
+    params: dict,
+    prompt: PromptCache,
+    state: DecodeState,
+    limit,
+    temperature,
+    static: Static,
 ) -> DecodeState:
     """Draws tokens until slot `limit`, or until every response is done.
 
@@ -126,12 +151,18 @@ def decode_until(
     rows, samples, width = state.hidden_bsd.shape
 
     def body(s: DecodeState) -> DecodeState:
-        logit = tempered_logits(s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden)
+        logit = tempered_logits(
+            s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden
+        )
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
         of_token = reduce_logits(logit, token, ("logp", "entropy"))
-        token, logp, entropy = (x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"]))
+        token, logp, entropy = (
+            x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"])
+        )
         live = ~s.done_bs
-        note = lambda x_bsc, x: jax.lax.dynamic_update_slice(x_bsc, jnp.where(live, x, 0)[..., None], (0, 0, s.step))
+        note = lambda x_bsc, x: jax.lax.dynamic_update_slice(
+            x_bsc, jnp.where(live, x, 0)[..., None], (0, 0, s.step)
+        )
         position = prompt.next_position_b[:, None] + s.step
         hidden, own_kv = text.decode(
             model.text,
@@ -144,7 +175,9 @@ def decode_until(
             jnp.broadcast_to(position[..., None], (rows, samples, 3)),
             s.step,
         )
-        stopped = functools.reduce(jnp.logical_or, [token == i for i in static.stops], jnp.zeros_like(live))
+        stopped = functools.reduce(
+            jnp.logical_or, [token == i for i in static.stops], jnp.zeros_like(live)
+        )
         return dataclasses.replace(
             s,
             step=s.step + 1,
@@ -186,7 +219,9 @@ def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs
 
     `done_rs` marks places that are only there to fill the shape.
     """
-    pick = lambda x: jnp.take_along_axis(x[row_r], slot_rs.reshape(slot_rs.shape + (1,) * (x.ndim - 2)), 1)
+    pick = lambda x: jnp.take_along_axis(
+        x[row_r], slot_rs.reshape(slot_rs.shape + (1,) * (x.ndim - 2)), 1
+    )
     state = DecodeState(
         step=state.step,
         hidden_bsd=pick(state.hidden_bsd),
@@ -201,8 +236,11 @@ def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs
     return _on_rows(model, state), _on_rows(model, jax.tree.map(lambda x: x[row_r], prompt))
 
 
-def compaction(done_bs: np.ndarray, multiple: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Which rows and samples to keep when at least half of the work can go; sizes halve, so few programs exist.
+def compaction(
+    done_bs: np.ndarray, multiple: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Which rows and samples to keep when at least half of the work can go; sizes halve, so few
+    programs exist.
 
     Args:
       done_bs: bool[B, S].

@@ -23,7 +23,8 @@ class RandomStream(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """How tokens are drawn from the tempered distribution; static, so that unused filters cost nothing.
+    """How tokens are drawn from the tempered distribution; static, so that unused filters cost
+    nothing.
 
     Attributes:
       greedy: take the most likely token.
@@ -45,12 +46,17 @@ def prompt_key(seed: int, stream: int, draw_id: int | str) -> np.ndarray:
       draw_id: of the prompt; strings are hashed.
     """
     number = zlib.crc32(draw_id.encode()) if isinstance(draw_id, str) else draw_id
-    # SeedSequence spreads all 128 bits; folding in jax one by one would launch a program per prompt.
-    return np.random.SeedSequence([seed & (2**64 - 1), stream, number & (2**64 - 1)]).generate_state(2, np.uint32)
+    # SeedSequence spreads all 128 bits; folding in jax one by one would launch a program per
+    # prompt.
+    return np.random.SeedSequence(
+        [seed & (2**64 - 1), stream, number & (2**64 - 1)]
+    ).generate_state(2, np.uint32)
 
 
 def filtered(logit_nv: jax.Array, filters: Filters) -> jax.Array:
-    """Logits with the filtered ones at `FILTERED`; the log-probs that are reported come from before this."""
+    """Logits with the filtered ones at `FILTERED`; the log-probs that are reported come from before
+    this.
+    """
     if filters.top_k and filters.top_k < logit_nv.shape[-1]:
         floor = jax.lax.top_k(logit_nv, filters.top_k)[0][:, -1:]
         logit_nv = jnp.where(logit_nv < floor, FILTERED, logit_nv)
@@ -65,7 +71,8 @@ def filtered(logit_nv: jax.Array, filters: Filters) -> jax.Array:
 
 
 def draw(logit_nv: jax.Array, key_n: jax.Array, position: jax.Array, filters: Filters) -> jax.Array:
-    """One token per row: Gumbel-max with a key per (prompt, sample, position), so that no row depends on another.
+    """One token per row: Gumbel-max with a key per (prompt, sample, position), so that no row
+    depends on another.
 
     Args:
       logit_nv: float32[N, V], tempered and masked.

@@ -1,4 +1,5 @@
-"""What is frozen is computed once: the output of a frozen tower takes the place of pixels in a prompt.
+"""What is frozen is computed once: the output of a frozen tower takes the place of pixels in a
+prompt.
 
     frozen                kept per prompt       computed by rollout, old, reference and every update
     nothing, or decoder   pixels                tower, merger, decoder
@@ -44,7 +45,8 @@ def with_features(
     buckets: Buckets,
     frozen: Sequence[str],
 ) -> list[EncodedPrompt]:
-    """The prompts with what the frozen parts make of their media; the same ones where nothing is kept.
+    """The prompts with what the frozen parts make of their media; the same ones where nothing is
+    kept.
 
     Args:
       frozen: parts of the model that do not change.

@@ -33,7 +33,8 @@ class Completion:
     Attributes:
       text: without the stop token, other special tokens and the stop string.
       token_ids: int32[n], the stop token included.
-      logprobs: float32[n], at the sampling temperature (1 for greedy), media ids outside the normaliser.
+      logprobs: float32[n], at the sampling temperature (1 for greedy), media ids outside the
+        normaliser.
       finish_reason: "stop" or "length".
       entropy: mean entropy of the n distributions, nats.
     """
@@ -52,7 +53,8 @@ class SamplingOptions:
     Attributes:
       max_new_tokens: limit of a response.
       temperature: 0 is greedy.
-      top_p, top_k: filters of the draw; 1.0 and 0 keep everything. Reported log-probs are from before them.
+      top_p, top_k: filters of the draw; 1.0 and 0 keep everything. Reported log-probs are from
+        before them.
       stop: strings that end a response.
       stop_token_ids: ids that end it, besides the processor's.
       ignore_stops: never end before max_new_tokens (benchmarks).
@@ -119,14 +121,16 @@ def generate(
 ) -> list[list[Completion]]:
     """Samples n responses for each prompt.
 
-    The draw of a token depends on (seed, prompt id, sample, position) alone, not on the other prompts, their order or
-    the devices. With temperature 0 the n responses of a prompt are equal.
+    The draw of a token depends on (seed, prompt id, sample, position) alone, not on the other
+    prompts, their order or the devices. With temperature 0 the n responses of a prompt are equal.
 
     Args:
       n: responses per prompt.
       stop: a string that ends a response (and is left out of its text), or several.
-      stop_token_ids: ids that end a response, besides those of the generation config and the tokenizer.
-      on_tokens: called with the token ids so far of every prompt and sample, every `stream_every` tokens.
+      stop_token_ids: ids that end a response, besides those of the generation config and the
+        tokenizer.
+      on_tokens: called with the token ids so far of every prompt and sample, every `stream_every`
+        tokens.
       batch_rows: prompts that are in flight together.
 
     Returns:
@@ -134,23 +138,33 @@ def generate(
 
     Raises:
       ValueError: options out of range.
-      TypeError, PromptError, MediaError: prompts that cannot be encoded; names the first one's place.
+      TypeError, PromptError, MediaError: prompts that cannot be encoded; names the first one's
+        place.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if outside := [i for i in stop_token_ids if not 0 <= i < model.text.vocab]:
-        raise ValueError(f"stop_token_ids: {outside[0]} is outside the vocabulary of {model.text.vocab}")
-    options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, stops, tuple(stop_token_ids))
+        raise ValueError(
+            f"stop_token_ids: {outside[0]} is outside the vocabulary of {model.text.vocab}"
+        )
+    options = SamplingOptions(
+        max_new_tokens, temperature, top_p, top_k, stops, tuple(stop_token_ids)
+    )
     encoded = encode_all(processor, prompts)
     if not encoded:
         return []
-    keys = [prompt_key(seed, RandomStream.GENERATE, i if p.id is None else p.id) for i, p in enumerate(prompts)]
+    keys = [
+        prompt_key(seed, RandomStream.GENERATE, i if p.id is None else p.id)
+        for i, p in enumerate(prompts)
+    ]
     buckets = fitting_buckets(encoded, max_new_tokens)
     sampler = Sampler(model, processor, options, buckets)
     drawn = 1 if temperature == 0 else n
     out: list[list[Completion] | None] = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))  # neighbours in length share a bucket
+    order = sorted(
+        range(len(prompts)), key=lambda i: len(encoded[i])
+    )  # neighbours in length share a bucket
     for first in range(0, len(order), batch_rows):
         chosen = order[first : first + batch_rows]
         groups = sampler(
@@ -169,12 +183,20 @@ def generate(
 class Sampler:
     """Samples groups of responses for encoded prompts; holds what stays the same from call to call."""
 
-    def __init__(self, model: Model, processor: Processor, options: SamplingOptions, buckets: Buckets):
+    def __init__(
+        self, model: Model, processor: Processor, options: SamplingOptions, buckets: Buckets
+    ):
         self.model, self.processor, self.options, self.buckets = model, processor, options, buckets
         greedy = options.temperature == 0
         self.temperature = np.float32(1.0 if greedy else options.temperature)
-        stops = () if options.ignore_stops else tuple(sorted({*processor.stop_token_ids, *options.stop_token_ids}))
-        self.static = loop.Static(Filters(greedy, options.top_k, options.top_p), processor.media_token_ids, stops)
+        stops = (
+            ()
+            if options.ignore_stops
+            else tuple(sorted({*processor.stop_token_ids, *options.stop_token_ids}))
+        )
+        self.static = loop.Static(
+            Filters(greedy, options.top_k, options.top_p), processor.media_token_ids, stops
+        )
         self.slots = geometric(FIRST_SLOTS, options.max_new_tokens)
         if options.ignore_stops:  # every response takes all its slots: growing would only copy
             self.slots = self.slots[-1:]
@@ -207,10 +229,14 @@ class Sampler:
             result = self._decode(params, state, cache, len(prompts), n, multiple, on_tokens, every)
         return result
 
-    def _decode(self, params, state, cache, count, n, multiple, on_tokens, every) -> list[list[Completion]]:
+    def _decode(
+        self, params, state, cache, count, n, multiple, on_tokens, every
+    ) -> list[list[Completion]]:
         finished: dict[tuple[int, int], tuple] = {}
         # Where each place of the state came from, as compaction moves responses.
-        origin = np.stack(np.meshgrid(np.arange(state.done_bs.shape[0]), np.arange(n), indexing="ij"), -1)
+        origin = np.stack(
+            np.meshgrid(np.arange(state.done_bs.shape[0]), np.arange(n), indexing="ij"), -1
+        )
         step, limit_all = 0, self.options.max_new_tokens
         texts_stop = self.options.stop
         for slots in self.slots:
@@ -246,8 +272,12 @@ class Sampler:
 
     @staticmethod
     def _collect(finished, state, origin, only_done: bool) -> None:
-        """Copies responses out of the state; places that fill a shape, or were copied before, are passed over."""
-        arrays = jax.device_get((state.token_bsc, state.logp_bsc, state.entropy_bsc, state.length_bs, state.done_bs))
+        """Copies responses out of the state; places that fill a shape, or were copied before, are
+        passed over.
+        """
+        arrays = jax.device_get(
+            (state.token_bsc, state.logp_bsc, state.entropy_bsc, state.length_bs, state.done_bs)
+        )
         token, logp, entropy, length, done = arrays
         for place in np.ndindex(done.shape):
             b, s = origin[place]
@@ -262,8 +292,12 @@ class Sampler:
             )
 
     def _stop_strings(self, token, length, done, drawn: int) -> np.ndarray:
-        """`done`, and what holds a stop string that ends in its last `drawn` tokens: only as much text is made anew."""
-        window = drawn + 8 + max(len(s.encode()) for s in self.options.stop)  # a token is at least a byte
+        """`done`, and what holds a stop string that ends in its last `drawn` tokens: only as much
+        text is made anew.
+        """
+        window = (
+            drawn + 8 + max(len(s.encode()) for s in self.options.stop)
+        )  # a token is at least a byte
         for place in zip(*np.nonzero(~done), strict=True):
             done[place] = self._stops_in(token[place][: length[place]][-window:])
         return done
@@ -284,12 +318,17 @@ class Sampler:
                 out[b][s] = token[place][: length[place]]
         return out
 
-    def _completion(self, ids: np.ndarray, logp: np.ndarray, entropy: np.ndarray, done: bool) -> Completion:
+    def _completion(
+        self, ids: np.ndarray, logp: np.ndarray, entropy: np.ndarray, done: bool
+    ) -> Completion:
         text = self.processor.decode(ids)
         cut = min((text.find(s) for s in self.options.stop if s in text), default=None)
         if cut is not None:
-            # Tokens after the one that completed the stop string were drawn only because the host looks in chunks.
-            size = 1 + bisect.bisect_left(range(1, len(ids) + 1), True, key=lambda k: self._stops_in(ids[:k]))
+            # Tokens after the one that completed the stop string were drawn only because the host
+            # looks in chunks.
+            size = 1 + bisect.bisect_left(
+                range(1, len(ids) + 1), True, key=lambda k: self._stops_in(ids[:k])
+            )
             ids, logp, entropy, text = ids[:size], logp[:size], entropy[:size], text[:cut]
         mean = float(entropy.mean()) if len(ids) else 0.0
         return Completion(text, ids, logp, "stop" if done or cut is not None else "length", mean)

@@ -36,7 +36,9 @@ def score_batch(
     params = vlm.cast(model, params)
     with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
-        return vlm.said(model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden)
+        return vlm.said(
+            model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden
+        )
 
 
 def score_plans(
@@ -69,7 +71,9 @@ def score_plans(
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):
             batch, strips = place_rows((batch, strips), mesh, model.rules)
-            found = score_batch(model, params, batch, strips, np.float32(temperature), reads, forbidden)
+            found = score_batch(
+                model, params, batch, strips, np.float32(temperature), reads, forbidden
+            )
         for name, array_bst in found.items():
             gather(plan, np.asarray(array_bst), columns[name])
     return columns
@@ -85,7 +89,8 @@ def score(
     *,
     token_budget: int = 16384,
 ) -> list[list[np.ndarray]]:
-    """log p(token | prompt, earlier tokens) of every response, with the media ids out of the normaliser.
+    """log p(token | prompt, earlier tokens) of every response, with the media ids out of the
+    normaliser.
 
     Args:
       responses: for each prompt, a list of responses, each int[n] token ids.
@@ -96,7 +101,8 @@ def score(
       For each prompt, for each response, float32[n].
 
     Raises:
-      ValueError: an empty response, a media id, or an id outside the vocabulary; names prompt, response and position.
+      ValueError: an empty response, a media id, or an id outside the vocabulary; names prompt,
+        response and position.
     """
     if not temperature > 0:
         raise ValueError(f"temperature must be over 0, got {temperature}")
@@ -108,14 +114,18 @@ def score(
         for j, response in enumerate(group):
             ids = np.asarray(response)
             if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-                raise ValueError(f"response {j} of prompt {i} must be a non-empty list of token ids")
+                raise ValueError(
+                    f"response {j} of prompt {i} must be a non-empty list of token ids"
+                )
             for what, bad in (
                 ("outside the vocabulary", (ids < 0) | (ids >= model.text.vocab)),
                 ("a media id", np.isin(ids, processor.media_token_ids)),
             ):
                 if bad.any():
                     at = int(np.flatnonzero(bad)[0])
-                    raise ValueError(f"response {j} of prompt {i}: id {ids[at]} at position {at} is {what}")
+                    raise ValueError(
+                        f"response {j} of prompt {i}: id {ids[at]} at position {at} is {what}"
+                    )
             tokens[-1].append(ids.astype(np.int32))
     encoded = encode_all(processor, prompts)
     counts = [[len(t) for t in group] for group in tokens]

@@ -66,7 +66,9 @@ class StageOptions:
             save_every=0,
         )
         if not self.name or "/" in self.name:
-            raise ValueError(f"{self.path}the name is part of file names: it must not be empty or hold a slash")
+            raise ValueError(
+                f"{self.path}the name is part of file names: it must not be empty or hold a slash"
+            )
         for what in ("prompt", "response"):
             sizes, limit = getattr(self.buckets, what), getattr(self, f"max_{what}_tokens")
             if sizes and max(sizes) < limit:
@@ -148,8 +150,8 @@ class Rl(StageOptions):
       top_p: of sampling; log-probs are before this filter.
       top_k: of sampling, 0 is off; log-probs are before this filter.
       waves: parts a rollout is sampled in; one is graded while the next is sampled.
-      updates_per_rollout: optimiser steps per rollout, on disjoint groups; over 1, old log-probs are
-        computed first.
+      updates_per_rollout: optimiser steps per rollout, on disjoint groups; over 1, old log-probs
+        are computed first.
       advantage: how rewards become advantages.
       surrogate: the policy loss.
       kl: the penalty to the reference.
@@ -205,11 +207,15 @@ class Rl(StageOptions):
         )
         check_positive(self, "reward_timeout_s", path=self.path)
         if self.temperature <= 0:
-            raise ValueError(f"{self.path}temperature must be over 0, greedy samples of a group are all equal")
+            raise ValueError(
+                f"{self.path}temperature must be over 0, greedy samples of a group are all equal"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"{self.path}top_p must be in (0, 1], got {self.top_p}")
         if self.strips_at_once & (self.strips_at_once - 1):
-            raise ValueError(f"{self.path}strips_at_once must be a power of two or 0, got {self.strips_at_once}")
+            raise ValueError(
+                f"{self.path}strips_at_once must be a power of two or 0, got {self.strips_at_once}"
+            )
         if self.prompts_per_step % self.updates_per_rollout:
             raise ValueError(
                 f"{self.path}updates_per_rollout ({self.updates_per_rollout}) must divide "
@@ -236,7 +242,9 @@ class Rl(StageOptions):
     def warnings(self, model: Model) -> list[str]:
         found = super().warnings(model)
         if self.top_p < 1 or self.top_k:
-            found.append("top_p and top_k filter the draw, but not the log-probs that are trained on")
+            found.append(
+                "top_p and top_k filter the draw, but not the log-probs that are trained on"
+            )
         return found
 
 

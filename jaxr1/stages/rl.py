@@ -6,10 +6,12 @@
                Episodes: draws, responses, grades, columns {sampled_logp, old_logp, ref_logp, ...}
 
 Which algorithm this is:
-- G responses to each prompt, graded by plain functions; the advantage of a response is relative to its
+- G responses to each prompt, graded by plain functions; the advantage of a response is relative to
+its
   group (GRPO, RLOO, ...: `rl.advantages`);
-- a clipped surrogate on tokens (`rl.objectives`), averaged over the whole batch of an optimiser step;
-- on-policy: one update follows a rollout, so the ratio is exactly 1; several take disjoint groups each,
+- a clipped surrogate on tokens (`rl.objectives`), averaged over the whole batch of an optimiser
+step; - on-policy: one update follows a rollout, so the ratio is exactly 1; several take disjoint
+groups each,
   with old log-probs of the policy that sampled;
 - KL to a frozen reference as a term of the loss.
 
@@ -71,7 +73,9 @@ class RlStage(Worker):
     def __init__(self, options: Rl, context: Context):
         self.options, self.policy = options, policy_learner(options, context)
         super().__init__(context, {POLICY: self.policy}, options.steps, options.prompts_per_step)
-        sampling = SamplingOptions(options.max_response_tokens, options.temperature, options.top_p, options.top_k)
+        sampling = SamplingOptions(
+            options.max_response_tokens, options.temperature, options.top_p, options.top_k
+        )
         self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
         self.journal = Journal(context.folder / "rollouts", options.name)
         self.pool = self.enter_context(
@@ -116,7 +120,8 @@ class RlStage(Worker):
         episodes.columns |= credit.columns
         self.journal.write(number, episodes)
 
-        # Each part is one optimiser step. All are scored before the first, by the policy that sampled.
+        # Each part is one optimiser step. All are scored before the first, by the policy that
+        # sampled.
         self.context.phase("update")
         parts = episodes.split(options.updates_per_rollout)
         for part in parts:
@@ -190,4 +195,6 @@ class RlStage(Worker):
         if self.reference is not None:
             params["ref_logp"] = {**state.base, **self.reference}
         missing = [name for name in names if name in params and name not in episodes.columns]
-        return {name: score(self.policy, params[name], episodes, placed_bg, work) for name in missing}
+        return {
+            name: score(self.policy, params[name], episodes, placed_bg, work) for name in missing
+        }

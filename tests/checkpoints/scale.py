@@ -1,7 +1,8 @@
-"""Host memory of loading and saving a Llama-shaped model of any size: python tests/checkpoints/scale.py --help.
+"""Host memory of loading and saving a Llama-shaped model of any size: python
+tests/checkpoints/scale.py --help.
 
-The checkpoint is made of sparse files of zeros, so it takes no disk. Linux only (peak memory is read from /proc). On a
-CPU the parameters are host memory themselves: they are subtracted.
+The checkpoint is made of sparse files of zeros, so it takes no disk. Linux only (peak memory is
+read from /proc). On a CPU the parameters are host memory themselves: they are subtracted.
 """
 
 import argparse
@@ -51,7 +52,9 @@ def llama_table(layers: int, d: int, f: int, n: int, k: int, h: int, vocab: int)
 
 
 def write_sparse(folder: Path, table: Table, max_bytes: int) -> int:
-    """A bfloat16 checkpoint of zeros in shards whose data are holes; returns the bytes of its largest tensor."""
+    """A bfloat16 checkpoint of zeros in shards whose data are holes; returns the bytes of its
+    largest tensor.
+    """
     shards: list[dict] = [{}]
     where, largest, end = {}, 0, 0
     for p in table.values():
@@ -60,7 +63,11 @@ def write_sparse(folder: Path, table: Table, max_bytes: int) -> int:
             if end + size > max_bytes:
                 shards.append({})
                 end = 0
-            shards[-1][name] = {"dtype": "BF16", "shape": list(p.hf_shape), "data_offsets": [end, end + size]}
+            shards[-1][name] = {
+                "dtype": "BF16",
+                "shape": list(p.hf_shape),
+                "data_offsets": [end, end + size],
+            }
             where[name], end, largest = len(shards), end + size, max(largest, size)
     for i, header in enumerate(shards):
         text = json.dumps(header).encode()
@@ -75,7 +82,11 @@ def write_sparse(folder: Path, table: Table, max_bytes: int) -> int:
 
 def memory(field: str) -> int:
     """VmRSS or VmHWM (the peak) of this process, in bytes."""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)]
+    [line] = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    ]
     return int(line.split()[1]) * 1024
 
 
@@ -109,19 +120,27 @@ def main() -> None:
     parser.add_argument("--tmp", default=None)
     args = parser.parse_args()
     mesh = MeshOptions().build()
-    with tempfile.TemporaryDirectory(dir=args.tmp) as folder:  # the first load also maps XLA's compiler into memory
+    with tempfile.TemporaryDirectory(
+        dir=args.tmp
+    ) as folder:  # the first load also maps XLA's compiler into memory
         small = llama_table(2, 64, 128, 4, 4, 16, 256)
         write_sparse(Path(folder), small, 1 << 30)
         huggingface.STACK_BYTES = 0
-        flat = huggingface.load_params(Path(folder), {"hub": small}, args.dtype, mesh, DEFAULT_RULES)
+        flat = huggingface.load_params(
+            Path(folder), {"hub": small}, args.dtype, mesh, DEFAULT_RULES
+        )
         huggingface.save_directory(Path(folder) / "m", flat, small, "{}", None, args.dtype)
     huggingface.STACK_BYTES = args.stack_mib * MIB
     head = args.width // args.heads
-    table = llama_table(args.layers, args.width, args.mlp, args.heads, args.kv_heads, head, args.vocab)
+    table = llama_table(
+        args.layers, args.width, args.mlp, args.heads, args.kv_heads, head, args.vocab
+    )
     with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
         largest = write_sparse(Path(folder), table, args.shard_mib * MIB)
         with Peak() as load:
-            flat = huggingface.load_params(Path(folder), {"hub": table}, args.dtype, mesh, DEFAULT_RULES)
+            flat = huggingface.load_params(
+                Path(folder), {"hub": table}, args.dtype, mesh, DEFAULT_RULES
+            )
     host = all(d.platform == "cpu" for d in mesh.devices.flat)
     parameters = sum(x.nbytes for x in flat.values())
     found = {
@@ -136,7 +155,13 @@ def main() -> None:
     if args.save:
         with tempfile.TemporaryDirectory(dir=args.tmp) as folder, Peak() as save:
             huggingface.save_directory(
-                Path(folder) / "m", flat, table, "{}", None, args.dtype, max_bytes=args.shard_mib * MIB
+                Path(folder) / "m",
+                flat,
+                table,
+                "{}",
+                None,
+                args.dtype,
+                max_bytes=args.shard_mib * MIB,
             )
             found["files"] = len(list((Path(folder) / "m").glob("*.safetensors")))
         found |= {"save_extra_mib": save.bytes // MIB, "save_s": round(save.seconds, 1)}

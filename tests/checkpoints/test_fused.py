@@ -1,5 +1,7 @@
-"""Entries that are parts of a Hugging Face tensor reach their place and come back, on any mesh and in any order; what a
-device gets does not depend on how it was read; saving never leaves the folder without a complete directory."""
+"""Entries that are parts of a Hugging Face tensor reach their place and come back, on any mesh and
+in any order; what a device gets does not depend on how it was read; saving never leaves the folder
+without a complete directory.
+"""
 
 import json
 import os
@@ -11,7 +13,14 @@ import pytest
 
 from jaxr1.checkpoints import huggingface, tensors
 from jaxr1.checkpoints.huggingface import hf_tensors, load_params, replacing, save_directory
-from jaxr1.checkpoints.tensors import INDEX, CheckpointError, LazyTensor, copy_into, open_checkpoint, write_checkpoint
+from jaxr1.checkpoints.tensors import (
+    INDEX,
+    CheckpointError,
+    LazyTensor,
+    copy_into,
+    open_checkpoint,
+    write_checkpoint,
+)
 from jaxr1.nn.params import Param, Part, linear, stack, vector
 from jaxr1.parallel import DEFAULT_RULES, MeshOptions, single_device_mesh
 
@@ -20,7 +29,9 @@ G = N // K
 
 
 def make_table():
-    """A vision layer with a fused qkv, a decoder layer with InternLM2's grouped one, and tensors stored otherwise."""
+    """A vision layer with a fused qkv, a decoder layer with InternLM2's grouped one, and tensors
+    stored otherwise.
+    """
     vit, at = "vision.{}.attn.", "model.{}."
     grouped = (K, G + 2, H)
     layer = {
@@ -47,7 +58,10 @@ def stored(rng, tmp_path):
     """A directory of random tensors under the table's names, in three dtypes and several shards."""
     kinds = [np.float32, ml_dtypes.bfloat16, np.float16]
     shapes = {name: p.hf_shape for p in make_table().values() for name in p.names()}
-    made = {n: rng.standard_normal(s).astype(kinds[i % 3]) for i, (n, s) in enumerate(sorted(shapes.items()))}
+    made = {
+        n: rng.standard_normal(s).astype(kinds[i % 3])
+        for i, (n, s) in enumerate(sorted(shapes.items()))
+    }
     folder = tmp_path / "m"
     folder.mkdir()
     write_checkpoint(folder, made.items(), 600)
@@ -64,9 +78,15 @@ def expected(made) -> dict[str, np.ndarray]:
         for j, c in enumerate("qkv"):
             rows = slice(j * N * H, (j + 1) * N * H)
             layers[f"layers/vision_{c}"].append(fused[rows].T.reshape(D, N, H))
-            layers[f"layers/vision_{c}_bias"].append(wide[f"vision.{i}.attn.qkv.bias"][rows].reshape(N, H))
-        groups = [wide[f"model.{i}.wqkv.weight"][g * (G + 2) * H :][: (G + 2) * H] for g in range(K)]
-        heads = [[group[j * H : (j + 1) * H] for j in range(G + 2)] for group in groups]  # [K][G + 2][H, D]
+            layers[f"layers/vision_{c}_bias"].append(
+                wide[f"vision.{i}.attn.qkv.bias"][rows].reshape(N, H)
+            )
+        groups = [
+            wide[f"model.{i}.wqkv.weight"][g * (G + 2) * H :][: (G + 2) * H] for g in range(K)
+        ]
+        heads = [
+            [group[j * H : (j + 1) * H] for j in range(G + 2)] for group in groups
+        ]  # [K][G + 2][H, D]
         layers["layers/q"].append(np.stack([h.T for group in heads for h in group[:G]], 1))
         layers["layers/k"].append(np.stack([group[G].T for group in heads], 1))
         layers["layers/v"].append(np.stack([group[G + 1].T for group in heads], 1))
@@ -80,7 +100,12 @@ def expected(made) -> dict[str, np.ndarray]:
     }
 
 
-MESHES = {"one": None, "tensor": MeshOptions(1, 1, 4), "both": MeshOptions(1, 2, 2), "replicas": MeshOptions(2, 2, 1)}
+MESHES = {
+    "one": None,
+    "tensor": MeshOptions(1, 1, 4),
+    "both": MeshOptions(1, 2, 2),
+    "replicas": MeshOptions(2, 2, 1),
+}
 
 
 @pytest.mark.parametrize("most", [0, 256 << 20], ids=["by_layer", "stacked"])
@@ -119,7 +144,9 @@ def test_a_large_stack_is_never_whole_on_the_host(stored, monkeypatch):
     monkeypatch.setattr(huggingface, "_place", counted)
     for limit in (0, 800, 1 << 20):
         monkeypatch.setattr(huggingface, "STACK_BYTES", limit)
-        load_params(stored[0], {"hub": make_table()}, "float32", single_device_mesh(), DEFAULT_RULES)
+        load_params(
+            stored[0], {"hub": make_table()}, "float32", single_device_mesh(), DEFAULT_RULES
+        )
     layer = 4 * D * N * H
     assert max(sizes[0]) == layer and len(sizes[0]) == 11 * L + 3
     assert max(sizes[800]) == layer and len(sizes[800]) < len(sizes[0])
@@ -128,7 +155,10 @@ def test_a_large_stack_is_never_whole_on_the_host(stored, monkeypatch):
 
 def test_parts_are_views(rng):
     """Nothing is copied to look at a part, but for queries whose groups our shape merges."""
-    whole = {"qkv": rng.standard_normal((3 * N * H, D)), "wqkv": rng.standard_normal((K * (G + 2) * H, D))}
+    whole = {
+        "qkv": rng.standard_normal((3 * N * H, D)),
+        "wqkv": rng.standard_normal((K * (G + 2) * H, D)),
+    }
     for path, p in make_table().items():
         for key, x in whole.items():
             if p.name.endswith(f".{key}.weight"):
@@ -142,7 +172,9 @@ def test_parts_are_views(rng):
         lambda: Part((3, N, H), 3, 0, 1),
         lambda: Part((3, N, H), 0, 1, 1),
         lambda: linear("w", (N, H), (D,), (None,) * 3, part=Part((3, N, H), 0, 0, 2)),
-        lambda: linear("w", (N, H), (D,), (None,) * 3, part=Part((3, N, H), 0, 0, 1), hf_shape=(2 * N * H, D)),
+        lambda: linear(
+            "w", (N, H), (D,), (None,) * 3, part=Part((3, N, H), 0, 0, 1), hf_shape=(2 * N * H, D)
+        ),
         lambda: vector("w", (D,), (None,), hf_shape=(1, 1, D + 1)),
         lambda: linear("w", (N, H), (D,), (None,) * 3, hf_shape=(N * H, D, 2)),
     ],
@@ -172,12 +204,16 @@ def test_integers_are_no_weights(stored):
         path.unlink()
     made["patch.weight"] = (made["patch.weight"] * 10).astype(np.int8)
     write_checkpoint(folder, made.items())
-    with pytest.raises(CheckpointError, match=r"not floating point \(1\): patch.weight is I8 \(model.safetensors\)"):
+    with pytest.raises(
+        CheckpointError, match=r"not floating point \(1\): patch.weight is I8 \(model.safetensors\)"
+    ):
         load_params(folder, {"hub": make_table()}, "float32", single_device_mesh(), DEFAULT_RULES)
 
 
 def test_loaded_arrays_are_their_own(stored, monkeypatch):
-    """A parameter that a step overwrites in place (donation) changes no other device's copy, no other tensor, no file."""
+    """A parameter that a step overwrites in place (donation) changes no other device's copy, no
+    other tensor, no file.
+    """
     folder, made = stored
     mesh = MeshOptions(4, 1, 1).build(jax.devices()[:4])
     first = load_params(folder, {"hub": make_table()}, "float32", mesh, DEFAULT_RULES)
@@ -207,7 +243,8 @@ def test_blocks_copy_everything(rng, size, monkeypatch):
         np.testing.assert_array_equal(out, source.astype(kinds[1]))
 
 
-# ---------------------------------------------------------------- one directory takes another's place
+# ---------------------------------------------------------------- one directory takes another's
+# place
 
 
 def test_tensors_are_made_one_at_a_time(tmp_path):
@@ -224,7 +261,9 @@ def test_tensors_are_made_one_at_a_time(tmp_path):
         assert len(alive) == 1
         return np.full((4, 4), i, np.float32).view(Counted)
 
-    lazy = [(f"t{i}", LazyTensor((4, 4), np.dtype(np.float32), lambda i=i: make(i))) for i in range(7)]
+    lazy = [
+        (f"t{i}", LazyTensor((4, 4), np.dtype(np.float32), lambda i=i: make(i))) for i in range(7)
+    ]
     write_checkpoint(tmp_path, lazy, max_bytes=130)
     assert made == list(range(7))
     files = open_checkpoint(tmp_path)
@@ -235,17 +274,26 @@ def test_tensors_are_made_one_at_a_time(tmp_path):
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 7 * 64
     with pytest.raises(ValueError, match="t0: planned"):
-        write_checkpoint(tmp_path, [("t0", LazyTensor((4,), np.dtype(np.float32), lambda: np.zeros(3, np.float32)))])
+        write_checkpoint(
+            tmp_path,
+            [("t0", LazyTensor((4,), np.dtype(np.float32), lambda: np.zeros(3, np.float32)))],
+        )
     with pytest.raises(CheckpointError, match="'c': safetensors has no dtype complex64"):
         write_checkpoint(tmp_path, [("c", np.zeros(2, np.complex64))])
 
 
 def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
-    """Whatever call of the swap fails or is looked at from outside, an old or a new directory is there, whole."""
+    """Whatever call of the swap fails or is looked at from outside, an old or a new directory is
+    there, whole.
+    """
     out = tmp_path / "m"
 
     def complete():
-        return [p.read_text() for p in sorted(tmp_path.glob("*/config.json")) + sorted(tmp_path.glob(".*/config.json"))]
+        return [
+            p.read_text()
+            for p in sorted(tmp_path.glob("*/config.json"))
+            + sorted(tmp_path.glob(".*/config.json"))
+        ]
 
     with replacing(out) as partial:
         (partial / "config.json").write_text("old")
@@ -307,28 +355,49 @@ def test_transformers_loads_shards(tmp_path):
     theirs = make_checkpoint(tmp_path / "m", 0)
     model, params = jaxr1.load_model(tmp_path / "m")
     save_directory(
-        tmp_path / "out", flatten(params), model.table(), model.raw_config, tmp_path / "m", "float32", max_bytes=50_000
+        tmp_path / "out",
+        flatten(params),
+        model.table(),
+        model.raw_config,
+        tmp_path / "m",
+        "float32",
+        max_bytes=50_000,
     )
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 5 and not (tmp_path / "out" / "model.safetensors").exists()
-    back, info = Qwen2VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    back, info = Qwen2VLForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    for (name, a), (_, b) in zip(theirs.state_dict().items(), back.state_dict().items(), strict=True):
+    for (name, a), (_, b) in zip(
+        theirs.state_dict().items(), back.state_dict().items(), strict=True
+    ):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
 
 
 def test_other_peoples_files_are_not_replaced(tmp_path):
-    """A folder that holds anything but a model's files, or a folder in it, is refused and stays as it is."""
+    """A folder that holds anything but a model's files, or a folder in it, is refused and stays as
+    it is.
+    """
     for number, name in enumerate(("thesis.txt", "checkpoints/1")):
         out = tmp_path / str(number)
         (out / name).parent.mkdir(parents=True)
         (out / name).write_text("mine")
         (out / "config.json").write_text("{}")
-        with pytest.raises(CheckpointError, match=f"holds {name.split('/')[0]}, which would be lost"), replacing(out):
+        with (
+            pytest.raises(
+                CheckpointError, match=f"holds {name.split('/')[0]}, which would be lost"
+            ),
+            replacing(out),
+        ):
             pass
         assert (out / name).read_text() == "mine" and len(os.listdir(out)) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
     with replacing(empty) as partial:
         (partial / "config.json").write_text("{}")
-    assert os.listdir(empty) == ["config.json"] and sorted(os.listdir(tmp_path)) == ["0", "1", "empty"]
+    assert os.listdir(empty) == ["config.json"] and sorted(os.listdir(tmp_path)) == [
+        "0",
+        "1",
+        "empty",
+    ]

@@ -1,5 +1,7 @@
-"""Weights are mapped: every layout and file form gives the same parameters, what is saved is read back bit for bit
-(by transformers too), and a directory that cannot be used is refused with the names of what is wrong."""
+"""Weights are mapped: every layout and file form gives the same parameters, what is saved is read
+back bit for bit (by transformers too), and a directory that cannot be used is refused with the
+names of what is wrong.
+"""
 
 import json
 import re
@@ -14,7 +16,14 @@ import pytest
 from reference import make_checkpoint, mixed_prompts, torch_inputs
 
 import jaxr1
-from jaxr1.checkpoints.tensors import INDEX, SINGLE, CheckpointError, TensorFile, open_checkpoint, write_checkpoint
+from jaxr1.checkpoints.tensors import (
+    INDEX,
+    SINGLE,
+    CheckpointError,
+    TensorFile,
+    open_checkpoint,
+    write_checkpoint,
+)
 from jaxr1.models import presets
 from jaxr1.models.load import resolve
 from jaxr1.nn.params import flatten
@@ -64,7 +73,13 @@ def hub_config(raw: dict) -> dict:
         "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
     }
     kept = {k: v for k, v in raw.items() if k not in ("text_config", "dtype", "rope_parameters")}
-    return {**text, **kept, "vision_config": vision, "torch_dtype": "float32", "model_type": "qwen2_vl"}
+    return {
+        **text,
+        **kept,
+        "vision_config": vision,
+        "torch_dtype": "float32",
+        "model_type": "qwen2_vl",
+    }
 
 
 def assert_same(a, b):
@@ -85,12 +100,19 @@ def test_layouts_give_the_same_parameters(checkpoint, tmp_path):
     hub = {hub_name(n): x for n, x in v5.items()}
     assert set(v5) != set(hub) and any(n.startswith("model.language_model.") for n in v5)
     for i, (names, config, most) in enumerate(
-        [(v5, raw, 1 << 30), (hub, raw, 1 << 30), (hub, hub_config(raw), 1 << 30), (v5, hub_config(raw), 20_000)]
+        [
+            (v5, raw, 1 << 30),
+            (hub, raw, 1 << 30),
+            (hub, hub_config(raw), 1 << 30),
+            (v5, hub_config(raw), 20_000),
+        ]
     ):
         out = copy(folder, tmp_path / str(i))
         (out / "config.json").write_text(json.dumps(config))
         write_checkpoint(out, names.items(), most)
-        assert (out / INDEX).is_file() == (most == 20_000) and (out / SINGLE).is_file() != (most == 20_000)
+        assert (out / INDEX).is_file() == (most == 20_000) and (out / SINGLE).is_file() != (
+            most == 20_000
+        )
         other, loaded = jaxr1.load_model(out)
         assert other == model and hash(other) == hash(model)
         assert_same(loaded, params)
@@ -102,7 +124,12 @@ def test_every_tensor_reaches_its_place(checkpoint):
     _, params = jaxr1.load_model(folder)
     flat = flatten(params)
     assert sum(x.size for x in flat.values()) == sum(x.size for x in tensors(folder).values())
-    rows = [np.asarray(x[i]).tobytes() for name, x in flat.items() if name.count("/") > 1 for i in range(len(x))]
+    rows = [
+        np.asarray(x[i]).tobytes()
+        for name, x in flat.items()
+        if name.count("/") > 1
+        for i in range(len(x))
+    ]
     assert len(set(rows)) == len(rows) and all(np.asarray(x).any() for x in flat.values())
 
 
@@ -163,9 +190,9 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
         assert np.abs(expected - before).max() > 1e-2
     words = AutoTokenizer.from_pretrained(out)
     messages = [{"role": "user", "content": "What is 3 + 4?"}]
-    assert words.apply_chat_template(messages, tokenize=False) == processor.tokenizer.apply_chat_template(
+    assert words.apply_chat_template(
         messages, tokenize=False
-    )
+    ) == processor.tokenizer.apply_chat_template(messages, tokenize=False)
     assert jaxr1.load_processor(out).images == processor.images
 
 
@@ -178,7 +205,10 @@ def test_image_bounds_are_saved(small, tmp_path, newer):
     write_checkpoint(source, tensors(small).items())
     if newer:
         settings = json.loads((source / "preprocessor_config.json").read_text())
-        size = {"shortest_edge": settings.pop("min_pixels"), "longest_edge": settings.pop("max_pixels")}
+        size = {
+            "shortest_edge": settings.pop("min_pixels"),
+            "longest_edge": settings.pop("max_pixels"),
+        }
         (source / "preprocessor_config.json").write_text(json.dumps(settings | {"size": size}))
     model, params = jaxr1.load_model(source)
     processor = jaxr1.load_processor(source, min_pixels=56 * 56, max_pixels=84 * 84)
@@ -187,7 +217,9 @@ def test_image_bounds_are_saved(small, tmp_path, newer):
     theirs = Qwen2VLImageProcessorPil.from_pretrained(out)
     assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (56 * 56, 84 * 84)
     same = jaxr1.save_model(model, params, jaxr1.load_processor(source), tmp_path / "same")
-    assert (same / "preprocessor_config.json").read_bytes() == (source / "preprocessor_config.json").read_bytes()
+    assert (same / "preprocessor_config.json").read_bytes() == (
+        source / "preprocessor_config.json"
+    ).read_bytes()
 
 
 def test_saving_in_another_dtype(checkpoint, tmp_path):
@@ -199,12 +231,16 @@ def test_saving_in_another_dtype(checkpoint, tmp_path):
     assert not (out / "tokenizer.json").exists()
     reread, rounded = jaxr1.load_model(out, param_dtype="bfloat16")
     assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), params))
-    again = jaxr1.save_model(reread, rounded, None, tmp_path / "again")  # None: the checkpoint's own dtype
+    again = jaxr1.save_model(
+        reread, rounded, None, tmp_path / "again"
+    )  # None: the checkpoint's own dtype
     assert (again / SINGLE).read_bytes() == (out / SINGLE).read_bytes()
 
 
 def test_shards_hold_what_one_file_holds(rng, tmp_path):
-    """Random tensors of all sizes, empty and scalar ones too, through the writer, our reader and safetensors'."""
+    """Random tensors of all sizes, empty and scalar ones too, through the writer, our reader and
+    safetensors'.
+    """
     from safetensors.numpy import load_file
 
     made = {f"t{i}": rng.standard_normal(tuple(rng.integers(0, 5, int(rng.integers(0, 4))))).astype(np.float32)
@@ -271,13 +307,20 @@ def test_tensors_that_do_not_fit(small, tmp_path):
     found[query] = np.zeros((rows + 1, columns), np.float32)
     found["model.surprise"] = np.zeros(3, np.float32)
     write_checkpoint(out, found.items())
-    text = refused(out, "missing tensors (2)", "tensors of another shape (1)", "unexpected tensors (1): model.surprise")
+    text = refused(
+        out,
+        "missing tensors (2)",
+        "tensors of another shape (1)",
+        "unexpected tensors (1): model.surprise",
+    )
     assert norm in text and merger in text
     assert f"{query} is [{rows + 1}, {columns}], config.json says [{rows}, {columns}]" in text
 
 
 def test_what_old_files_also_hold(small, tmp_path):
-    """A tied head stored all the same, and rotary buffers, are passed over; a head of its own is not thrown away."""
+    """A tied head stored all the same, and rotary buffers, are passed over; a head of its own is
+    not thrown away.
+    """
     out, found = copy(small, tmp_path / "m"), tensors(small)
     [embed] = [name for name in found if name.endswith("embed_tokens.weight")]
     extra = {"lm_head.weight": found[embed], "visual.rotary_emb.inv_freq": np.zeros(3, np.float32)}
@@ -308,11 +351,21 @@ DAMAGE = {
     "a deep list": lambda data: (100_000).to_bytes(8, "little") + b"[" * 100_000,
     "an entry without offsets": lambda data: header({"a": {"dtype": "F32", "shape": [2]}}),
     "one offset": lambda data: header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}),
-    "negative offsets": lambda data: header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}),
-    "negative shape": lambda data: header({"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}),
-    "beyond the end": lambda data: header({"a": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}),
-    "another size": lambda data: header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}),
-    "another dtype": lambda data: header({"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}),
+    "negative offsets": lambda data: header(
+        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}
+    ),
+    "negative shape": lambda data: header(
+        {"a": {"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}}
+    ),
+    "beyond the end": lambda data: header(
+        {"a": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}
+    ),
+    "another size": lambda data: header(
+        {"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}
+    ),
+    "another dtype": lambda data: header(
+        {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    ),
 }
 
 
@@ -361,7 +414,9 @@ def test_hub_id_without_network():
     assert "hf download jaxr1-nobody/no-such-model --include" in text and "'*.safetensors'" in text
 
 
-@pytest.mark.parametrize("path", ["no_such_preset", "./no/where", "/no/such/folder", "tests/nothing"])
+@pytest.mark.parametrize(
+    "path", ["no_such_preset", "./no/where", "/no/such/folder", "tests/nothing"]
+)
 def test_paths_that_are_nothing(path):
     refused(path, repr(path), "no directory, no preset and no hub id")
 
@@ -407,13 +462,19 @@ def test_two_processes_make_a_preset(tmp_path):
     env = dict(os.environ, JAXR1_CACHE=str(tmp_path), JAX_PLATFORMS="cpu")
     pair = [
         subprocess.Popen(
-            [sys.executable, "-c", RACE], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", RACE],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(2)
     ]
     for process in pair:
         assert process.stdout.readline() == "made\n"
-    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")], "not visible before it is whole"
+    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")], (
+        "not visible before it is whole"
+    )
     ends = [process.communicate("\n", timeout=60)[0].strip() for process in pair]
     assert [p.returncode for p in pair] == [0, 0] and ends[0] == ends[1]
     assert [str(p) for p in tmp_path.iterdir()] == [ends[0]], "nothing else is left behind"

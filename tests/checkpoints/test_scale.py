@@ -1,4 +1,6 @@
-"""Loading and saving hold one tensor at a time: peak memory of a subprocess on a checkpoint of sparse files."""
+"""Loading and saving hold one tensor at a time: peak memory of a subprocess on a checkpoint of
+sparse files.
+"""
 
 import json
 import os
@@ -9,16 +11,27 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent / "scale.py"
-# 16 layers of 53 MiB, in stacks of up to 256 MiB, and two matrices of 48 MiB: several times what may be in memory at once
+# 16 layers of 53 MiB, in stacks of up to 256 MiB, and two matrices of 48 MiB: several times what
+# may be in memory at once
 SIZES = ["--layers=16", "--width=1024", "--mlp=8192", "--heads=8", "--kv-heads=2", "--vocab=24576"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("devices", "dtype"), [(1, "bfloat16"), (1, "float32"), (4, "bfloat16")])
 def test_memory_does_not_grow_with_the_model(devices, dtype):
-    """Beyond the parameters: what is on its way of one tensor, and what malloc keeps of such buffers (160 MiB)."""
+    """Beyond the parameters: what is on its way of one tensor, and what malloc keeps of such
+    buffers (160 MiB).
+    """
     result = subprocess.run(
-        [sys.executable, SCRIPT, *SIZES, "--stack-mib=16", f"--dtype={dtype}", "--shard-mib=200", "--save"],
+        [
+            sys.executable,
+            SCRIPT,
+            *SIZES,
+            "--stack-mib=16",
+            f"--dtype={dtype}",
+            "--shard-mib=200",
+            "--save",
+        ],
         env=dict(os.environ, SCALE_DEVICES=str(devices), JAX_PLATFORMS="cpu", XLA_FLAGS=""),
         capture_output=True,
         text=True,

@@ -1,4 +1,6 @@
-"""A sentencepiece model becomes a fast tokenizer with the same ids, without the code its directory names."""
+"""A sentencepiece model becomes a fast tokenizer with the same ids, without the code its directory
+names.
+"""
 
 import json
 
@@ -20,8 +22,9 @@ ADDED = {"<|im_start|>": 390, "<|im_end|>": 391, "<img>": 400, "</img>": 401, "<
 
 
 def train(folder, *, prefix=True, squeeze=False, rule="identity", fallback=True, kind="bpe"):
-    """A small model with InternLM2's settings: byte fallback, no normalisation, <unk> <s> </s> first, and at the end
-    pieces that no text becomes, whose ids the added tokens take."""
+    """A small model with InternLM2's settings: byte fallback, no normalisation, <unk> <s> </s>
+    first, and at the end pieces that no text becomes, whose ids the added tokens take.
+    """
     rng = np.random.default_rng(0)
     text = folder / "corpus.txt"
     text.write_text("\n".join(" ".join(rng.choice(WORDS, 12)) for _ in range(3000)))
@@ -41,7 +44,13 @@ def train(folder, *, prefix=True, squeeze=False, rule="identity", fallback=True,
 def settings(**changes) -> dict:
     """A tokenizer_config.json as InternVL's InternLM2 directories have it."""
     tokens = {0: "<unk>", 1: "<s>", 2: "</s>"} | {i: text for text, i in ADDED.items()}
-    flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+    flags = {
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     return {
         "added_tokens_decoder": {str(i): {"content": text, **flags} for i, text in tokens.items()},
         "additional_special_tokens": list(ADDED),
@@ -73,8 +82,22 @@ def plain(tmp_path_factory):
 
 
 def strings(rng, count: int) -> list[str]:
-    """Random texts: words, runs of one character, spaces and newlines, all of Unicode, text that looks special."""
-    special = [*ADDED, "<s>", "</s>", "<unk>", "<0x0A>", "<0x", "▁", "<|im_", "|>", "<s", "[UNUSED_TOKEN_3]"]
+    """Random texts: words, runs of one character, spaces and newlines, all of Unicode, text that
+    looks special.
+    """
+    special = [
+        *ADDED,
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x0A>",
+        "<0x",
+        "▁",
+        "<|im_",
+        "|>",
+        "<s",
+        "[UNUSED_TOKEN_3]",
+    ]
     spaces = [" ", "  ", "    ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000", "\u200b", " \n "]
 
     def anything() -> str:
@@ -96,7 +119,10 @@ def strings(rng, count: int) -> list[str]:
         return "".join(chr(int(i)) for i in rng.integers(32, 0x250, int(rng.integers(1, 8))))
 
     joints = ["", " "]
-    return [str(rng.choice(joints)).join(piece() for _ in range(int(rng.integers(0, 12)))) for _ in range(count)]
+    return [
+        str(rng.choice(joints)).join(piece() for _ in range(int(rng.integers(0, 12))))
+        for _ in range(count)
+    ]
 
 
 def test_ids_are_those_of_sentencepiece(directory, rng):
@@ -112,17 +138,23 @@ def test_ids_are_those_of_sentencepiece(directory, rng):
 
 
 def test_special_tokens_are_found_between_texts(directory, rng):
-    """As InternLM2's own tokenizer does it: the text is cut at them, and sentencepiece encodes each piece for itself."""
+    """As InternLM2's own tokenizer does it: the text is cut at them, and sentencepiece encodes each
+    piece for itself.
+    """
     truth = spm.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
     ours = internlm2_tokenizer(directory)
-    clean = [t for t in strings(rng, 2000) if not any(s in t for s in (*ADDED, "<s>", "</s>", "<unk>"))]
+    clean = [
+        t for t in strings(rng, 2000) if not any(s in t for s in (*ADDED, "<s>", "</s>", "<unk>"))
+    ]
     known = {**ADDED, "<s>": 1, "</s>": 2}
     for i in range(0, len(clean) - 3, 3):
         marks = rng.choice(list(known), 2)
         ids = [1]
         for text, mark in zip(clean[i : i + 3], [*marks, None], strict=True):
             ids += truth.encode(text) + ([known[mark]] if mark else [])
-        assert ours(clean[i] + marks[0] + clean[i + 1] + marks[1] + clean[i + 2])["input_ids"] == ids
+        assert (
+            ours(clean[i] + marks[0] + clean[i + 1] + marks[1] + clean[i + 2])["input_ids"] == ids
+        )
 
 
 def test_text_comes_back(directory, rng):
@@ -137,15 +169,27 @@ def test_text_comes_back(directory, rng):
 def test_settings_of_the_directory(directory, tmp_path):
     ours = internlm2_tokenizer(directory)
     assert {t: ours.convert_tokens_to_ids(t) for t in ADDED} == ADDED and len(ours) == 403
-    assert (ours.bos_token, ours.eos_token, ours.pad_token, ours.unk_token) == ("<s>", "</s>", "</s>", "<unk>")
-    assert (ours.bos_token_id, ours.eos_token_id, ours.unk_token_id, ours.model_max_length) == (1, 2, 0, 8192)
+    assert (ours.bos_token, ours.eos_token, ours.pad_token, ours.unk_token) == (
+        "<s>",
+        "</s>",
+        "</s>",
+        "<unk>",
+    )
+    assert (ours.bos_token_id, ours.eos_token_id, ours.unk_token_id, ours.model_max_length) == (
+        1,
+        2,
+        0,
+        8192,
+    )
     messages = [{"role": "user", "content": "the cat"}]
     text = ours.apply_chat_template(messages, tokenize=False)
     assert text == "<|im_start|>user\nthe cat<|im_end|>\n"
     ids = ours(text)["input_ids"]
     assert ids[:2] == [1, 390] and 391 in ids
     assert (
-        ours.decode([390, *ours("the cat", add_special_tokens=False)["input_ids"]], skip_special_tokens=True).strip()
+        ours.decode(
+            [390, *ours("the cat", add_special_tokens=False)["input_ids"]], skip_special_tokens=True
+        ).strip()
         == "the cat"
     )
 

@@ -1,4 +1,6 @@
-"""Built-in data: pure functions of their options, right answers, and test pictures from digits never trained on."""
+"""Built-in data: pure functions of their options, right answers, and test pictures from digits
+never trained on.
+"""
 
 import os
 import random
@@ -41,7 +43,10 @@ def test_examples_are_pure_functions_of_seed_split_and_row(kind):
     later = kind(count=10, seed=SEED, start=30, worked=True).load()
     assert all(same(a, b) for a, b in zip(later, dataset[30:], strict=True))
     for other in (kind(count=40, seed=SEED + 1), kind(count=40, seed=SEED, split="test")):
-        assert not any(np.array_equal(a.images[0], b.images[0]) for a, b in zip(dataset, other.load(), strict=True))
+        assert not any(
+            np.array_equal(a.images[0], b.images[0])
+            for a, b in zip(dataset, other.load(), strict=True)
+        )
     with pytest.raises(IndexError):
         dataset[40]
 
@@ -52,7 +57,11 @@ def test_blank_control_keeps_question_and_answer(kind):
     blank = kind(count=20, seed=SEED, blank=True).load()
     for a, b in zip(seen, blank, strict=True):
         assert (a.question, a.answer) == (b.question, b.answer)
-        assert a.images[0].shape == b.images[0].shape and (b.images[0] == 255).all() and not (a.images[0] == 255).all()
+        assert (
+            a.images[0].shape == b.images[0].shape
+            and (b.images[0] == 255).all()
+            and not (a.images[0] == 255).all()
+        )
 
 
 def test_digits_match_their_origin():
@@ -90,20 +99,27 @@ def test_arithmetic_answers():
     names = {"add": "sum", "largest": "largest digit", "smallest": "smallest digit"}
     asked = Counter()
     for digits in (2, 3):
-        dataset = Arithmetic(count=200, seed=SEED, operations=OPERATIONS, digits=digits, worked=True).load()
+        dataset = Arithmetic(
+            count=200, seed=SEED, operations=OPERATIONS, digits=digits, worked=True
+        ).load()
         for example in dataset:
             key = names.get(example.metadata["operation"], example.metadata["operation"])
             assert f"the {key}" in example.question
             answer = str(rules[key](example.metadata["digits"]))
             assert example.answer == answer
             assert example.response.endswith(f" = {answer}</think>\n<answer>{answer}</answer>")
-            assert example.images[0].shape == (28, 28 * digits, 3) and example.images[0].dtype == np.uint8
+            assert (
+                example.images[0].shape == (28, 28 * digits, 3)
+                and example.images[0].dtype == np.uint8
+            )
             asked[key] += 1
     assert set(asked) == set(rules) and min(asked.values()) > 30
     (example,) = Arithmetic(count=1, seed=SEED, worked=True).load()
     first, second = example.metadata["digits"]
     total = first + second
-    assert example.response == f"<think>{first} + {second} = {total}</think>\n<answer>{total}</answer>"
+    assert (
+        example.response == f"<think>{first} + {second} = {total}</think>\n<answer>{total}</answer>"
+    )
     assert Arithmetic(count=1).load()[0].response is None
 
 
@@ -121,7 +137,10 @@ def test_the_picture_shows_the_digits():
                 for left in range(7):
                     window = ink[top : top + 22, left : left + 22]
                     shrunk = np.array(
-                        [[c.mean() for c in np.array_split(r, 8, axis=1)] for r in np.array_split(window, 8)]
+                        [
+                            [c.mean() for c in np.array_split(r, 8, axis=1)]
+                            for r in np.array_split(window, 8)
+                        ]
                     )
                     distance = ((known - shrunk.reshape(64) / 15) ** 2).sum(-1)
                     best = min(best, (float(distance.min()), int(label[train][distance.argmin()])))
@@ -143,12 +162,20 @@ def test_spatial_answers():
         assert meta["choices"]["ABCD".index(example.answer)] == meta["answer_text"]
         assert len(set(meta["choices"])) == len(meta["choices"])
         assert example.response.endswith(f"<answer>{example.answer}</answer>")
-        names = [name for _, name in sorted((question.find(name), name) for name in things) if question.find(name) >= 0]
+        names = [
+            name
+            for _, name in sorted((question.find(name), name) for name in things)
+            if question.find(name) >= 0
+        ]
         if meta["task"] == "relation":
             (ax, ay, _), (bx, by, _) = things[names[0]], things[names[1]]
             dx, dy = ax - bx, ay - by
             assert abs(abs(dx) - abs(dy)) > 0.1
-            expected = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("above" if dy < 0 else "below")
+            expected = (
+                ("left" if dx < 0 else "right")
+                if abs(dx) > abs(dy)
+                else ("above" if dy < 0 else "below")
+            )
         elif meta["task"] == "count":
             kind = question.removeprefix("How many ").removesuffix("s are in the picture")
             expected = str(sum(name == kind for name, *_ in meta["things"]))
@@ -157,7 +184,10 @@ def test_spatial_answers():
             assert expected == "the " + max(things, key=lambda name: things[name][2])
         else:
             anchor, *others = names
-            gap = {name: np.hypot(*np.subtract(things[name][:2], things[anchor][:2])) for name in others}
+            gap = {
+                name: np.hypot(*np.subtract(things[name][:2], things[anchor][:2]))
+                for name in others
+            }
             expected = "the " + min(gap, key=gap.get)
             assert max(gap.values()) > 1.4 * min(gap.values())
         assert meta["answer_text"] == expected
@@ -180,9 +210,13 @@ def test_letters_are_balanced():
         options = 4 if task in ("relation", "count") else 2
         total = counts.total()
         assert set(counts) == set("ABCD"[:options])
-        # Five standard deviations of a fair draw: fails about once in a million runs when nothing is wrong.
+        # Five standard deviations of a fair draw: fails about once in a million runs when nothing
+        # is wrong.
         slack = 5 * np.sqrt(total * (1 / options) * (1 - 1 / options))
-        assert all(abs(count - total / options) < slack for count in counts.values()), (task, counts)
+        assert all(abs(count - total / options) < slack for count in counts.values()), (
+            task,
+            counts,
+        )
 
 
 def test_shuffle_options_refuses_ambiguity():
@@ -226,7 +260,10 @@ def test_data_does_not_import_jax():
 
 def test_arithmetic_in_words():
     """Without pictures the question lists the digits; the same rows have the same answers."""
-    shown, listed = Arithmetic(count=20, digits=3).load(), Arithmetic(count=20, digits=3, pictures=False).load()
+    shown, listed = (
+        Arithmetic(count=20, digits=3).load(),
+        Arithmetic(count=20, digits=3, pictures=False).load(),
+    )
     for a, b in zip(shown, listed, strict=True):
         assert a.answer == b.answer and not b.images and len(a.images) == 1
         assert ", ".join(map(str, a.metadata["digits"])) in b.question

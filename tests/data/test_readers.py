@@ -1,4 +1,6 @@
-"""Readers: every form of a row gives the same example, and every bad row is named by file, row and field."""
+"""Readers: every form of a row gives the same example, and every bad row is named by file, row and
+field.
+"""
 
 import base64
 import io
@@ -35,11 +37,15 @@ def folder(tmp_path):
 def write(folder, rows, name="rows.jsonl"):
     path = folder / name
     if name.endswith(".jsonl"):
-        path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+        path.write_text(
+            "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n"
+        )
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows))
     else:
-        columns = dict.fromkeys(key for row in rows for key in row)  # pyarrow looks at the first row only
+        columns = dict.fromkeys(
+            key for row in rows for key in row
+        )  # pyarrow looks at the first row only
         pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in columns}), path)
     return str(path)
 
@@ -51,19 +57,38 @@ def colours(example):
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_round_trip(folder, name):
     rows = [
-        {"prompt": "<image>Left of <image>?", "images": ["pics/0.png", "pics/1.png"], "answer": "yes", "level": 3},
+        {
+            "prompt": "<image>Left of <image>?",
+            "images": ["pics/0.png", "pics/1.png"],
+            "answer": "yes",
+            "level": 3,
+        },
         {"prompt": "Which? <image>", "images": ["pics/2.png"], "answer": "no", "level": 4},
-        {"prompt": "2 + 2 with <|image_pad|> and <|im_end|>", "images": [], "answer": "4", "level": 5},
+        {
+            "prompt": "2 + 2 with <|image_pad|> and <|im_end|>",
+            "images": [],
+            "answer": "4",
+            "level": 5,
+        },
     ]
     path = write(folder, rows, name)
     dataset = Files(path).load()
     assert len(dataset) == 3 and dataset.name == "rows" and dataset.dropped == []
     first, second, third = dataset
-    assert [part["type"] for part in first.messages[0]["content"]] == ["image", "text", "image", "text"]
-    assert first.question == "Left of\n?" and first.answer == "yes" and first.metadata == {"level": 3}
+    assert [part["type"] for part in first.messages[0]["content"]] == [
+        "image",
+        "text",
+        "image",
+        "text",
+    ]
+    assert (
+        first.question == "Left of\n?" and first.answer == "yes" and first.metadata == {"level": 3}
+    )
     assert colours(first) == COLOURS[:2] and all(isinstance(ref, str) for ref in first.images)
     assert [part["type"] for part in second.messages[0]["content"]] == ["text", "image"]
-    assert third.messages == ({"role": "user", "content": "2 + 2 with <|image_pad|> and <|im_end|>"},)
+    assert third.messages == (
+        {"role": "user", "content": "2 + 2 with <|image_pad|> and <|im_end|>"},
+    )
     assert [example.source for example in dataset] == [f"{path}:{number}" for number in (1, 2, 3)]
     assert [e.answer for e in dataset[1:]] == ["no", "4"] and dataset[-1].answer == "4"
     assert [example.answer for example in Files(path, limit=2).load()] == ["yes", "no"]
@@ -72,23 +97,42 @@ def test_round_trip(folder, name):
 def test_every_form_of_an_image(folder):
     data = encoded(COLOURS[1])
     text = base64.b64encode(data).decode()
-    forms = ["pics/1.png", str(folder / "pics/1.png"), text, f"data:image/png;base64,{text}", str(data)]
+    forms = [
+        "pics/1.png",
+        str(folder / "pics/1.png"),
+        text,
+        f"data:image/png;base64,{text}",
+        str(data),
+    ]
     forms += [{"path": "pics/1.png"}, {"path": "pics/1.png", "bytes": None}]
     rows = [{"prompt": "<image>?", "images": [form], "answer": 1} for form in forms]
     rows += [{"prompt": "<image>?", "image": form, "answer": 1} for form in forms]
     for example in Files(write(folder, rows), check_images="decode").load():
         assert colours(example) == [COLOURS[1]] and example.answer == "1"
-    rows = [{"prompt": "<image>?", "images": [{"bytes": data, "path": "gone.png"}], "answer": "a", "other": data}]
+    rows = [
+        {
+            "prompt": "<image>?",
+            "images": [{"bytes": data, "path": "gone.png"}],
+            "answer": "a",
+            "other": data,
+        }
+    ]
     (example,) = Files(write(folder, rows, "structs.parquet")).load()
     assert example.images == [data] and example.metadata == {}
-    (example,) = Files(write(folder, [{"prompt": "<image>?", "image": data, "answer": "a"}], "plain.parquet")).load()
+    (example,) = Files(
+        write(folder, [{"prompt": "<image>?", "image": data, "answer": "a"}], "plain.parquet")
+    ).load()
     assert example.images == [data]
 
 
 def test_image_root_and_patterns(folder):
     (folder / "lists").mkdir()
     for part in range(2):
-        write(folder, [{"prompt": "<image>", "image": f"{part}.png", "answer": str(part)}], f"lists/part{part}.jsonl")
+        write(
+            folder,
+            [{"prompt": "<image>", "image": f"{part}.png", "answer": str(part)}],
+            f"lists/part{part}.jsonl",
+        )
     dataset = Files(str(folder / "lists" / "part*.jsonl"), image_root=str(folder / "pics")).load()
     assert [example.answer for example in dataset] == ["0", "1"]
     assert [colours(example) for example in dataset] == [[COLOURS[0]], [COLOURS[1]]]
@@ -130,7 +174,9 @@ def test_parts(folder):
         {"type": "image"},
         {"type": "image_url", "image_url": {"url": "pics/1.png"}},
     ]
-    rows = [{"prompt": [{"role": "user", "content": parts}], "images": ["pics/0.png"], "answer": "x"}]
+    rows = [
+        {"prompt": [{"role": "user", "content": parts}], "images": ["pics/0.png"], "answer": "x"}
+    ]
     (example,) = Files(write(folder, rows)).load()
     assert colours(example) == [COLOURS[2], COLOURS[0], COLOURS[1]]
     assert example.question == "literal <image> stays"
@@ -147,9 +193,15 @@ BAD = {
         {**GOOD, "prompt": "<image><image>?"},
         "more <image> placeholders than images: 2 in 'prompt', 1 in 'images'",
     ),
-    "fewer marks": ({**GOOD, "prompt": "?"}, "fewer <image> placeholders than images: 0 in 'prompt', 1 in 'images'"),
+    "fewer marks": (
+        {**GOOD, "prompt": "?"},
+        "fewer <image> placeholders than images: 0 in 'prompt', 1 in 'images'",
+    ),
     "no images": ({"prompt": "<image>?", "answer": "a"}, "1 in 'prompt', 0 in"),
-    "missing": ({**GOOD, "images": ["pics/none.png"]}, r"'images\[0\]': .*none\.png'?: no such file"),
+    "missing": (
+        {**GOOD, "images": ["pics/none.png"]},
+        r"'images\[0\]': .*none\.png'?: no such file",
+    ),
     "empty file": ({**GOOD, "images": ["empty.png"]}, r"'images\[0\]': .*empty\.png.*0 bytes"),
     "no image": ({**GOOD, "images": ["rows.jsonl"]}, r"'images\[0\]': .*not an image"),
     "too large": ({**GOOD, "images": ["huge.png"]}, r"'images\[0\]': .*huge\.png.*30000x30000"),
@@ -158,7 +210,10 @@ BAD = {
     "cut base64": ({**GOOD, "images": ["iVBORw0KGgo" + "A" * 89]}, r"'images\[0\]'.*not an image"),
     "printed text": ({**GOOD, "images": ["b'a' + b'c'"]}, "not a printed byte string"),
     "no turns": ({"prompt": [], "answer": "a"}, "'prompt'"),
-    "role": ({"messages": [{"role": "human", "content": "?"}], "answer": "a"}, r"messages\[0\].role.*'human'"),
+    "role": (
+        {"messages": [{"role": "human", "content": "?"}], "answer": "a"},
+        r"messages\[0\].role.*'human'",
+    ),
     "part": (
         {"messages": [{"role": "user", "content": [{"type": "audio"}]}], "answer": "a"},
         r"messages\[0\].content\[0\].*'audio'",
@@ -183,7 +238,9 @@ def test_bad_rows_name_file_row_and_field(bad_folder, case):
     path = write(bad_folder, [GOOD, "", row, GOOD])
     with pytest.raises(DataError, match=reason) as caught:
         Files(path).load()
-    assert str(caught.value).startswith(f"{path}:3: ")  # the blank line counts: an editor shows the same number
+    assert str(caught.value).startswith(
+        f"{path}:3: "
+    )  # the blank line counts: an editor shows the same number
     dataset = Files(path, bad_rows="drop").load()
     assert len(dataset) == 2
     assert [drop["source"] for drop in dataset.dropped] == [f"{path}:3"]
@@ -262,15 +319,26 @@ def test_sat_parquet(folder):
     path = write(folder, rows, "sat.parquet")
     dataset = Sat(path).load()
     assert len(dataset) == 30 and len(dataset.dropped) == 30
-    assert dataset.dropped[0]["source"] == f"{path}:2" and "2 images" in dataset.dropped[0]["reason"]
+    assert (
+        dataset.dropped[0]["source"] == f"{path}:2" and "2 images" in dataset.dropped[0]["reason"]
+    )
     letters = set()
     for example, row in zip(dataset, rows[::2], strict=True):
         choices = example.metadata["choices"]
         assert sorted(choices) == sorted(row["answers"])
-        assert choices["ABC".index(example.answer)] == row["correct_answer"] == example.metadata["answer_text"]
-        listed = " ".join(f"({letter}) {choice}" for letter, choice in zip("ABC", choices, strict=True))
+        assert (
+            choices["ABC".index(example.answer)]
+            == row["correct_answer"]
+            == example.metadata["answer_text"]
+        )
+        listed = " ".join(
+            f"({letter}) {choice}" for letter, choice in zip("ABC", choices, strict=True)
+        )
         assert example.question == f"{row['question']} Choose from: {listed}"
-        assert example.images == row["image_bytes"] and example.metadata["question_type"] == "obj_movement"
+        assert (
+            example.images == row["image_bytes"]
+            and example.metadata["question_type"] == "obj_movement"
+        )
         letters.add(example.answer)
     assert letters == set("ABC")
     both = Sat(path, single_image_only=False).load()
@@ -289,7 +357,10 @@ def test_sat_json(folder):
     data = encoded(COLOURS[0], "JPEG")
     row = {
         "messages": [
-            {"role": "user", "content": "<image>Answer in natural language. Where? Choose: left or right."},
+            {
+                "role": "user",
+                "content": "<image>Answer in natural language. Where? Choose: left or right.",
+            },
             {"role": "assistant", "content": "left"},
         ],
         "images": [str(data)],
@@ -302,7 +373,17 @@ def test_sat_json(folder):
 def test_printed_bytes():
     for data in (b"", bytes(range(256)), b"it's", b'"both\'"', b"\\x00\\"):
         assert parse_printed_bytes(str(data)) == data
-    for text in ("b'a'b'c'", "b'a' + b'c'", "'text'", "b'open", "__import__('os')", "b'\\'", "b'\\xg1'", "b'é'", ""):
+    for text in (
+        "b'a'b'c'",
+        "b'a' + b'c'",
+        "'text'",
+        "b'open",
+        "__import__('os')",
+        "b'\\'",
+        "b'\\xg1'",
+        "b'é'",
+        "",
+    ):
         with pytest.raises(MediaError):
             parse_printed_bytes(text)
 
@@ -314,7 +395,9 @@ def test_videos_of_rows(tmp_path, rng):
         stream = out.add_stream("mpeg4", rate=5)
         stream.width = stream.height = 32
         for _ in range(4):
-            frame = av.VideoFrame.from_ndarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                rng.integers(0, 256, (32, 32, 3), dtype=np.uint8), format="rgb24"
+            )
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     rows = [
@@ -324,8 +407,12 @@ def test_videos_of_rows(tmp_path, rng):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     first, second = Files(str(tmp_path / "rows.jsonl")).load()
     parts = first.messages[0]["content"]
-    assert [p["type"] for p in parts] == ["text", "video", "text"] and parts[1]["video"] == str(tmp_path / "a.mp4")
+    assert [p["type"] for p in parts] == ["text", "video", "text"] and parts[1]["video"] == str(
+        tmp_path / "a.mp4"
+    )
     assert second.messages[0]["content"] == "What does <video> mean?"
-    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": "<video>", "videos": ["none.mp4"], "answer": "1"}))
+    (tmp_path / "bad.jsonl").write_text(
+        json.dumps({"prompt": "<video>", "videos": ["none.mp4"], "answer": "1"})
+    )
     with pytest.raises(DataError, match=r"bad.jsonl:1: field 'videos\[0\]'.*none.mp4"):
         Files(str(tmp_path / "bad.jsonl")).load()

@@ -1,4 +1,6 @@
-"""Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie in arrays of static shape."""
+"""Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie in arrays of static
+shape.
+"""
 
 import itertools
 
@@ -17,7 +19,9 @@ BUCKETS = Buckets(prompt=(8, 16, 32, 64), response=(8, 16, 32), patches=(16, 32,
 
 
 def made_prompt(rng, grids, merge=2, text=3) -> EncodedPrompt:
-    """Text, then each image and more text; each merged block of an image carries one value that nothing else has."""
+    """Text, then each image and more text; each merged block of an image carries one value that
+    nothing else has.
+    """
     ids, spans, media = [], [], []
     for t, h, w in grids:
         ids += [1] * text
@@ -29,12 +33,23 @@ def made_prompt(rng, grids, merge=2, text=3) -> EncodedPrompt:
     index = np.full(len(ids), -1, np.int32)
     for at, number in media:
         index[at] = number
-    runs = [Span(a, b, (t, h // merge, w // merge)) for (a, b), (t, h, w) in zip(spans, grids, strict=True)]
+    runs = [
+        Span(a, b, (t, h // merge, w // merge))
+        for (a, b), (t, h, w) in zip(spans, grids, strict=True)
+    ]
     position, following = mrope_positions(len(ids), runs)
     values = rng.permutation(10**6)[: len(media)] + 1.0
-    blocks = np.split(values, np.cumsum([t * h * w // merge**2 for t, h, w in grids])[:-1]) if grids else []
-    patches = tuple(np.repeat(v, merge**2)[:, None].astype(np.float32) * np.ones(2, np.float32) for v in blocks)
-    return EncodedPrompt(np.asarray(ids, np.int32), index, position, following, patches, tuple(grids), tuple(spans))
+    blocks = (
+        np.split(values, np.cumsum([t * h * w // merge**2 for t, h, w in grids])[:-1])
+        if grids
+        else []
+    )
+    patches = tuple(
+        np.repeat(v, merge**2)[:, None].astype(np.float32) * np.ones(2, np.float32) for v in blocks
+    )
+    return EncodedPrompt(
+        np.asarray(ids, np.int32), index, position, following, patches, tuple(grids), tuple(spans)
+    )
 
 
 def random_grids(rng, merge=2, most=4):
@@ -49,11 +64,16 @@ def test_the_drawing_of_a_patch_grid():
     assert order.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert frame.tolist() == [0] * 16
     place, frame = patch_places((2, 2, 2), 2)
-    assert place.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 2 and frame.tolist() == [0] * 4 + [1] * 4
+    assert (
+        place.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 2
+        and frame.tolist() == [0] * 4 + [1] * 4
+    )
 
 
 def test_the_drawing_of_a_batch(rng):
-    """A prompt of 4 media and 4 text tokens in a row of 9; images of 16 and 4 patches share a patch row of 20."""
+    """A prompt of 4 media and 4 text tokens in a row of 9; images of 16 and 4 patches share a patch
+    row of 20.
+    """
     a = made_prompt(rng, [(1, 4, 4)], text=0)
     a = EncodedPrompt(
         np.array([9, 9, 9, 9, 5, 6, 7, 8]), np.array([0, 1, 2, 3, -1, -1, -1, -1]), np.arange(24).reshape(8, 3), 17,
@@ -63,9 +83,19 @@ def test_the_drawing_of_a_batch(rng):
     batch = make_batch([a, b], Buckets((9,), (8,), (20,)), MEDIA, rows=4)
     assert batch.media_index_bp.tolist()[0] == [0, 1, 2, 3, -1, -1, -1, -1, -1]
     assert batch.media_index_bp.tolist()[1] == [-1, 4, -1, -1, -1, -1, -1, -1, -1]
-    assert batch.token_bp.tolist() == [[9, 9, 9, 9, 5, 6, 7, 8, 0], [1, 9, 1] + [0] * 6, [0] * 9, [0] * 9]
+    assert batch.token_bp.tolist() == [
+        [9, 9, 9, 9, 5, 6, 7, 8, 0],
+        [1, 9, 1] + [0] * 6,
+        [0] * 9,
+        [0] * 9,
+    ]
     assert batch.position_bp3[0, :8].tolist() == np.arange(24).reshape(8, 3).tolist()
-    assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [17, b.next_position, 0, 0]
+    assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [
+        17,
+        b.next_position,
+        0,
+        0,
+    ]
     assert batch.media[PATCHES].segment_rm.tolist() == [[1] * 16 + [2] * 4]
     assert (batch.media[PATCHES].place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all()
 
@@ -73,11 +103,18 @@ def test_the_drawing_of_a_batch(rng):
 @pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_media_index_finds_the_patches(rng, merge, multiple):
-    """Unique values: the embedding that a placeholder names is made of its own image's patches, in one row and segment."""
+    """Unique values: the embedding that a placeholder names is made of its own image's patches, in
+    one row and segment.
+    """
     for _ in range(20):
-        prompts = [made_prompt(rng, random_grids(rng, merge), merge) for _ in range(int(rng.integers(1, 6)))]
+        prompts = [
+            made_prompt(rng, random_grids(rng, merge), merge)
+            for _ in range(int(rng.integers(1, 6)))
+        ]
         buckets = fitting_buckets(prompts, 8)
-        batch = make_batch(prompts, buckets, {PATCHES: PatchGeometry(merge, 2)}, rows=8, multiple=multiple)
+        batch = make_batch(
+            prompts, buckets, {PATCHES: PatchGeometry(merge, 2)}, rows=8, multiple=multiple
+        )
         media = batch.media[PATCHES]
         r, m, _ = media.patch_rmc.shape
         assert r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
@@ -96,7 +133,9 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
                 at = batch.media_index_bp[b, start:end]
                 np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
                 numbers = np.unique(segment[at])
-                assert len(numbers) == 1 and numbers[0] % 1000 > 0, "an image lies in one row under one number"
+                assert len(numbers) == 1 and numbers[0] % 1000 > 0, (
+                    "an image lies in one row under one number"
+                )
                 assert numbers[0] not in seen
                 seen.add(numbers[0])
                 places = media.place_rm2.reshape(-1, merge**2, 2)[at].reshape(-1, 2)
@@ -126,11 +165,17 @@ def test_what_does_not_fit(rng):
 
 def test_buckets(rng):
     for _ in range(100):
-        low, high, multiple = int(rng.integers(1, 200)), int(rng.integers(1, 5000)), int(rng.choice([1, 8, 16]))
+        low, high, multiple = (
+            int(rng.integers(1, 200)),
+            int(rng.integers(1, 5000)),
+            int(rng.choice([1, 8, 16])),
+        )
         sizes = geometric(low, high, multiple=multiple)
         assert list(sizes) == sorted(set(sizes)) and all(s % multiple == 0 for s in sizes)
         assert high <= sizes[-1] < high + multiple and sizes[0] < min(low, high) + multiple
-        assert all(b <= 2 * a + multiple for a, b in itertools.pairwise(sizes)), "at most half is padding"
+        assert all(b <= 2 * a + multiple for a, b in itertools.pairwise(sizes)), (
+            "at most half is padding"
+        )
         size = int(rng.integers(1, high + 1))
         chosen = bucket(size, sizes, "x")
         assert chosen >= size and all(s < size for s in sizes if s < chosen)
@@ -158,7 +203,9 @@ def test_first_fit(rng):
 
 def test_waste(rng):
     batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, MEDIA, rows=2)
-    waste = batch_waste(batch)  # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8
+    waste = batch_waste(
+        batch
+    )  # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8
     assert waste == pytest.approx({"prompt": 1 - 6 / 16, "patches": 0.25, "vision_pairs": 256 / 80})
 
 
@@ -168,17 +215,26 @@ def test_waste(rng):
 def random_group(rng):
     """Prompt lengths, and response lengths with zeros among them."""
     prompts = rng.integers(1, 65, int(rng.integers(1, 12))).tolist()
-    responses = [np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist() for _ in prompts]
+    responses = [
+        np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist()
+        for _ in prompts
+    ]
     return prompts, responses
 
 
 def check(plans, prompts, responses, budget, multiple):
     """What every plan must be; returns the number of rows."""
     placed = [(p.prompt, p.sample) for plan in plans for p in plan.places]
-    assert sorted(placed) == [(i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n > 0]
+    assert sorted(placed) == [
+        (i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n > 0
+    ]
     for plan in plans:
         assert plan.prompt_len in BUCKETS.prompt and plan.strip_len in BUCKETS.response
-        assert plan.rows % multiple == 0 and plan.rows >= len(plan.prompts) and plan.strips.bit_count() == 1
+        assert (
+            plan.rows % multiple == 0
+            and plan.rows >= len(plan.prompts)
+            and plan.strips.bit_count() == 1
+        )
         assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
         assert plan.tokens == plan.rows * (plan.prompt_len + plan.strips * plan.strip_len)
         used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
@@ -188,7 +244,9 @@ def check(plans, prompts, responses, budget, multiple):
             used[p.row, p.strip, p.offset : p.offset + p.length] += 1
         assert used.max(initial=0) <= 1, "two responses in one place"
         numbers = [(p.row, p.strip, p.segment) for p in plan.places]
-        assert len(set(numbers)) == len(numbers), "responses of a strip are told apart by their segment"
+        assert len(set(numbers)) == len(numbers), (
+            "responses of a strip are told apart by their segment"
+        )
         if plan.tokens > budget:
             assert len(plan.prompts) == 1, "only a single row may exceed the budget"
             assert plan.strips == 1, "and only where one strip does"
@@ -201,15 +259,21 @@ def test_plans_place_every_response_once(rng, multiple):
         budget = int(rng.integers(20, 2000))
         plans = plan_strips(prompts, responses, BUCKETS, token_budget=budget, multiple=multiple)
         check(plans, prompts, responses, budget, multiple)
-        assert plans == plan_strips(prompts, responses, BUCKETS, token_budget=budget, multiple=multiple)
+        assert plans == plan_strips(
+            prompts, responses, BUCKETS, token_budget=budget, multiple=multiple
+        )
 
 
 def test_a_large_group_gets_two_rows():
     [plan] = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 8 * 32)
     assert plan.prompts == (0,) and plan.strips == 8
-    plans = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 5 * 32)  # room for 5 strips, which means 4
+    plans = plan_strips(
+        [8], [[32] * 6], BUCKETS, token_budget=8 + 5 * 32
+    )  # room for 5 strips, which means 4
     assert [(plan.prompts, plan.strips) for plan in plans] == [((0,), 4), ((0,), 2)]
-    plans = plan_strips([8], [[32] * 4], BUCKETS, token_budget=8)  # over the budget: as little as can be
+    plans = plan_strips(
+        [8], [[32] * 4], BUCKETS, token_budget=8
+    )  # over the budget: as little as can be
     assert [plan.strips for plan in plans] == [1] * 4
 
 
@@ -220,7 +284,20 @@ def test_the_drawing_of_strips(rng):
     tokens = [100 * (j + 1) + np.arange(n) for j, n in enumerate((10, 4, 3, 5, 0))]
     strips = make_strips(plan, [prompt], np.concatenate(tokens))
     assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
-    assert strips.token_bst.tolist()[0][1] == [400, 401, 402, 403, 404, 200, 201, 202, 203, 300, 301, 302]
+    assert strips.token_bst.tolist()[0][1] == [
+        400,
+        401,
+        402,
+        403,
+        404,
+        200,
+        201,
+        202,
+        203,
+        300,
+        301,
+        302,
+    ]
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
     at = prompt.next_position
     assert at < len(prompt), "an image takes fewer positions than tokens"
@@ -243,7 +320,9 @@ def test_gather_inverts_fill(rng):
         array = fill(plan, column)
         assert np.count_nonzero(array) == sum(p.length for p in plan.places)
         gather(plan, array, found)
-    np.testing.assert_array_equal(found, np.where(np.repeat(placed.ravel(), counts.ravel()), column, 0))
+    np.testing.assert_array_equal(
+        found, np.where(np.repeat(placed.ravel(), counts.ravel()), column, 0)
+    )
 
 
 def test_prompts_of_a_plan(rng):

@@ -1,4 +1,6 @@
-"""Invariants 6 and 9 for data: the order is a function of (seed, position), and nothing is left out silently."""
+"""Invariants 6 and 9 for data: the order is a function of (seed, position), and nothing is left out
+silently.
+"""
 
 import dataclasses
 
@@ -45,7 +47,11 @@ def with_image(image) -> dict:
 
 def make(examples, processor, drops=None, **options) -> Draws:
     drop = lambda *row: (drops if drops is not None else []).append(row)
-    return Draws(dataset(examples), processor, **{"seed": 0, "max_prompt_tokens": 200, "on_drop": drop} | options)
+    return Draws(
+        dataset(examples),
+        processor,
+        **{"seed": 0, "max_prompt_tokens": 200, "on_drop": drop} | options,
+    )
 
 
 def drawn(draws, position, count) -> list[tuple[int, int]]:
@@ -59,11 +65,15 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
     position, pieces = 0, []
     while len(pieces) < 60:
         count = int(rng.integers(1, 9))
-        position, part = make(examples, processor, seed=seed).take(position, count)  # a fresh draws: as after a restart
+        position, part = make(examples, processor, seed=seed).take(
+            position, count
+        )  # a fresh draws: as after a restart
         pieces += [(d.position, d.row) for d in part]
         assert position == pieces[-1][0] + 1
     assert pieces[:60] == whole
-    assert [p for p, _ in whole] == list(range(60)), "positions differ, also where a row is met again"
+    assert [p for p, _ in whole] == list(range(60)), (
+        "positions differ, also where a row is met again"
+    )
     for epoch in range(3):
         assert sorted(r for _, r in whole[17 * epoch : 17 * (epoch + 1)]) == list(range(17))
     assert whole != drawn(make(examples, processor, seed=seed + 1), 0, 60)
@@ -96,7 +106,12 @@ def test_rows_known_to_be_unusable_are_not_even_read(processor):
         return examples[i]
 
     draws = Draws(
-        Dataset("mine", 4, get), processor, seed=0, max_prompt_tokens=99, on_drop=pytest.fail, unusable=frozenset({2})
+        Dataset("mine", 4, get),
+        processor,
+        seed=0,
+        max_prompt_tokens=99,
+        on_drop=pytest.fail,
+        unusable=frozenset({2}),
     )
     assert {r for _, r in drawn(draws, 0, 9)} == {0, 1, 3}
 
@@ -109,7 +124,9 @@ def test_no_usable_row(processor):
 
 
 def test_an_image_over_the_patch_limit_is_dropped(processor, rng):
-    """100 to 1: the short side keeps one token, so the area passes max_pixels and no bucket holds it."""
+    """100 to 1: the short side keeps one token, so the area passes max_pixels and no bucket holds
+    it.
+    """
     thin = Image.fromarray(rng.integers(0, 256, (30, 5000, 3), dtype=np.uint8))
     examples = rows(3, r1=with_image(thin), r2=with_image(random_image(rng)))
     limit = processor.images.max_pixels // processor.images.patch_size**2
@@ -150,13 +167,23 @@ def responses(processor, examples, **options) -> dict[int, Draw]:
 
 
 def test_a_response_ends_with_the_stop_token(processor):
-    texts = ["<think>3 + 4 = 7</think>\n<answer>7</answer>", "7", "", "say <|im_end|> twice <|image_pad|>"]
+    texts = [
+        "<think>3 + 4 = 7</think>\n<answer>7</answer>",
+        "7",
+        "",
+        "say <|im_end|> twice <|image_pad|>",
+    ]
     examples = rows(4, **{f"r{i}": {"response": t} for i, t in enumerate(texts)})
     special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
     for row, draw in responses(processor, examples).items():
         assert draw.response.dtype == np.int32
-        assert draw.response[-1] == processor.turn_end_id and draw.response[-1] in processor.stop_token_ids
-        assert not special & set(draw.response[:-1].tolist()), "special names in a response are text"
+        assert (
+            draw.response[-1] == processor.turn_end_id
+            and draw.response[-1] in processor.stop_token_ids
+        )
+        assert not special & set(draw.response[:-1].tolist()), (
+            "special names in a response are text"
+        )
         assert processor.decode(draw.response) == texts[row]
 
 
@@ -169,7 +196,9 @@ def test_a_response_does_not_repeat_the_prefix():
     found = responses(opened, examples)
     for draw in found.values():
         assert draw.prompt.token_ids[-1] == think
-    assert found[0].response.tolist() == found[1].response.tolist() and think not in found[0].response
+    assert (
+        found[0].response.tolist() == found[1].response.tolist() and think not in found[0].response
+    )
     assert found[2].response.tolist().count(think) == 1
 
 
@@ -180,9 +209,17 @@ def test_responses_too_long_or_absent(processor):
     assert {r for _, r in drawn(draws, 0, 6)} == {0, 2}
     [(source, reason)] = drops
     assert source == "mine.jsonl:2" and "the response has" in reason and "limit of 40" in reason
-    with pytest.raises(DataError, match=r"mine\.jsonl:1: field 'response': a supervised stage needs one"):
+    with pytest.raises(
+        DataError, match=r"mine\.jsonl:1: field 'response': a supervised stage needs one"
+    ):
         make(rows(1), processor, with_response=True, max_response_tokens=40).take(0, 1)
     with pytest.raises(
-        DataError, match=r"mine\.jsonl:1: field 'response': character 1 \('\\ud800'\) is half of a surr"
+        DataError,
+        match=r"mine\.jsonl:1: field 'response': character 1 \('\\ud800'\) is half of a surr",
     ):
-        make(rows(1, r0={"response": "a\ud800"}), processor, with_response=True, max_response_tokens=40).take(0, 1)
+        make(
+            rows(1, r0={"response": "a\ud800"}),
+            processor,
+            with_response=True,
+            max_response_tokens=40,
+        ).take(0, 1)

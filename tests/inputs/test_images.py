@@ -1,4 +1,6 @@
-"""Images: equal to the reference processor on fresh random pictures, every mode opens, every bad input is refused."""
+"""Images: equal to the reference processor on fresh random pictures, every mode opens, every bad
+input is refused.
+"""
 
 import base64
 import dataclasses
@@ -19,7 +21,19 @@ from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image, smar
 from jaxr1.media.images import MediaError, load_image, media_hash, probe_image
 
 SEED = int(os.environ.get("JAXR1_TEST_SEED", random.SystemRandom().randrange(2**31)))
-MODES = ("RGB", "RGBA", "L", "LA", "P", "P+transparency", "1", "CMYK", "YCbCr", "L+transparency", "RGB+transparency")
+MODES = (
+    "RGB",
+    "RGBA",
+    "L",
+    "LA",
+    "P",
+    "P+transparency",
+    "1",
+    "CMYK",
+    "YCbCr",
+    "L+transparency",
+    "RGB+transparency",
+)
 
 
 @pytest.fixture
@@ -32,7 +46,9 @@ def picture(rng, height, width, mode="RGB"):
     """A random picture: coarse blobs with fine noise, so that resizing has something to do."""
     mode, _, transparency = mode.partition("+")
     small = rng.integers(0, 256, (max(1, height // 9), max(1, width // 9), 4), np.uint8)
-    rgba = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)).astype(np.int16)
+    rgba = np.asarray(
+        Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+    ).astype(np.int16)
     rgba = np.clip(rgba + rng.integers(-20, 21, rgba.shape), 0, 255).astype(np.uint8)
     image = Image.fromarray(rgba)
     if mode != "RGBA":
@@ -53,12 +69,16 @@ def blank_png(height, width):
     """A whole 1-bit PNG, written row by row; the picture never exists in memory."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     packer, row = zlib.compressobj(1), bytes(1 + (width + 7) // 8)
     data = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -73,7 +93,9 @@ def test_equals_the_reference_processor(mode, rng):
         assert patches.dtype == np.float32 and patches.flags.c_contiguous
         assert grid == tuple(expected["image_grid_thw"][0]) == image_grid(height, width, options)
         # Both round once per operation in float32; 1e-5 leaves room for another numpy.
-        np.testing.assert_allclose(patches, expected["pixel_values"], rtol=0, atol=1e-5, err_msg=f"{height}x{width}")
+        np.testing.assert_allclose(
+            patches, expected["pixel_values"], rtol=0, atol=1e-5, err_msg=f"{height}x{width}"
+        )
         loaded, _ = preprocess_image(load_image(image), options)
         np.testing.assert_array_equal(loaded, patches)
 
@@ -98,11 +120,15 @@ def test_equals_the_reference_with_other_options(rng):
 def test_drawn_patch_order():
     """Patch k of the drawing in `preprocess_image` is the k-th row: a 2 x 4 grid of flat colours."""
     drawn = np.array([[0, 1, 4, 5], [2, 3, 6, 7]], np.uint8)
-    image = Image.fromarray(np.repeat(np.kron(drawn, np.ones((14, 14), np.uint8))[..., None], 3, axis=-1))
+    image = Image.fromarray(
+        np.repeat(np.kron(drawn, np.ones((14, 14), np.uint8))[..., None], 3, axis=-1)
+    )
     options = ImageOptions(min_pixels=28 * 28, do_rescale=False, do_normalize=False)
     patches, grid = preprocess_image(image, options)
     assert grid == (1, 2, 4) and patches.shape == (8, options.patch_dim)
-    np.testing.assert_array_equal(patches, np.repeat(np.arange(8.0)[:, None], options.patch_dim, axis=1))
+    np.testing.assert_array_equal(
+        patches, np.repeat(np.arange(8.0)[:, None], options.patch_dim, axis=1)
+    )
 
 
 def test_options_from_both_spellings():
@@ -118,7 +144,10 @@ def test_options_from_both_spellings():
     assert ImageOptions.from_preprocessor_config(newer) == expected
     assert ImageOptions.from_preprocessor_config({"image_processor": newer}) == expected
     assert ImageOptions.from_preprocessor_config({}) == ImageOptions()
-    assert ImageOptions.from_preprocessor_config(Qwen2VLImageProcessorPil().to_dict()) == ImageOptions()
+    assert (
+        ImageOptions.from_preprocessor_config(Qwen2VLImageProcessorPil().to_dict())
+        == ImageOptions()
+    )
     assert expected.replace(max_pixels=4000).max_pixels == 4000
     with pytest.raises(ValueError, match="min_pixels 5000 is above max_pixels 4000"):
         dataclasses.replace(expected, min_pixels=5000, max_pixels=4000)
@@ -183,7 +212,11 @@ def test_exif_orientation(orientation, kind, rng):
 
 
 def test_transparency_is_composited_onto_white():
-    assert load_image(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert load_image(Image.new("RGBA", (2, 2), (10, 20, 30, 0))).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
     assert load_image(Image.new("LA", (2, 2), (10, 0))).getpixel((0, 0)) == (255, 255, 255)
     half = load_image(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 128)))).getpixel((0, 0))
     assert all(abs(value - 127) <= 1 for value in half)
@@ -201,7 +234,8 @@ def test_sixteen_bits_are_scaled_not_clipped():
     keyed = load_image(encoded(Image.fromarray(value_hw), transparency=257))
     np.testing.assert_array_equal(np.asarray(keyed)[0, :, 0], [0, 255, 128, 255])
     np.testing.assert_array_equal(
-        np.asarray(load_image(Image.fromarray(value_hw.astype(np.int32))))[0, :, 0], [0, 1, 128, 255]
+        np.asarray(load_image(Image.fromarray(value_hw.astype(np.int32))))[0, :, 0],
+        [0, 1, 128, 255],
     )
     floats = Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32))
     np.testing.assert_array_equal(np.asarray(load_image(floats))[0, :, 0], [0, 128, 255])
@@ -234,7 +268,9 @@ def test_cmyk_jpeg():
 def test_missing_empty_and_foreign_files(tmp_path, rng):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello, I am no image " * 10)
-    (tmp_path / "page.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    (tmp_path / "page.eps").write_text(
+        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
+    )
     cases = {
         "absent.png": "no such file",
         "empty.png": "empty",

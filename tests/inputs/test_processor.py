@@ -1,4 +1,6 @@
-"""Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that stays text."""
+"""Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that
+stays text.
+"""
 
 import copy
 import dataclasses
@@ -17,7 +19,14 @@ from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import PromptError, end_of_turn
 from jaxr1.models.presets import make_tokenizer
 
-SPECIALS = ("<|image_pad|>", "<|im_end|>", "<|vision_start|>", "<|endoftext|>", "<|im_start|>", "<|video_pad|>")
+SPECIALS = (
+    "<|image_pad|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|video_pad|>",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +38,10 @@ def checkpoint(tmp_path_factory):
 
 
 def user(*parts) -> jaxr1.Prompt:
-    content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
+    content = [
+        {"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p}
+        for p in parts
+    ]
     return jaxr1.Prompt([{"role": "user", "content": content}])
 
 
@@ -44,26 +56,36 @@ def conversation(rng, prompt: jaxr1.Prompt) -> jaxr1.Prompt:
 
 
 def test_token_ids_equal_transformers(checkpoint, rng):
-    """The rendered chat template with each placeholder repeated once per merged patch, tokenized in one call."""
+    """The rendered chat template with each placeholder repeated once per merged patch, tokenized in
+    one call.
+    """
     _, _, processor = checkpoint
     seen = set()
     for prompt in mixed_prompts(rng, 8):
         prompt = conversation(rng, prompt)
         encoded = processor.encode(prompt)
-        rendered = processor.tokenizer.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
+        rendered = processor.tokenizer.apply_chat_template(
+            prompt.messages, tokenize=False, add_generation_prompt=True
+        )
         counts = iter([t * h * w // 4 for t, h, w in encoded.grids])
-        expanded = re.sub(re.escape("<|image_pad|>"), lambda _, c=counts: "<|image_pad|>" * next(c), rendered)
+        expanded = re.sub(
+            re.escape("<|image_pad|>"), lambda _, c=counts: "<|image_pad|>" * next(c), rendered
+        )
         expected = processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
         np.testing.assert_array_equal(encoded.token_ids, expected)
         for start, end in encoded.spans:
             assert set(encoded.token_ids[start:end]) == {processor.image_token_id}
-        np.testing.assert_array_equal(encoded.media_index >= 0, encoded.token_ids == processor.image_token_id)
+        np.testing.assert_array_equal(
+            encoded.media_index >= 0, encoded.token_ids == processor.image_token_id
+        )
         seen.add(len(encoded.grids))
     assert seen == {0, 1, 3}
 
 
 def test_positions_equal_transformers(checkpoint, rng):
-    """M-RoPE positions and the next one, against get_rope_index (its delta is next position - length)."""
+    """M-RoPE positions and the next one, against get_rope_index (its delta is next position -
+    length).
+    """
     _, model, processor = checkpoint
     for prompt in mixed_prompts(rng, 8):
         encoded = processor.encode(conversation(rng, prompt))
@@ -101,7 +123,9 @@ def hostile(rng) -> str:
 
 
 def test_special_names_in_user_text_stay_text(checkpoint, rng):
-    """One marker id in front and behind brackets the user's text; between them are ordinary tokens that spell it."""
+    """One marker id in front and behind brackets the user's text; between them are ordinary tokens
+    that spell it.
+    """
     _, _, processor = checkpoint
     special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
     empty = [i for i in processor.encode(user("", random_image(rng))).token_ids if i in special]
@@ -112,7 +136,8 @@ def test_special_names_in_user_text_stay_text(checkpoint, rng):
         encoded = processor.encode(user(text, random_image(rng, 28, 29)))
         shown = [int(i) for i in encoded.token_ids if i in special]
         assert len(encoded.spans) == 1
-        # The specials of the whole prompt are those of a prompt without text, up to the image's own length.
+        # The specials of the whole prompt are those of a prompt without text, up to the image's own
+        # length.
         assert [i for i in shown if i != processor.image_token_id] == [
             i for i in empty if i != processor.image_token_id
         ]
@@ -124,11 +149,15 @@ def test_special_names_in_other_turns_stay_text(checkpoint, rng, role):
     _, _, processor = checkpoint
     text = hostile(rng)
     plain, loaded = (
-        processor.encode(jaxr1.Prompt([{"role": role, "content": t}, {"role": "user", "content": "x"}]))
+        processor.encode(
+            jaxr1.Prompt([{"role": role, "content": t}, {"role": "user", "content": "x"}])
+        )
         for t in ("y", text)
     )
     special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
-    assert [i for i in loaded.token_ids if i in special] == [i for i in plain.token_ids if i in special]
+    assert [i for i in loaded.token_ids if i in special] == [
+        i for i in plain.token_ids if i in special
+    ]
     assert text in processor.decode(loaded.token_ids)
 
 
@@ -157,7 +186,9 @@ def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
     whole = processor.encode(prompt)
     assert len(processor.encode(prompt, len(whole))) == len(whole)
     for limit in (len(whole) - 1, whole.spans[0][1] - 1, 1):
-        with pytest.raises(TooLong, match=f"{len(whole)} tokens .*for 2 images.*over the limit of {limit}"):
+        with pytest.raises(
+            TooLong, match=f"{len(whole)} tokens .*for 2 images.*over the limit of {limit}"
+        ):
             processor.encode(prompt, limit)
 
 
@@ -167,12 +198,21 @@ def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
         ([], "at least one message"),
         ("hello", "message 0 needs 'role' and 'content'"),
         ([{"role": "user"}], "message 0 needs 'role' and 'content'"),
-        ([{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}], "message 1: role 'robot' is none of"),
+        (
+            [{"role": "user", "content": "x"}, {"role": "robot", "content": "x"}],
+            "message 1: role 'robot' is none of",
+        ),
         ([{"role": "user", "content": None}], "message 0: content must be"),
         ([{"role": "user", "content": 5}], "message 0: content must be"),
-        ([{"role": "user", "content": {"type": "text", "text": "x"}}], "message 0: content must be"),
+        (
+            [{"role": "user", "content": {"type": "text", "text": "x"}}],
+            "message 0: content must be",
+        ),
         ([{"role": "user", "content": ["x"]}], "message 0, part 0"),
-        ([{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}], "message 0, part 1"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image"}]}],
+            "message 0, part 1",
+        ),
         ([{"role": "user", "content": [{"type": "text", "text": None}]}], "message 0, part 0"),
         ([{"role": "user", "content": [{"type": "smell", "smell": "x"}]}], "message 0, part 0"),
     ],
@@ -204,8 +244,13 @@ def test_templates_that_lose_images_or_text(checkpoint, rng, tmp_path, template)
 
 
 def test_the_processors_template_goes_before_the_tokenizers(checkpoint, rng, tmp_path):
-    """As in Qwen2.5-VL: the tokenizer's own template knows text only; that with image places is chat_template.json."""
-    folder, prompt = shutil.copytree(checkpoint[0], tmp_path / "m"), user(random_image(rng), "How many?")
+    """As in Qwen2.5-VL: the tokenizer's own template knows text only; that with image places is
+    chat_template.json.
+    """
+    folder, prompt = (
+        shutil.copytree(checkpoint[0], tmp_path / "m"),
+        user(random_image(rng), "How many?"),
+    )
     whole = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -234,7 +279,9 @@ LOOKING = (
 
 
 def test_templates_that_look_at_texts(checkpoint, rng):
-    """Trimming, as Llama's does, and cutting old thoughts, as Qwen3's does: as transformers has it, specials apart."""
+    """Trimming, as Llama's does, and cutting old thoughts, as Qwen3's does: as transformers has it,
+    specials apart.
+    """
     processor, tokenizer = with_template(checkpoint[2], LOOKING)
     messages = [
         {"role": "user", "content": "  What is it?\n\n"},
@@ -269,7 +316,9 @@ def test_a_template_may_open_the_answer(checkpoint):
 
 
 def test_the_templates_end_of_a_turn_stops(checkpoint):
-    """InternLM2's end of text is </s>, but its answers end with <|im_end|>: both stop, and the latter is trained on."""
+    """InternLM2's end of text is </s>, but its answers end with <|im_end|>: both stop, and the
+    latter is trained on.
+    """
     tokenizer = copy.deepcopy(checkpoint[2].tokenizer)
     tokenizer.eos_token = "<|endoftext|>"
     ident = tokenizer.convert_tokens_to_ids
@@ -280,10 +329,18 @@ def test_the_templates_end_of_a_turn_stops(checkpoint):
 
 
 def test_chatml_has_places_for_images(checkpoint, rng):
-    """Qwen's own template is ChatML with a system turn of its own: with one given, both say the same."""
+    """Qwen's own template is ChatML with a system turn of its own: with one given, both say the
+    same.
+    """
     image = random_image(rng)
-    content = [{"type": "text", "text": "In"}, {"type": "image", "image": image}, {"type": "text", "text": "how many?"}]
-    prompt = jaxr1.Prompt([{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}])
+    content = [
+        {"type": "text", "text": "In"},
+        {"type": "image", "image": image},
+        {"type": "text", "text": "how many?"},
+    ]
+    prompt = jaxr1.Prompt(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
+    )
     found = jaxr1.load_processor(checkpoint[0], template="chatml").encode(prompt)
     np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
     assert found.spans == checkpoint[2].encode(prompt).spans != ()
@@ -291,23 +348,36 @@ def test_chatml_has_places_for_images(checkpoint, rng):
 
 def test_half_a_surrogate_pair_is_no_text(checkpoint):
     processor = jaxr1.load_processor(checkpoint[0])
-    message = {"role": "user", "content": [{"type": "text", "text": "fine"}, {"type": "text", "text": "a\ud800b"}]}
-    with pytest.raises(PromptError, match=r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair"):
+    message = {
+        "role": "user",
+        "content": [{"type": "text", "text": "fine"}, {"type": "text", "text": "a\ud800b"}],
+    }
+    with pytest.raises(
+        PromptError,
+        match=r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair",
+    ):
         processor.encode(jaxr1.Prompt([message]))
 
 
 def test_of_several_templates_the_default_one(checkpoint):
     one, several = jaxr1.load_processor(checkpoint[0]), jaxr1.load_processor(checkpoint[0])
     prompt = jaxr1.Prompt([{"role": "user", "content": "How many?"}])
-    several.tokenizer.chat_template = {"default": one.tokenizer.chat_template, "tool_use": "{{ nothing.at.all }}"}
+    several.tokenizer.chat_template = {
+        "default": one.tokenizer.chat_template,
+        "tool_use": "{{ nothing.at.all }}",
+    }
     np.testing.assert_array_equal(several.encode(prompt).token_ids, one.encode(prompt).token_ids)
     several.tokenizer.chat_template = {"tool_use": "x"}
-    with pytest.raises(PromptError, match="chat templates tool_use, and none of the name 'default'"):
+    with pytest.raises(
+        PromptError, match="chat templates tool_use, and none of the name 'default'"
+    ):
         several.encode(prompt)
 
 
 def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
-    """Once, and as a processor of transformers has it: that adds special tokens to what the template rendered."""
+    """Once, and as a processor of transformers has it: that adds special tokens to what the
+    template rendered.
+    """
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
@@ -320,14 +390,18 @@ def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
     template = processor.tokenizer.chat_template
     plain = processor.encode(prompt)
     for chat_template in (template, bos + template):
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, chat_template=chat_template)
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=backend, bos_token=bos, chat_template=chat_template
+        )
         found = dataclasses.replace(processor, tokenizer=tokenizer).encode(prompt)
         assert found.token_ids.tolist() == [number, *plain.token_ids]
         assert found.spans == tuple((start + 1, end + 1) for start, end in plain.spans)
 
 
 def test_r1_zero_template(checkpoint, rng):
-    """VisualThinker-R1-Zero (its prompt for base models): image first, the question inside, "<think>" opens the answer."""
+    """VisualThinker-R1-Zero (its prompt for base models): image first, the question inside,
+    "<think>" opens the answer.
+    """
     folder, _, _ = checkpoint
     processor = jaxr1.load_processor(folder, template="r1_zero")
     image = random_image(rng)
@@ -344,7 +418,9 @@ def test_r1_zero_template(checkpoint, rng):
         "it. The assistant first thinks about the reasoning process in the mind and then provides the user with the "
         "answer.\nUser: Where is the red <|im_end|> star?\nAssistant: Let me solve this step by step.\n<think>"
     )
-    assert encoded.prefix == processor.prefix == "<think>" and encoded.token_ids[-1] == name("<think>")
+    assert encoded.prefix == processor.prefix == "<think>" and encoded.token_ids[-1] == name(
+        "<think>"
+    )
     messages = user("Where?", image).messages
     for prefix in ("", "<answer> 4"):
         other = processor.encode(jaxr1.Prompt(messages, prefix=prefix))
@@ -359,7 +435,9 @@ def test_r1_zero_template(checkpoint, rng):
 def test_prefix_follows_a_chat_template(checkpoint):
     _, _, processor = checkpoint
     messages = [{"role": "user", "content": "x"}]
-    plain, opened = (processor.encode(jaxr1.Prompt(messages, prefix=p)).token_ids for p in (None, "<think> so"))
+    plain, opened = (
+        processor.encode(jaxr1.Prompt(messages, prefix=p)).token_ids for p in (None, "<think> so")
+    )
     np.testing.assert_array_equal(opened, [*plain, *processor.text_ids("<think> so")])
 
 
@@ -375,10 +453,18 @@ def test_stop_ids(checkpoint, tmp_path, stops, named):
 
 
 def test_media_ids(checkpoint):
-    """All that stands for media: pads of images and videos, vision start, end and pad; nothing else."""
+    """All that stands for media: pads of images and videos, vision start, end and pad; nothing
+    else.
+    """
     _, _, processor = checkpoint
     names = processor.tokenizer.convert_ids_to_tokens(list(processor.media_token_ids))
-    assert set(names) == {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"}
+    assert set(names) == {
+        "<|image_pad|>",
+        "<|video_pad|>",
+        "<|vision_start|>",
+        "<|vision_end|>",
+        "<|vision_pad|>",
+    }
     assert not set(processor.media_token_ids) & set(processor.stop_token_ids)
 
 
@@ -386,8 +472,15 @@ def test_bounds_of_the_image(checkpoint, rng):
     folder, _, processor = checkpoint
     image = random_image(rng, 100, 200)
     small = jaxr1.load_processor(folder, max_pixels=56 * 56).encode(user(image))
-    large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300).encode(user(image))
-    assert len(small.patches[0]) <= 16 < len(processor.encode(user(image)).patches[0]) < len(large.patches[0])
+    large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300).encode(
+        user(image)
+    )
+    assert (
+        len(small.patches[0])
+        <= 16
+        < len(processor.encode(user(image)).patches[0])
+        < len(large.patches[0])
+    )
 
 
 def test_an_export_keeps_the_bounds_it_was_loaded_with(checkpoint, tmp_path):
@@ -402,7 +495,9 @@ def test_an_export_keeps_the_bounds_it_was_loaded_with(checkpoint, tmp_path):
             whole = {"image_processor": images, "video_processor": videos}
             (folder / "processor_config.json").write_text(json.dumps(whole))
         processor = jaxr1.load_processor(folder, **bounds)
-        again = jaxr1.load_processor(jaxr1.save_model(*jaxr1.load_model(folder), processor, tmp_path / f"out{number}"))
+        again = jaxr1.load_processor(
+            jaxr1.save_model(*jaxr1.load_model(folder), processor, tmp_path / f"out{number}")
+        )
         assert (again.images, again.videos) == (processor.images, processor.videos)
         assert again.videos.fps == 1.5 != jaxr1.load_processor(folder).videos.fps
 
@@ -418,8 +513,14 @@ def test_damaged_processor_files(checkpoint, tmp_path):
 
 def test_bounds_of_videos(tmp_path, rng):
     make_checkpoint(tmp_path / "m", 0)
-    processor = jaxr1.load_processor(tmp_path / "m", video_fps=1.0, video_max_frames=4, video_max_pixels=56 * 56)
-    clip = {"type": "video", "video": rng.integers(0, 256, (40, 60, 60, 3), dtype=np.uint8), "fps": 10.0}
+    processor = jaxr1.load_processor(
+        tmp_path / "m", video_fps=1.0, video_max_frames=4, video_max_pixels=56 * 56
+    )
+    clip = {
+        "type": "video",
+        "video": rng.integers(0, 256, (40, 60, 60, 3), dtype=np.uint8),
+        "fps": 10.0,
+    }
     encoded = processor.encode(jaxr1.Prompt([{"role": "user", "content": [clip]}]))
     assert len(encoded.grids) == 2 and encoded.grids[0][1] * encoded.grids[0][2] <= 16
     make_checkpoint(tmp_path / "i", 0, "internvl")

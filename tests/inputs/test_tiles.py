@@ -21,7 +21,12 @@ def random_picture(rng) -> Image.Image:
 def test_equal_to_transformers(rng):
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-    options = TileOptions(size=56, patch_size=14, max_tiles=int(rng.integers(2, 13)), min_tiles=int(rng.integers(1, 3)))
+    options = TileOptions(
+        size=56,
+        patch_size=14,
+        max_tiles=int(rng.integers(2, 13)),
+        min_tiles=int(rng.integers(1, 3)),
+    )
     theirs = GotOcr2ImageProcessorPil(
         size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=options.min_tiles,
         max_patches=options.max_tiles, image_mean=list(options.image_mean), image_std=list(options.image_std),

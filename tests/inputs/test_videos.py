@@ -1,4 +1,6 @@
-"""Videos as patches: equal to a reference written frame by frame, to the rules of transformers, and to images."""
+"""Videos as patches: equal to a reference written frame by frame, to the rules of transformers, and
+to images.
+"""
 
 import importlib.util
 import io
@@ -32,7 +34,9 @@ from jaxr1.media.videos import Video, load_video
 def noise(rng, frames, height, width):
     """A random clip, uint8[T, H, W, 3]: blobs that move, with fine noise."""
     small = rng.integers(0, 256, (max(1, height // 9), max(1, width // 9), 3), np.uint8)
-    base = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)).astype(np.int16)
+    base = np.asarray(
+        Image.fromarray(small).resize((width, height), Image.Resampling.BILINEAR)
+    ).astype(np.int16)
     clip = np.stack([np.roll(base, 3 * k, axis=1) for k in range(frames)])
     return np.clip(clip + rng.integers(-20, 21, clip.shape), 0, 255).astype(np.uint8)
 
@@ -69,8 +73,12 @@ def reference_size(frames, height, width, o):
 def reference_patches(frames, o):
     """One patch after the other, each cut out of frames that were resized on their own."""
     height, width = reference_size(*frames.shape[:3], o)
-    pictures = [Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC) for f in frames]
-    values = [(np.asarray(p) / 255.0 - np.array(o.image_mean)) / np.array(o.image_std) for p in pictures]
+    pictures = [
+        Image.fromarray(f).resize((width, height), Image.Resampling.BICUBIC) for f in frames
+    ]
+    values = [
+        (np.asarray(p) / 255.0 - np.array(o.image_mean)) / np.array(o.image_std) for p in pictures
+    ]
     while len(values) % o.temporal_patch_size:
         values.append(values[-1])
     side, merge, rows = o.patch_size, o.merge_size, []
@@ -79,8 +87,13 @@ def reference_patches(frames, o):
             for block_x in range(0, width, side * merge):
                 for y in range(block_y, block_y + side * merge, side):
                     for x in range(block_x, block_x + side * merge, side):
-                        span = [v[y : y + side, x : x + side] for v in values[start : start + o.temporal_patch_size]]
-                        rows.append(np.concatenate([v[..., c].ravel() for c in range(3) for v in span]))
+                        span = [
+                            v[y : y + side, x : x + side]
+                            for v in values[start : start + o.temporal_patch_size]
+                        ]
+                        rows.append(
+                            np.concatenate([v[..., c].ravel() for c in range(3) for v in span])
+                        )
     return np.array(rows), (len(values) // o.temporal_patch_size, height // side, width // side)
 
 
@@ -97,7 +110,10 @@ def test_equals_a_reference_written_frame_by_frame(variant, rng):
             min_pixels=low,
             max_pixels=low + int(rng.integers(0, 80)) * 1000,
         )
-        frames, height, width = int(rng.integers(1, 10)), *(int(2 ** rng.uniform(2, 8)) for _ in range(2))
+        frames, height, width = (
+            int(rng.integers(1, 10)),
+            *(int(2 ** rng.uniform(2, 8)) for _ in range(2)),
+        )
         clip = noise(rng, frames, height, width)
         expected, shape = reference_patches(clip, o)
         patches, grid = preprocess_video(clip, o)
@@ -105,18 +121,24 @@ def test_equals_a_reference_written_frame_by_frame(variant, rng):
         assert patches.dtype == np.float32 and patches.flags.c_contiguous
         assert patches.shape == (math.prod(grid), o.patch_dim)
         # One rounding an operation in float32, on values up to 2.7.
-        np.testing.assert_allclose(patches, expected, rtol=0, atol=1e-5, err_msg=f"{frames}x{height}x{width} {o}")
+        np.testing.assert_allclose(
+            patches, expected, rtol=0, atol=1e-5, err_msg=f"{frames}x{height}x{width} {o}"
+        )
         resized += (height, width) != video_size(frames, height, width, o)
     assert resized > 100
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_an_image_is_a_video_of_one_frame(variant, rng):
-    """Alone or repeated to fill its patch; qwen3_vl bounds the clip, so twice the pixels of an image's bounds."""
+    """Alone or repeated to fill its patch; qwen3_vl bounds the clip, so twice the pixels of an
+    image's bounds.
+    """
     for _ in range(60):
         span = int(rng.choice([1, 2, 3]))
         images = ImageOptions(
-            min_pixels=4 * 28 * 28, max_pixels=int(rng.integers(4, 100)) * 28 * 28, temporal_patch_size=span
+            min_pixels=4 * 28 * 28,
+            max_pixels=int(rng.integers(4, 100)) * 28 * 28,
+            temporal_patch_size=span,
         )
         times = span if variant == "qwen3_vl" else 1
         o = options_for(
@@ -139,14 +161,18 @@ def test_an_image_is_a_video_of_one_frame(variant, rng):
 
 
 def test_drawn_patch_order():
-    """Patch k of the drawing in `preprocess_video` is the k-th row: flat colours, the last frame repeated."""
+    """Patch k of the drawing in `preprocess_video` is the k-th row: flat colours, the last frame
+    repeated.
+    """
     drawn = np.array([[0, 1, 4, 5], [2, 3, 6, 7]], np.uint8)
     frames = np.stack([drawn, drawn, drawn + 8])
     clip = np.repeat(np.kron(frames, np.ones((1, 14, 14), np.uint8))[..., None], 3, axis=-1)
     options = VideoOptions(min_pixels=28 * 28, do_rescale=False, do_normalize=False)
     patches, grid = preprocess_video(clip, options)
     assert grid == (2, 2, 4) and patches.shape == (16, options.patch_dim)
-    np.testing.assert_array_equal(patches, np.repeat(np.arange(16.0)[:, None], options.patch_dim, axis=1))
+    np.testing.assert_array_equal(
+        patches, np.repeat(np.arange(16.0)[:, None], options.patch_dim, axis=1)
+    )
 
 
 def test_frames_of_a_patch_stand_channel_by_channel():
@@ -154,25 +180,34 @@ def test_frames_of_a_patch_stand_channel_by_channel():
     clip = np.zeros((2, 28, 28, 3), np.uint8)
     clip[..., 0] = np.array([1, 2])[:, None, None]
     clip[..., 2] = np.array([3, 4])[:, None, None]
-    patches, _ = preprocess_video(clip, VideoOptions(min_pixels=28 * 28, do_rescale=False, do_normalize=False))
+    patches, _ = preprocess_video(
+        clip, VideoOptions(min_pixels=28 * 28, do_rescale=False, do_normalize=False)
+    )
     area = 14 * 14
     np.testing.assert_array_equal(patches[0], np.repeat([1, 2, 0, 0, 3, 4], area))
 
 
 @pytest.fixture(scope="module")
 def processors():
-    """The two video processor classes of transformers. torchvision, which only their resizing needs, is stood in for."""
-    # Loaded first: what they find out about the machine is remembered, and must not be the stand-in.
+    """The two video processor classes of transformers. torchvision, which only their resizing
+    needs, is stood in for.
+    """
+    # Loaded first: what they find out about the machine is remembered, and must not be the
+    # stand-in.
     importlib.import_module("transformers.video_processing_utils")
     importlib.import_module("transformers.utils").is_torchvision_available()
-    names = {variant: f"transformers.models.{variant}.video_processing_{variant}" for variant in VARIANTS}
+    names = {
+        variant: f"transformers.models.{variant}.video_processing_{variant}" for variant in VARIANTS
+    }
     functional = types.ModuleType("torchvision.transforms.v2.functional")
     functional.InterpolationMode = types.SimpleNamespace()
     parts = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
     stand_in = {name: types.ModuleType(name) for name in parts} | {functional.__name__: functional}
     stand_in[parts[-1]].functional = functional
     with pytest.MonkeyPatch.context() as patch:
-        for name, stub in stand_in.items() if importlib.util.find_spec("torchvision") is None else ():
+        for name, stub in (
+            stand_in.items() if importlib.util.find_spec("torchvision") is None else ()
+        ):
             patch.setitem(sys.modules, name, stub)
         modules = {variant: importlib.import_module(name) for variant, name in names.items()}
     for name in names.values():
@@ -181,7 +216,9 @@ def processors():
 
 
 def bare(processors, variant):
-    """A processor object with its class's defaults, without the constructor, which asks for torchvision."""
+    """A processor object with its class's defaults, without the constructor, which asks for
+    torchvision.
+    """
     kind = {"qwen2_vl": "Qwen2VLVideoProcessor", "qwen3_vl": "Qwen3VLVideoProcessor"}[variant]
     cls = getattr(processors[variant], kind)
     found = object.__new__(cls)
@@ -193,11 +230,23 @@ def test_defaults_are_those_of_transformers(processors):
     for variant in VARIANTS:
         theirs, ours = bare(processors, variant), options_for(variant)
         assert theirs.size == {"shortest_edge": ours.min_pixels, "longest_edge": ours.max_pixels}
-        for name in ("patch_size", "temporal_patch_size", "merge_size", "min_frames", "max_frames", "max_video_tokens"):
+        for name in (
+            "patch_size",
+            "temporal_patch_size",
+            "merge_size",
+            "min_frames",
+            "max_frames",
+            "max_video_tokens",
+        ):
             assert getattr(theirs, name) == getattr(ours, name), name
-        assert tuple(theirs.image_mean) == ours.image_mean and tuple(theirs.image_std) == ours.image_std
+        assert (
+            tuple(theirs.image_mean) == ours.image_mean
+            and tuple(theirs.image_std) == ours.image_std
+        )
         assert bool(theirs.cap_pixels_per_frame) == ours.cap_pixels_per_frame
-        assert theirs.rescale_factor == ours.rescale_factor and int(theirs.resample) == ours.resample
+        assert (
+            theirs.rescale_factor == ours.rescale_factor and int(theirs.resample) == ours.resample
+        )
     assert bare(processors, "qwen3_vl").fps == options_for("qwen3_vl").fps
 
 
@@ -217,15 +266,20 @@ def test_sampling_equals_transformers(variant, processors, rng):
             how = {"num_frames": int(rng.integers(2, min(total, 64) + 1))}
             if variant == "qwen2_vl" and round(how["num_frames"] / 2) * 2 > total:
                 continue
-        expected = theirs.sample_frames(VideoMetadata(total_num_frames=total, fps=rate), temporal_patch_size=2, **how)
+        expected = theirs.sample_frames(
+            VideoMetadata(total_num_frames=total, fps=rate), temporal_patch_size=2, **how
+        )
         sampling = VARIANTS[variant].sampling
         found = sample_indices(total, rate, sampling=sampling, frame_factor=2, **bounds, **how)
         expected = np.asarray(expected)
-        # torch.arange rounds its end up: where n steps of total / n fall short of it, there is one frame too many.
+        # torch.arange rounds its end up: where n steps of total / n fall short of it, there is one
+        # frame too many.
         expected = expected[: len(found)] if len(expected) == len(found) + 1 else expected
         # From there on 1 / 768 of a frame is less than float32 can tell from the next whole one.
         tolerance = int(variant == "qwen2_vl" and total > 16384)
-        np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance, err_msg=f"{total} {rate} {bounds} {how}")
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=tolerance, err_msg=f"{total} {rate} {bounds} {how}"
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -252,9 +306,14 @@ def test_sizes_equal_transformers(variant, cap, processors, rng):
         # What their `resize` hands on to the filter, which is not called.
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                base.__mro__[2], "resize", lambda self, image, size, resample: seen.append(size), raising=False
+                base.__mro__[2],
+                "resize",
+                lambda self, image, size, resample: seen.append(size),
+                raising=False,
             )
-            patch.setattr(base, "resize", lambda self, image, size, resample: seen.append(size), raising=False)
+            patch.setattr(
+                base, "resize", lambda self, image, size, resample: seen.append(size), raising=False
+            )
             resize(
                 theirs,
                 torch.empty(1, frames, 3, height, width, device="meta"),
@@ -265,7 +324,9 @@ def test_sizes_equal_transformers(variant, cap, processors, rng):
                 cap_pixels_per_frame=cap,
             )
         size = seen.pop()
-        assert video_size(frames, height, width, o) == (size.height, size.width), f"{frames}x{height}x{width} {o}"
+        assert video_size(frames, height, width, o) == (size.height, size.width), (
+            f"{frames}x{height}x{width} {o}"
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -278,22 +339,32 @@ def test_patches_equal_transformers(variant, processors, rng):
         frames += variant == "qwen3_vl"
         clip = noise(rng, frames, rows * o.factor, columns * o.factor)
         value = torch.from_numpy(clip).permute(0, 3, 1, 2).to(torch.float32) / 255
-        value = (value - torch.tensor(o.image_mean)[:, None, None]) / torch.tensor(o.image_std)[:, None, None]
-        flat, *grid = theirs.patchify(value[None], o.patch_size, o.merge_size, o.temporal_patch_size)
+        value = (value - torch.tensor(o.image_mean)[:, None, None]) / torch.tensor(o.image_std)[
+            :, None, None
+        ]
+        flat, *grid = theirs.patchify(
+            value[None], o.patch_size, o.merge_size, o.temporal_patch_size
+        )
         patches, found = preprocess_video(clip, o)
         assert found == tuple(grid)
         np.testing.assert_allclose(patches, flat[0].numpy(), rtol=0, atol=1e-5)
 
 
 def test_the_other_resizing_differs_by_rounding(rng):
-    """As the docstring says: their filter, on pictures whose values it does not carry beyond black or white."""
+    """As the docstring says: their filter, on pictures whose values it does not carry beyond black
+    or white.
+    """
     worst, off = 0, []
     for _ in range(60):
         (height, width), size = rng.integers(10, 300, 2).tolist(), rng.integers(10, 300, 2).tolist()
         clip = (60 + noise(rng, 1, height, width).astype(int) * 135 // 255).astype(np.uint8)
-        ours = np.asarray(Image.fromarray(clip[0]).resize(size[::-1], Image.Resampling.BICUBIC)).astype(int)
+        ours = np.asarray(
+            Image.fromarray(clip[0]).resize(size[::-1], Image.Resampling.BICUBIC)
+        ).astype(int)
         tensor = torch.from_numpy(clip).permute(0, 3, 1, 2)
-        theirs = torch.nn.functional.interpolate(tensor, size, mode="bicubic", antialias=True, align_corners=False)
+        theirs = torch.nn.functional.interpolate(
+            tensor, size, mode="bicubic", antialias=True, align_corners=False
+        )
         theirs = theirs[0].permute(1, 2, 0).numpy().astype(int)
         worst = max(worst, np.abs(ours - theirs).max())
         off.append((ours != theirs).mean())
@@ -307,7 +378,9 @@ def test_times_equal_transformers(rng):
 
     for _ in range(300):
         total = int(rng.integers(1, 400))
-        indices = np.sort(rng.choice(total, size=int(rng.integers(1, min(total, 30) + 1)), replace=False))
+        indices = np.sort(
+            rng.choice(total, size=int(rng.integers(1, min(total, 30) + 1)), replace=False)
+        )
         fps, span = float(rng.uniform(1, 60)), int(rng.choice([1, 2, 3]))
         o = options_for("qwen3_vl", temporal_patch_size=span)
         video = Video(np.zeros((len(indices), 1, 1, 3), np.uint8), indices, total, fps)
@@ -342,14 +415,25 @@ def encoded(rng, frames, height, width, fps):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_opening_at_size_equals_resizing_later(variant, rng):
     for _ in range(8):
-        frames, height, width = int(rng.integers(3, 40)), *(2 * int(rng.integers(16, 100)) for _ in range(2))
+        frames, height, width = (
+            int(rng.integers(3, 40)),
+            *(2 * int(rng.integers(16, 100)) for _ in range(2)),
+        )
         data = encoded(rng, frames, height, width, 10)
         low = int(rng.integers(1, 30)) * 1000
         o = options_for(
-            variant, fps=float(rng.uniform(1, 10)), min_pixels=low, max_pixels=low + int(rng.integers(0, 90)) * 1000
+            variant,
+            fps=float(rng.uniform(1, 10)),
+            min_pixels=low,
+            max_pixels=low + int(rng.integers(0, 90)) * 1000,
         )
         whole = load_video(
-            data, fps=o.fps, min_frames=o.min_frames, max_frames=o.max_frames, sampling=o.rules.sampling, frame_factor=2
+            data,
+            fps=o.fps,
+            min_frames=o.min_frames,
+            max_frames=o.max_frames,
+            sampling=o.rules.sampling,
+            frame_factor=2,
         )
         expected, grid = preprocess_video(whole.frames, o)
         small = open_video(data, o)
@@ -389,7 +473,9 @@ def test_options_from_configs():
         "image_processor_type": "Qwen2VLImageProcessor",
         "processor_class": "Qwen2_5_VLProcessor",
     }
-    assert VideoOptions.from_config(qwen2_5, PER_FRAME) == VideoOptions(min_pixels=3136, max_pixels=12845056)
+    assert VideoOptions.from_config(qwen2_5, PER_FRAME) == VideoOptions(
+        min_pixels=3136, max_pixels=12845056
+    )
     qwen3 = {  # video_preprocessor_config.json of a Qwen3-VL checkpoint
         "size": {"longest_edge": 25165824, "shortest_edge": 4096},
         "patch_size": 16,
@@ -406,9 +492,13 @@ def test_options_from_configs():
     assert VideoOptions.from_config(qwen3, PER_CLIP) == expected
     assert VideoOptions.from_config({"video_processor": qwen3}, PER_CLIP) == expected
     stale = {**qwen3, "min_pixels": 1, "max_pixels": 2}
-    assert VideoOptions.from_config(stale, PER_CLIP) == expected  # keys that its processor does not know
+    assert (
+        VideoOptions.from_config(stale, PER_CLIP) == expected
+    )  # keys that its processor does not know
     both = {"min_pixels": 1000, "size": {"shortest_edge": 2000, "longest_edge": 9000}}
-    assert VideoOptions.from_config(both, PER_FRAME) == VideoOptions(min_pixels=1000, max_pixels=9000)
+    assert VideoOptions.from_config(both, PER_FRAME) == VideoOptions(
+        min_pixels=1000, max_pixels=9000
+    )
     assert VideoOptions.from_config({}, PER_FRAME) == VideoOptions()
     assert VideoOptions.from_config({"num_frames": 8}, PER_FRAME).num_frames == 8
     for config, rules, reason in (
@@ -417,7 +507,11 @@ def test_options_from_configs():
         ({"fps": 0}, PER_FRAME, "fps must be"),
         ({"image_std": [0, 1, 1]}, PER_FRAME, "image_std"),
         ({"min_frames": 0}, PER_CLIP, "min_frames"),
-        ({"size": {"shortest_edge": 9, "longest_edge": 8}}, PER_CLIP, "min_pixels 9 is above max_pixels 8"),
+        (
+            {"size": {"shortest_edge": 9, "longest_edge": 8}},
+            PER_CLIP,
+            "min_pixels 9 is above max_pixels 8",
+        ),
     ):
         with pytest.raises(ValueError, match=reason):
             VideoOptions.from_config(config, rules)
@@ -429,7 +523,11 @@ def test_options_from_configs():
 
 def test_clips_that_are_no_clips():
     o = VideoOptions()
-    for clip in (np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8), np.uint8)):
+    for clip in (
+        np.zeros((2, 8, 8, 3)),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((2, 3, 8, 8), np.uint8),
+    ):
         with pytest.raises(ValueError, match="uint8"):
             preprocess_video(clip, o)
     for variant in VARIANTS:

@@ -1,4 +1,6 @@
-"""Videos: the right frames come back from every container, whatever is damaged or foreign is refused by name."""
+"""Videos: the right frames come back from every container, whatever is damaged or foreign is
+refused by name.
+"""
 
 import base64
 import io
@@ -23,7 +25,9 @@ HEIGHT, WIDTH, BITS = 64, 96, 8
 
 
 def picture(number, height=HEIGHT, width=WIDTH):
-    """A frame that holds its number: eight blocks in two rows, one a bit, black or white. Survives any lossy codec."""
+    """A frame that holds its number: eight blocks in two rows, one a bit, black or white. Survives
+    any lossy codec.
+    """
     bits = [(number >> k) & 1 for k in range(BITS)]
     block = np.array(bits, np.uint8).reshape(2, 4) * 255
     grey = np.asarray(Image.fromarray(block).resize((width, height), Image.Resampling.NEAREST))
@@ -34,17 +38,33 @@ def number_of(frame):
     """The number in a frame, uint8[H, W, 3]."""
     height, width = frame.shape[:2]
     h, w = height // 2, width // 4
-    means = [frame[r * h + 4 : r * h + h - 4, c * w + 4 : c * w + w - 4].mean() for r in range(2) for c in range(4)]
+    means = [
+        frame[r * h + 4 : r * h + h - 4, c * w + 4 : c * w + w - 4].mean()
+        for r in range(2)
+        for c in range(4)
+    ]
     assert all(mean < 60 or mean > 195 for mean in means), means
     return sum((mean > 128) << k for k, mean in enumerate(means))
 
 
 def write(
-    path, count, *, fps=10, codec="mpeg4", format=None, options=None, muxer=None, matrix=None, audio=False, gop=12
+    path,
+    count,
+    *,
+    fps=10,
+    codec="mpeg4",
+    format=None,
+    options=None,
+    muxer=None,
+    matrix=None,
+    audio=False,
+    gop=12,
 ):
     """Writes a video of `count` numbered frames, with PyAV."""
     with av.open(str(path), "w", format=format, container_options=muxer or {}) as container:
-        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options or {})
+        stream = container.add_stream(
+            codec, rate=Fraction(fps).limit_denominator(1001), options=options or {}
+        )
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.gop_size = gop
         if codec == "mpeg4":
@@ -65,7 +85,9 @@ def write(
 
 def add_sound(container, stream, seconds):
     for start in range(0, int(seconds * 16000), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+        )
         frame.sample_rate, frame.pts, frame.time_base = 16000, start, Fraction(1, 16000)
         container.mux(stream.encode(frame))
     container.mux(stream.encode())
@@ -91,7 +113,10 @@ KINDS = {
     "fragments.mp4": {"codec": "libx264", "muxer": {"movflags": "frag_keyframe+empty_moov"}},
     "sound.mp4": {"codec": "libx264", "audio": True},
     "sound.mkv": {"codec": "mpeg4", "audio": True},
-    "vp8.webm": {"codec": "libvpx", "options": {"auto-alt-ref": "1", "lag-in-frames": "10", "deadline": "realtime"}},
+    "vp8.webm": {
+        "codec": "libvpx",
+        "options": {"auto-alt-ref": "1", "lag-in-frames": "10", "deadline": "realtime"},
+    },
     "vp9.webm": {
         "codec": "libvpx-vp9",
         "options": {"auto-alt-ref": "1", "lag-in-frames": "12", "deadline": "realtime"},
@@ -106,7 +131,9 @@ def test_the_right_frames_come_back(kind, tmp_path, rng):
     path = write(tmp_path / kind, count, fps=fps, **KINDS[kind])
     everything = load_video(path, max_frames=1000)
     assert numbers(everything) == list(range(count)) and everything.total == count
-    assert everything.frames.shape == (count, HEIGHT, WIDTH, 3) and everything.frames.dtype == np.uint8
+    assert (
+        everything.frames.shape == (count, HEIGHT, WIDTH, 3) and everything.frames.dtype == np.uint8
+    )
     assert everything.fps == pytest.approx(fps, rel=2e-3)
     info = probe_video(path)
     assert info == (count, everything.fps, HEIGHT, WIDTH)
@@ -118,7 +145,9 @@ def test_the_right_frames_come_back(kind, tmp_path, rng):
             "frame_factor": int(rng.integers(1, 4)),
         }
         options |= (
-            {"fps": float(rng.uniform(0.5, 12))} if rng.random() < 0.7 else {"num_frames": int(rng.integers(1, 16))}
+            {"fps": float(rng.uniform(0.5, 12))}
+            if rng.random() < 0.7
+            else {"num_frames": int(rng.integers(1, 16))}
         )
         video = load_video(path, **options)
         np.testing.assert_array_equal(video.indices, sample_indices(count, video.fps, **options))
@@ -127,7 +156,9 @@ def test_the_right_frames_come_back(kind, tmp_path, rng):
 
 
 def by_the_letter(total, source_fps, fps, low, high, factor):
-    """`sample_frames` of the Qwen2-VL video processor in exact arithmetic, one frame after the other."""
+    """`sample_frames` of the Qwen2-VL video processor in exact arithmetic, one frame after the
+    other.
+    """
     wanted = Fraction(total) / Fraction(source_fps) * Fraction(fps)
     wanted = min(max(wanted, low), min(high, total) // factor * factor, total)
     count = math.floor(wanted / factor) * factor
@@ -137,11 +168,21 @@ def by_the_letter(total, source_fps, fps, low, high, factor):
 def test_stride_by_the_letter(rng):
     for _ in range(2000):
         factor = int(rng.integers(1, 5))
-        total, low, high = int(rng.integers(factor, 3000)), int(rng.integers(factor, 9)), int(rng.integers(9, 800))
+        total, low, high = (
+            int(rng.integers(factor, 3000)),
+            int(rng.integers(factor, 9)),
+            int(rng.integers(9, 800)),
+        )
         # Powers of two, so that the quotient is exact in floating point too.
         source_fps, fps = 2.0 ** rng.integers(1, 6), 2.0 ** rng.integers(-2, 4)
         found = sample_indices(
-            total, source_fps, fps=fps, min_frames=low, max_frames=high, frame_factor=factor, sampling="stride"
+            total,
+            source_fps,
+            fps=fps,
+            min_frames=low,
+            max_frames=high,
+            frame_factor=factor,
+            sampling="stride",
         )
         assert found.tolist() == by_the_letter(total, source_fps, fps, low, high, factor)
         assert found.dtype == np.int64 and (np.diff(found) > 0).all()
@@ -161,7 +202,10 @@ def test_sampling_at_its_borders():
     assert sample_indices(7).tolist() == list(range(7))
     assert sample_indices(7, max_frames=5).tolist() == [0, 1, 3, 5]
     assert sample_indices(7, max_frames=5, sampling="ends").tolist() == [0, 2, 3, 4, 6]
-    assert sample_indices(100, 1, fps=1, min_frames=1, max_frames=1, frame_factor=2).tolist() == [0, 50]
+    assert sample_indices(100, 1, fps=1, min_frames=1, max_frames=1, frame_factor=2).tolist() == [
+        0,
+        50,
+    ]
     assert sample_indices(9, num_frames=1).tolist() == [0, 4]
     with pytest.raises(MediaError, match="8 frames are wanted of a video of 7"):
         sample_indices(7, num_frames=7)
@@ -230,7 +274,10 @@ def test_every_kind_of_source_gives_the_same_clip(tmp_path, rng):
     video.frames[:] = 0
     assert array.any()
     assert video_hash(video.frames) != video_hash(expected.frames)
-    assert load_video(path, fps=3, source_fps=30).indices.tolist() == sample_indices(30, 30, fps=3).tolist()
+    assert (
+        load_video(path, fps=3, source_fps=30).indices.tolist()
+        == sample_indices(30, 30, fps=3).tolist()
+    )
 
 
 def test_only_the_wanted_frames_of_a_list_are_opened(tmp_path):
@@ -238,7 +285,9 @@ def test_only_the_wanted_frames_of_a_list_are_opened(tmp_path):
     for k in (0, 5):
         frames[k] = picture(k)
     assert numbers(load_video(frames, num_frames=2)) == [0, 5]
-    with pytest.raises(MediaError, match=r"list of 10 frames, frame 1: .*absent\.png.*no such file"):
+    with pytest.raises(
+        MediaError, match=r"list of 10 frames, frame 1: .*absent\.png.*no such file"
+    ):
         load_video(frames)
 
 
@@ -272,7 +321,9 @@ def with_matrix(data, a, b, c, d):
     """The bytes of an mp4 file with another matrix in its track header (ISO/IEC 14496-12, 8.3.2)."""
     at = data.index(b"tkhd") + 4 + 40
     fixed = [int(v * 65536) for v in (a, b)]
-    x = (HEIGHT if c < 0 or (a < 0 and not c) else 0) * 65536  # offsets keep the picture in place; nobody looks at them
+    x = (
+        HEIGHT if c < 0 or (a < 0 and not c) else 0
+    ) * 65536  # offsets keep the picture in place; nobody looks at them
     rows = [*fixed, 0, int(c * 65536), int(d * 65536), 0, x, 0, 1 << 30]
     return data[:at] + struct.pack(">9i", *rows) + data[at + 36 :]
 
@@ -288,7 +339,9 @@ def test_display_matrix(turn, tmp_path):
 
 def test_a_turn_is_the_containers_own(tmp_path):
     """What PyAV calls a counter-clockwise rotation is one."""
-    with av.open(io.BytesIO(with_matrix(write(tmp_path / "a.mp4", 3).read_bytes(), 0, -1, 1, 0))) as container:
+    with av.open(
+        io.BytesIO(with_matrix(write(tmp_path / "a.mp4", 3).read_bytes(), 0, -1, 1, 0))
+    ) as container:
         assert next(container.decode(video=0)).rotation == 90
     with pytest.raises(MediaError, match="multiple of 90"):
         load_video(with_matrix((tmp_path / "a.mp4").read_bytes(), 0.7, 0.7, -0.7, 0.7))
@@ -305,9 +358,14 @@ def test_resizing_while_decoding(tmp_path):
 
     small = load_video(path, resize=resize)
     assert asked == [(12, HEIGHT, WIDTH)]
-    expected = [np.asarray(Image.fromarray(f).resize((52, 40), Image.Resampling.BICUBIC)) for f in whole.frames]
+    expected = [
+        np.asarray(Image.fromarray(f).resize((52, 40), Image.Resampling.BICUBIC))
+        for f in whole.frames
+    ]
     np.testing.assert_array_equal(small.frames, np.stack(expected))
-    with pytest.raises(MediaError, match=r"a\.mp4.*12 frames of 96x64 pixels are more than the 70,000"):
+    with pytest.raises(
+        MediaError, match=r"a\.mp4.*12 frames of 96x64 pixels are more than the 70,000"
+    ):
         load_video(path, max_pixels_kept=70_000)
     load_video(path, resize=resize, max_pixels_kept=12 * 40 * 52)
 
@@ -340,7 +398,9 @@ def test_a_damaged_frame_is_named(kind, fill, tmp_path, rng):
 
 
 def write_texture(path, rng, codec, options):
-    """Thirty frames of noise that drifts: packets of kilobytes, each of which needs the ones before."""
+    """Thirty frames of noise that drifts: packets of kilobytes, each of which needs the ones
+    before.
+    """
     texture = rng.integers(0, 256, (240, 320, 3), np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
@@ -353,16 +413,24 @@ def write_texture(path, rng, codec, options):
 
 
 def test_damage_that_a_decoder_would_paint_over(tmp_path, rng):
-    """HEVC's decoder fills in or leaves out a damaged picture and says nothing, unless it is asked to."""
+    """HEVC's decoder fills in or leaves out a damaged picture and says nothing, unless it is asked
+    to.
+    """
     if "libx265" not in av.codecs_available:
         pytest.skip("PyAV has no HEVC encoder here")
-    packets, data = write_texture(tmp_path / "a.mp4", rng, "libx265", {"x265-params": "log-level=none"})
+    packets, data = write_texture(
+        tmp_path / "a.mp4", rng, "libx265", {"x265-params": "log-level=none"}
+    )
     assert load_video(data).total == 30
     k = int(rng.integers(3, 27))
     position, size, pts = packets[k]
     damaged = bytearray(data)
-    damaged[position + 7 : position + size] = bytes(size - 7)  # behind the length and the kind of the data
-    with pytest.raises(MediaError, match=rf"frame {sorted(p[2] for p in packets).index(pts)} of 0\.\.29"):
+    damaged[position + 7 : position + size] = bytes(
+        size - 7
+    )  # behind the length and the kind of the data
+    with pytest.raises(
+        MediaError, match=rf"frame {sorted(p[2] for p in packets).index(pts)} of 0\.\.29"
+    ):
         load_video(bytes(damaged))
 
 
@@ -384,7 +452,9 @@ def test_half_a_frame_is_damaged(tmp_path, rng):
 
 
 def test_a_frame_marked_by_the_decoder():
-    """Whether libav marks a frame or raises depends on how the encoder cut it into slices: here the mark alone."""
+    """Whether libav marks a frame or raises depends on how the encoder cut it into slices: here the
+    mark alone.
+    """
     frame = types.SimpleNamespace(is_corrupt=True, pts=7)
     packet = types.SimpleNamespace(is_corrupt=False, decode=lambda: [frame])
     with pytest.raises(ValueError, match="marked as corrupt by the decoder") as caught:
@@ -397,12 +467,15 @@ def test_a_gap_in_a_transport_stream(tmp_path):
     path = write(tmp_path / "a.ts", 40, codec="libx264")
     data = path.read_bytes()
     pieces = [data[at : at + 188] for at in range(0, len(data), 188)]
-    video = [k for k, piece in enumerate(pieces) if piece[1] & 0x1F == 1 and piece[2] == 0]  # of stream 0x100
+    video = [
+        k for k, piece in enumerate(pieces) if piece[1] & 0x1F == 1 and piece[2] == 0
+    ]  # of stream 0x100
     assert numbers(load_video(data)) == list(range(40))
     del pieces[video[len(video) // 2]]
     path.write_bytes(b"".join(pieces))
     with pytest.raises(
-        MediaError, match=r"a\.ts.*frame [0-9]+ of 0\.\.[0-9]+ cannot be decoded \(marked as corrupt by the con"
+        MediaError,
+        match=r"a\.ts.*frame [0-9]+ of 0\.\.[0-9]+ cannot be decoded \(marked as corrupt by the con",
     ):
         load_video(path)
 
@@ -426,14 +499,19 @@ def boxes(data):
     return starts
 
 
-@pytest.mark.parametrize("kind", ["mpeg4.mkv", "h264.mkv", "faststart.mp4", "plain.mp4", "mpeg4.avi", "fragments.mp4"])
+@pytest.mark.parametrize(
+    "kind", ["mpeg4.mkv", "h264.mkv", "faststart.mp4", "plain.mp4", "mpeg4.avi", "fragments.mp4"]
+)
 def test_truncated_files(kind, tmp_path, rng):
-    settings = KINDS.get(kind, {"muxer": {"movflags": "faststart"} if kind == "faststart.mp4" else {}})
+    settings = KINDS.get(
+        kind, {"muxer": {"movflags": "faststart"} if kind == "faststart.mp4" else {}}
+    )
     path = write(tmp_path / kind, 60, **settings)
     data = path.read_bytes()
     packets = packets_of(path)
     assert numbers(load_video(data)) == list(range(60))
-    # Fragments are made to end anywhere: a file cut where a box starts (or just behind, inside its head) is a shorter one.
+    # Fragments are made to end anywhere: a file cut where a box starts (or just behind, inside its
+    # head) is a shorter one.
     whole = {at + k for at in boxes(data) for k in range(8)} if kind == "fragments.mp4" else set()
     for length in {*rng.integers(1, max(at for at, *_ in packets), 40).tolist()} - whole:
         path.write_bytes(data[:length])
@@ -443,7 +521,9 @@ def test_truncated_files(kind, tmp_path, rng):
 
 
 def test_files_that_may_end_anywhere(tmp_path):
-    """A live recording says nowhere how long it is; what comes after an mp4 file's last box is nobody's."""
+    """A live recording says nowhere how long it is; what comes after an mp4 file's last box is
+    nobody's.
+    """
     path = write(tmp_path / "live.mkv", 30, muxer={"live": "1"})
     data = path.read_bytes()
     assert numbers(load_video(data)) == list(range(30))
@@ -473,11 +553,15 @@ def test_frames_hidden_by_an_edit_list(tmp_path):
 
 
 def not_coded(packet):
-    """The packet without its picture (ISO/IEC 14496-2, section 6.2.5: vop_coded = 0), at the same time."""
+    """The packet without its picture (ISO/IEC 14496-2, section 6.2.5: vop_coded = 0), at the same
+    time.
+    """
     bits = "".join(f"{byte:08b}" for byte in bytes(packet))
     kind = bits.index(f"{0x1B6:032b}") + 32
     marker = bits.index("0", kind + 2) + 1  # after a one for each second passed
-    header = bits[:kind] + "01" + bits[kind + 2 : marker + 6] + "0"  # predicted; time in tenths between two markers
+    header = (
+        bits[:kind] + "01" + bits[kind + 2 : marker + 6] + "0"
+    )  # predicted; time in tenths between two markers
     header += "0" + "1" * (-(len(header) + 1) % 8)  # stuffing up to a whole byte
     return int(header, 2).to_bytes(len(header) // 8, "big")
 
@@ -492,7 +576,12 @@ def test_packets_that_show_nothing(kind, tmp_path):
             if packet.size:
                 data = not_coded(packet) if k in (20, 30, 35) else bytes(packet)
                 copy = av.Packet(data)
-                copy.pts, copy.dts, copy.time_base, copy.stream = packet.pts, packet.dts, packet.time_base, stream
+                copy.pts, copy.dts, copy.time_base, copy.stream = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    stream,
+                )
                 copy.is_keyframe, copy.duration = packet.is_keyframe, 100
                 new.mux(copy)
     shown = [k for k in range(40) if k not in (20, 30, 35)]
@@ -507,14 +596,18 @@ def test_missing_empty_and_foreign_files(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("I am no video " * 100)
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n")
+    (tmp_path / "list.m3u8").write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"
+    )
     (tmp_path / "concat.txt").write_text("ffconcat version 1.0\nfile a.ts\n")
     write(tmp_path / "a.ts", 12, codec="libx264")
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         add_sound(container, container.add_stream("aac", rate=16000, layout="mono"), seconds=0.5)
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1000), np.int16), format="s16", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1000), np.int16), format="s16", layout="mono"
+        )
         frame.sample_rate, frame.pts = 16000, 0
         container.mux([*stream.encode(frame), *stream.encode()])
     cases = {
@@ -533,7 +626,12 @@ def test_missing_empty_and_foreign_files(tmp_path):
             with pytest.raises(MediaError, match=reason) as caught:
                 function(tmp_path / name)
             assert str(tmp_path / name) in str(caught.value)
-    for source, reason in ((b"", "no bytes"), (b"nonsense", "not a video"), (3, "expected a path"), (None, "expected")):
+    for source, reason in (
+        (b"", "no bytes"),
+        (b"nonsense", "not a video"),
+        (3, "expected a path"),
+        (None, "expected"),
+    ):
         for function in (load_video, probe_video):
             with pytest.raises(MediaError, match=reason):
                 function(source)
@@ -543,7 +641,9 @@ def test_a_video_without_frames(tmp_path):
     for name in ("none.mp4", "none.mkv"):
         path = write(tmp_path / name, 0)
         for function in (load_video, probe_video):
-            with pytest.raises(MediaError, match=rf"{name}.*no (frames|video stream)|{name}.*not a video"):
+            with pytest.raises(
+                MediaError, match=rf"{name}.*no (frames|video stream)|{name}.*not a video"
+            ):
                 function(path)
     for source in ([], np.zeros((0, 8, 8, 3), np.uint8)):
         with pytest.raises(MediaError, match="no frames"):

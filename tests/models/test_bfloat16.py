@@ -1,5 +1,6 @@
-"""bfloat16 computation: gradients that are sums over many tokens, large attention scores, sampler against trainer, and
-parameters that are stored in it."""
+"""bfloat16 computation: gradients that are sums over many tokens, large attention scores, sampler
+against trainer, and parameters that are stored in it.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,12 @@ from reference import Checkpoint, given, learner, mixed_prompts
 
 import jaxr1
 from jaxr1.inputs.batch import fitting_buckets
-from jaxr1.nn.attention import causal_attention, decode_attention, segment_attention, strip_attention
+from jaxr1.nn.attention import (
+    causal_attention,
+    decode_attention,
+    segment_attention,
+    strip_attention,
+)
 from jaxr1.nn.params import flatten
 from jaxr1.rl import CrossEntropy, Objective
 from jaxr1.rl.learner import init_state
@@ -29,7 +35,8 @@ def world(request, tmp_path_factory, module_seed):
 
 @pytest.mark.parametrize("strips_at_once", [0, 1])
 def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
-    """Norms, biases, embeddings and matrices alike: every tensor of the bfloat16 gradient is that of float32.
+    """Norms, biases, embeddings and matrices alike: every tensor of the bfloat16 gradient is that
+    of float32.
 
     Summed in bfloat16, a norm's gradient over these 8192 tokens is wrong by half of it.
     """
@@ -37,13 +44,17 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
     rows, group, length = 16, 8, 64
     prompts = [processor.encode(p) for p in mixed_prompts(rng, rows)]
     common = rng.integers(20, 24, (rows, group, length))  # four tokens make up half of the text
-    mixed = np.where(rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)).astype(np.int32)
+    mixed = np.where(
+        rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)
+    ).astype(np.int32)
     tokens = [list(row) for row in mixed]
     buckets = fitting_buckets(prompts, length)
 
     def gradient(dtype):
         model, params = jaxr1.load_model(folder, dtype=dtype)
-        policy = learner(model, processor, (CrossEntropy(),), buckets, strips_at_once=strips_at_once)
+        policy = learner(
+            model, processor, (CrossEntropy(),), buckets, strips_at_once=strips_at_once
+        )
         episodes = given(prompts, tokens)
         episodes.columns |= policy.weights(episodes)
         sums = gradients(policy, policy.init(params), episodes, Work())
@@ -53,7 +64,9 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
     whole = np.sqrt(sum((g**2).sum() for g in exact.values()))
     compared = 0
     for path, g in exact.items():
-        if np.linalg.norm(g) > 1e-3 * whole:  # smaller ones are rounding of the activations, not of the sums
+        if (
+            np.linalg.norm(g) > 1e-3 * whole
+        ):  # smaller ones are rounding of the activations, not of the sums
             compared += 1
             error = np.linalg.norm(found[path] - g) / np.linalg.norm(g)
             assert error < 16 * EPSILON, (path, error)
@@ -62,7 +75,9 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
 
 @pytest.mark.parametrize("size", [1.0, 6.0])
 def test_large_scores_keep_their_digits(rng, size):
-    """Scores up to 70, as the key biases of Qwen2 make them: the error is that of the rounded inputs' values alone."""
+    """Scores up to 70, as the key biases of Qwen2 make them: the error is that of the rounded
+    inputs' values alone.
+    """
     rows, length, heads, width = 2, 48, 4, 128
     narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
     q, k, v = rng.standard_normal((3, rows, length, heads, width))
@@ -77,7 +92,9 @@ def test_large_scores_keep_their_digits(rng, size):
 
     def close(found, expected):
         error = np.asarray(found.astype(jnp.float32), np.float64) - expected
-        assert np.sqrt((error**2).mean() / (expected**2).mean()) < EPSILON, "no more than the weights' own rounding"
+        assert np.sqrt((error**2).mean() / (expected**2).mean()) < EPSILON, (
+            "no more than the weights' own rounding"
+        )
 
     full, causal = np.ones((length, length), bool), np.tril(np.ones((length, length), bool))
     close(segment_attention(q, k, v, jnp.ones((rows, length), int)), exact(full))
@@ -86,26 +103,42 @@ def test_large_scores_keep_their_digits(rng, size):
     own = tuple(x[:, None, half:] for x in (k, v))
     prompt = tuple(x[:, :half] for x in (k, v))
     ones = jnp.ones((rows, 1, half), int)
-    close(strip_attention(q[:, None, half:], prompt, jnp.full(rows, half), own, ones)[:, 0], exact(causal)[:, half:])
-    caches = (tuple(jnp.swapaxes(x, 1, 2) for x in prompt), tuple(jnp.swapaxes(x, 2, 3) for x in own))
-    last = decode_attention(q[:, -1:], caches[0], jnp.full(rows, half), caches[1], jnp.int32(half - 1))
+    close(
+        strip_attention(q[:, None, half:], prompt, jnp.full(rows, half), own, ones)[:, 0],
+        exact(causal)[:, half:],
+    )
+    caches = (
+        tuple(jnp.swapaxes(x, 1, 2) for x in prompt),
+        tuple(jnp.swapaxes(x, 2, 3) for x in own),
+    )
+    last = decode_attention(
+        q[:, -1:], caches[0], jnp.full(rows, half), caches[1], jnp.int32(half - 1)
+    )
     close(last[:, 0], exact(causal)[:, -1])
 
 
 def test_sampler_and_trainer_agree(world, rng):
-    """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit, a few roundings of the last hidden state."""
+    """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit, a few roundings of the last
+    hidden state.
+    """
     folder = world.folder
     model, params = jaxr1.load_model(folder, dtype="bfloat16")
     processor = jaxr1.load_processor(folder)
     prompts = mixed_prompts(rng, 4)
-    groups = jaxr1.generate(model, params, processor, prompts, n=4, max_new_tokens=24, seed=int(rng.integers(1000)))
-    scored = jaxr1.score(model, params, processor, prompts, [[c.token_ids for c in g] for g in groups])
+    groups = jaxr1.generate(
+        model, params, processor, prompts, n=4, max_new_tokens=24, seed=int(rng.integers(1000))
+    )
+    scored = jaxr1.score(
+        model, params, processor, prompts, [[c.token_ids for c in g] for g in groups]
+    )
     worst = max(
         float(np.abs(c.logprobs - s).max())
         for g, row in zip(groups, scored, strict=True)
         for c, s in zip(g, row, strict=True)
     )
-    largest = max(1.0, max(float(-c.logprobs.min()) for g in groups for c in g))  # of logits that differ by this much
+    largest = max(
+        1.0, max(float(-c.logprobs.min()) for g in groups for c in g)
+    )  # of logits that differ by this much
     assert 0 < worst <= 8 * EPSILON * largest, worst / EPSILON / largest
 
 
@@ -115,7 +148,11 @@ def test_parameters_in_bfloat16_move(world):
     _, params = jaxr1.load_model(folder, param_dtype="bfloat16")
     before = jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), params)
     rate, steps = 1e-5, 50
-    tx, schedule, objective = optax.adamw(rate), optax.constant_schedule(rate), Objective((CrossEntropy(),))
+    tx, schedule, objective = (
+        optax.adamw(rate),
+        optax.constant_schedule(rate),
+        Objective((CrossEntropy(),)),
+    )
     state = init_state(params, tx)
     assert {x.dtype for x in jax.tree.leaves(state.opt) if x.ndim} == {jnp.dtype("float32")}
     for _ in range(steps):

@@ -1,4 +1,6 @@
-"""Each family beyond its logits: hub layouts, greedy text, gradients, video, mixed batches, frozen features."""
+"""Each family beyond its logits: hub layouts, greedy text, gradients, video, mixed batches, frozen
+features.
+"""
 
 import dataclasses
 import json
@@ -38,7 +40,11 @@ def world(request, tmp_path_factory, module_seed):
 
 def video_prompt(rng, frames: int, fps: float = 3.0):
     h, w = rng.integers(30, 90, 2)
-    clip = {"type": "video", "video": rng.integers(0, 256, (frames, h, w, 3), dtype=np.uint8), "fps": fps}
+    clip = {
+        "type": "video",
+        "video": rng.integers(0, 256, (frames, h, w, 3), dtype=np.uint8),
+        "fps": fps,
+    }
     parts = [{"type": "text", "text": "What happens?"}, clip, {"type": "text", "text": " one two"}]
     return jaxr1.Prompt([{"role": "user", "content": parts}])
 
@@ -47,14 +53,18 @@ def video_prompt(rng, frames: int, fps: float = 3.0):
 
 
 def renamed(folder, out, rename, change):
-    """A copy of a directory with other tensor names (`rename(tensors) -> tensors`) and another config.json."""
+    """A copy of a directory with other tensor names (`rename(tensors) -> tensors`) and another
+    config.json.
+    """
     files = open_checkpoint(folder)
     tensors = rename({name: np.array(files[name].read(name)) for name in files})
     out.mkdir()
     for file in folder.iterdir():
         if file.suffix not in (".safetensors",) and file.name != "config.json":
             (out / file.name).write_bytes(file.read_bytes())
-    (out / "config.json").write_text(json.dumps(change(json.loads((folder / "config.json").read_text()))))
+    (out / "config.json").write_text(
+        json.dumps(change(json.loads((folder / "config.json").read_text())))
+    )
     write_checkpoint(out, list(tensors.items()))
     return out
 
@@ -86,12 +96,16 @@ def test_names_of_the_hub(world, tmp_path):
 
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2", "llama"])
 def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
-    """The layout of the hub's original files, fused matrices included; its remote code is named and never run."""
+    """The layout of the hub's original files, fused matrices included; its remote code is named and
+    never run.
+    """
     import torch
 
     kind = "llama" if decoder == "internlm2" else decoder
     folder = tmp_path / "hf"
-    reference = make_checkpoint(folder, module_seed, "internvl", decoder=kind, heads=4, kv_heads=2, tied=False)
+    reference = make_checkpoint(
+        folder, module_seed, "internvl", decoder=kind, heads=4, kv_heads=2, tied=False
+    )
     ours, params = jaxr1.load_model(folder)
 
     def names(tensors):
@@ -134,7 +148,11 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
             rows = []
             for g in range(groups):
                 per = q.shape[0] // groups
-                rows += [q[g * per : (g + 1) * per], k[g * size : (g + 1) * size], v[g * size : (g + 1) * size]]
+                rows += [
+                    q[g * per : (g + 1) * per],
+                    k[g * size : (g + 1) * size],
+                    v[g * size : (g + 1) * size],
+                ]
             out[f"{b}attention.wqkv.weight"] = np.concatenate(rows)
             for x, y in (
                 ("self_attn.o_proj", "attention.wo"),
@@ -153,7 +171,12 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
 
     def config(raw):
         text, vision = raw["text_config"], raw["vision_config"]
-        text = {**text, "model_type": decoder, "rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+        text = {
+            **text,
+            "model_type": decoder,
+            "rope_theta": 1e4,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+        }
         text.pop("rope_parameters")
         if decoder != "internlm2":
             text.pop("rope_scaling")
@@ -182,10 +205,15 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
     model, loaded = jaxr1.load_model(original)
     same_parameters(loaded, params)
     processor = jaxr1.load_processor(original)
-    assert processor.template == "internvl2_5" and processor.images == jaxr1.load_processor(folder).images
+    assert (
+        processor.template == "internvl2_5"
+        and processor.images == jaxr1.load_processor(folder).images
+    )
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
     logits = np.asarray(
-        prompt_logits(model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1))
+        prompt_logits(
+            model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
+        )
     )
     with torch.no_grad():
         theirs = reference(**torch_inputs(encoded, ours)).logits[0].numpy()
@@ -194,16 +222,27 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
     same_parameters(jaxr1.load_model(tmp_path / "again")[1], params)
     written = open_checkpoint(tmp_path / "again")
     for name, file in open_checkpoint(original).items():
-        np.testing.assert_array_equal(np.array(written[name].read(name)), np.array(file.read(name)), err_msg=name)
+        np.testing.assert_array_equal(
+            np.array(written[name].read(name)), np.array(file.read(name)), err_msg=name
+        )
     for file in ("config.json", "preprocessor_config.json"):
         assert (
             json.loads((tmp_path / "again" / file).read_text()).items()
             >= json.loads((original / file).read_text()).items()
         )
-    for layout in (original, folder):  # bounds given on loading are those of the export, in either layout's own keys
+    for layout in (
+        original,
+        folder,
+    ):  # bounds given on loading are those of the export, in either layout's own keys
         bounded = jaxr1.load_processor(layout, max_pixels=2 * 56 * 56)
-        assert (bounded.images.min_tiles, bounded.images.max_tiles) == (1, 2) != (1, processor.images.max_tiles)
-        out = jaxr1.save_model(*jaxr1.load_model(layout), bounded, tmp_path / f"bounded-{layout.name}")
+        assert (
+            (bounded.images.min_tiles, bounded.images.max_tiles)
+            == (1, 2)
+            != (1, processor.images.max_tiles)
+        )
+        out = jaxr1.save_model(
+            *jaxr1.load_model(layout), bounded, tmp_path / f"bounded-{layout.name}"
+        )
         assert jaxr1.load_processor(out).images == bounded.images
 
 
@@ -211,10 +250,17 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
 
 
 def test_greedy_text_equals_transformers(world, rng):
-    """64 tokens, media ids suppressed there too; from a step whose two best logits are within 1e-4 on, not compared."""
+    """64 tokens, media ids suppressed there too; from a step whose two best logits are within 1e-4
+    on, not compared.
+    """
     import torch
 
-    reference, model, params, processor = world.reference, world.model, world.params, world.processor
+    reference, model, params, processor = (
+        world.reference,
+        world.model,
+        world.params,
+        world.processor,
+    )
     prompts = mixed_prompts(rng, 4, (0, 1, 3, 2))
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0.0)
     compared = total = 0
@@ -231,7 +277,9 @@ def test_greedy_text_equals_transformers(world, rng):
             logits = reference(**inputs).logits[0, start - 1 : -1].clone()
         logits[:, list(processor.media_token_ids)] = -1e30
         best = logits.topk(2, -1)
-        assert len(ids) == 64 or (ours.finish_reason == "stop" and int(ids[-1]) in processor.stop_token_ids)
+        assert len(ids) == 64 or (
+            ours.finish_reason == "stop" and int(ids[-1]) in processor.stop_token_ids
+        )
         total += len(ids)
         for step, token in enumerate(ids):
             if best.values[step, 0] - best.values[step, 1] >= 1e-4:
@@ -244,13 +292,23 @@ def test_gradients_equal_torch(world, rng):
     """d loss / d parameters of tower, merger and decoder against torch autograd."""
     import torch
 
-    reference, model, params, processor = world.reference, world.model, world.params, world.processor
+    reference, model, params, processor = (
+        world.reference,
+        world.model,
+        world.params,
+        world.processor,
+    )
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 2, (2, 1))]
-    tokens = [[rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)], [rng.integers(20, 400, 4).astype(np.int32)]]
+    tokens = [
+        [rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)],
+        [rng.integers(20, 400, 4).astype(np.int32)],
+    ]
     weights = [[float(w) for w in rng.uniform(0.2, 1, len(row))] for row in tokens]
     buckets = fitting_buckets(prompts, 8)
     policy = learner(model, processor, (CrossEntropy(),), buckets)
-    policy = dataclasses.replace(policy, objective=dataclasses.replace(policy.objective, forbidden=()))
+    policy = dataclasses.replace(
+        policy, objective=dataclasses.replace(policy.objective, forbidden=())
+    )
     sums = gradients(policy, policy.init(params), given(prompts, tokens, weight=weights), Work())
     reference.zero_grad()
     total = 0.0
@@ -269,7 +327,10 @@ def test_gradients_equal_torch(world, rng):
     mine = hf_arrays(model.table("v5"), flatten(sums.grads))
     norm = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in theirs.values())))
     for part in ("decoder", "vision", "merger"):
-        assert max(float(np.abs(np.asarray(x)).max()) for x in jax.tree.leaves(sums.grads[part])) > 1e-5 * norm
+        assert (
+            max(float(np.abs(np.asarray(x)).max()) for x in jax.tree.leaves(sums.grads[part]))
+            > 1e-5 * norm
+        )
     for name, ours in mine.items():
         assert np.abs(ours - theirs[name]).max() <= 2e-5 * norm, name
 
@@ -278,9 +339,20 @@ def test_gradients_equal_torch(world, rng):
 @pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("outer", [True, False, None])
 @pytest.mark.parametrize("nested", [True, False])
-def test_a_head_is_tied_where_the_files_hold_none(tmp_path, module_seed, family, outer, nested, stored):
+def test_a_head_is_tied_where_the_files_hold_none(
+    tmp_path, module_seed, family, outer, nested, stored
+):
     """Files of every age: the outer and the nested setting need not agree, and one may be left out."""
-    make_checkpoint(tmp_path / "m", module_seed, family, tied=not stored, layers=1, depth=1, full=(0,), deep=(0,))
+    make_checkpoint(
+        tmp_path / "m",
+        module_seed,
+        family,
+        tied=not stored,
+        layers=1,
+        depth=1,
+        full=(0,),
+        deep=(0,),
+    )
     file = tmp_path / "m" / "config.json"
     raw = json.loads(file.read_text())
     raw.pop("tie_word_embeddings", None)
@@ -288,7 +360,8 @@ def test_a_head_is_tied_where_the_files_hold_none(tmp_path, module_seed, family,
         raw["tie_word_embeddings"] = outer
     raw["text_config"]["tie_word_embeddings"] = nested
     file.write_text(json.dumps(raw))
-    # What transformers itself would overwrite, or make up: one of its own that is to be tied, none where both promise one.
+    # What transformers itself would overwrite, or make up: one of its own that is to be tied, none
+    # where both promise one.
     refused = "tensors that differ" if stored and outer else ""
     refused = "missing tensors" if not stored and outer is False and nested is False else refused
     if refused:
@@ -303,15 +376,20 @@ def test_a_head_is_tied_where_the_files_hold_none(tmp_path, module_seed, family,
 
 
 def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
-    """Each pair of frames is a picture of its own after the mean of its two times, as in the released processor.
+    """Each pair of frames is a picture of its own after the mean of its two times, as in the
+    released processor.
 
-    (transformers 5.24 keeps the outer vision_start and vision_end around all of them; the model was not trained so.)
+    (transformers 5.24 keeps the outer vision_start and vision_end around all of them; the model was
+    not trained so.)
     """
     make_checkpoint(tmp_path / "m", module_seed, "qwen3_vl")
     processor = jaxr1.load_processor(tmp_path / "m")
     clip = np.zeros((4, 56, 56, 3), np.uint8)
     part = {"type": "video", "video": clip, "fps": 2.0}
-    message = {"role": "user", "content": [{"type": "text", "text": "Look:"}, part, {"type": "text", "text": "What?"}]}
+    message = {
+        "role": "user",
+        "content": [{"type": "text", "text": "Look:"}, part, {"type": "text", "text": "What?"}],
+    }
     encoded = processor.encode(jaxr1.Prompt([message]))
     text = processor.tokenizer.decode(encoded.token_ids)
     pads = "<|video_pad|>" * (len([i for i in encoded.media_index if i >= 0]) // 2)
@@ -323,13 +401,19 @@ def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
 def test_video_equals_transformers(world, rng, frames):
     import torch
 
-    reference, model, params, processor = world.reference, world.model, world.params, world.processor
+    reference, model, params, processor = (
+        world.reference,
+        world.model,
+        world.params,
+        world.processor,
+    )
     if model.family == "internvl":
         with pytest.raises(PromptError, match="takes none"):
             processor.encode(video_prompt(rng, frames))
         return
     short = dataclasses.replace(
-        processor, videos=processor.videos.replace(fps=None, max_pixels=64 * 64 * 16, min_pixels=28 * 28)
+        processor,
+        videos=processor.videos.replace(fps=None, max_pixels=64 * 64 * 16, min_pixels=28 * 28),
     )
     fps = float(rng.uniform(1, 6))
     encoded = short.encode(video_prompt(rng, frames, fps))
@@ -345,7 +429,9 @@ def test_video_equals_transformers(world, rng, frames):
     with torch.no_grad():
         theirs = reference(**inputs).logits[0].numpy()
     ours = np.asarray(
-        prompt_logits(model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1))
+        prompt_logits(
+            model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
+        )
     )
     np.testing.assert_allclose(ours[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
 
@@ -357,9 +443,14 @@ def test_mixed_batch_is_as_good_as_alone(world, rng):
     if processor.videos is not None:
         prompts.append(video_prompt(rng, 4))
     tokens = [[rng.integers(20, 400, int(rng.integers(2, 9)))] for _ in prompts]
-    alone = [jaxr1.score(model, params, processor, [p], [t])[0][0] for p, t in zip(prompts, tokens, strict=True)]
+    alone = [
+        jaxr1.score(model, params, processor, [p], [t])[0][0]
+        for p, t in zip(prompts, tokens, strict=True)
+    ]
     order = rng.permutation(len(prompts))
-    together = jaxr1.score(model, params, processor, [prompts[i] for i in order], [tokens[i] for i in order])
+    together = jaxr1.score(
+        model, params, processor, [prompts[i] for i in order], [tokens[i] for i in order]
+    )
     half = jaxr1.score(model, params, processor, prompts[:3], tokens[:3])
     for place, i in enumerate(order):
         np.testing.assert_allclose(together[place][0], alone[i], atol=2e-5)
@@ -380,7 +471,9 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
     kept = with_features(model, params, prompts, buckets, frozen)
     assert {p.held for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
     # The frozen parameters are not read any more: other ones give the same.
-    other = {k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()}
+    other = {
+        k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()
+    }
     episodes.views["policy"] = kept
     np.testing.assert_allclose(whole, scored(other), atol=1e-5)
 
@@ -389,7 +482,12 @@ def test_swapping_the_image_changes_the_logprobs(world, rng):
     model, params, processor = world.model, world.params, world.processor
     image = random_image(rng, 40, 80)
     ask = lambda im: jaxr1.Prompt(
-        [{"role": "user", "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}]}]
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}],
+            }
+        ]
     )
     tokens = [[rng.integers(20, 300, 5)]]
     one = jaxr1.score(model, params, processor, [ask(image)], tokens)[0][0]

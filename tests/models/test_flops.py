@@ -1,4 +1,6 @@
-"""Counted work: gradients, micro-batches and device peaks. That a forward pass is counted right is in test_parity."""
+"""Counted work: gradients, micro-batches and device peaks. That a forward pass is counted right is
+in test_parity.
+"""
 
 from types import SimpleNamespace
 
@@ -34,7 +36,10 @@ def test_a_gradient_costs_what_lies_above_it(trained, adapted, flops):
 def test_a_micro_batch_is_its_prompts_and_responses(rng):
     model, _ = jaxr1.load_model("tiny")
     position = np.zeros((1, 3), np.int32)
-    prompts = [EncodedPrompt(np.zeros(n, np.int32), position, position, n, grids=((1, 4, 2 * n),)) for n in (5, 9)]
+    prompts = [
+        EncodedPrompt(np.zeros(n, np.int32), position, position, n, grids=((1, 4, 2 * n),))
+        for n in (5, 9)
+    ]
     lengths = [list(rng.integers(1, 17, 40)) for _ in prompts]
     # So small a budget that a group takes several micro-batches, each with a copy of its prompt.
     plans = plan_strips([5, 9], lengths, Buckets((16,), (16,), (64,)), token_budget=200)

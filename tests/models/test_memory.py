@@ -1,4 +1,6 @@
-"""In the compiled programs no buffer is as large as G x the prompt KV of a layer, and none as all response logits."""
+"""In the compiled programs no buffer is as large as G x the prompt KV of a layer, and none as all
+response logits.
+"""
 
 import math
 import re
@@ -44,7 +46,9 @@ def programs(tmp_path_factory):
     processor = jaxr1.load_processor(folder)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((PROMPT,), (TOKENS,), (64,))
-    tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
+    tokens = [
+        [rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts
+    ]
     policy = learner(model, processor, (Ppo(), Kl(0.1), PolicyStats()), buckets, on_policy=False)
     numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
     episodes = given(prompts, tokens, **numbers)
@@ -59,7 +63,9 @@ def programs(tmp_path_factory):
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
     state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)
     static = loop.Static(Filters(), processor.media_token_ids, (2,))
-    decode = loop.decode_until.lower(model, params, cache, state, np.int32(9), np.float32(1), static).compile()
+    decode = loop.decode_until.lower(
+        model, params, cache, state, np.int32(9), np.float32(1), static
+    ).compile()
     assert plan.rows == ROWS and batch.prompt.token_bp.shape == (ROWS, PROMPT)
     return plan, {"update": update, "score": score, "decode": decode}
 
@@ -88,5 +94,7 @@ def test_response_logits_never_exist(programs, name):
 def test_the_test_would_see_repeated_keys():
     """The same check finds a repetition where there is one."""
     keys = np.zeros((ROWS, PROMPT, KV_HEADS, HEAD), np.float32)
-    repeated = jax.jit(lambda k: k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None])
+    repeated = jax.jit(
+        lambda k: k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None]
+    )
     assert GROUP * keys.size in sizes_of(repeated.lower(keys).compile())

@@ -47,7 +47,9 @@ def images_for(model):
 
 def logits(model, params, encoded, **options):
     buckets = fitting_buckets(encoded, 8)
-    return np.asarray(prompt_logits(model, params, make_batch(encoded, buckets, model.media, rows=4, **options)))
+    return np.asarray(
+        prompt_logits(model, params, make_batch(encoded, buckets, model.media, rows=4, **options))
+    )
 
 
 def test_logits_equal_transformers(case, rng):
@@ -71,12 +73,18 @@ def test_every_tower_block_equals_transformers(case, rng):
         pytest.skip("no tower")
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
     batch = make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
-    ours = np.asarray(vit.tower(model.vision, params["vision"], batch.media["patches"], model.rules, every_block=True))
+    ours = np.asarray(
+        vit.tower(
+            model.vision, params["vision"], batch.media["patches"], model.rules, every_block=True
+        )
+    )
     kept = []
     visual = reference.model.vision_tower if model.family == "internvl" else reference.model.visual
     blocks = visual.encoder.layer if model.family == "internvl" else visual.blocks
     for block in blocks:
-        block.register_forward_hook(lambda _, __, out: kept.append((out[0] if isinstance(out, tuple) else out).numpy()))
+        block.register_forward_hook(
+            lambda _, __, out: kept.append((out[0] if isinstance(out, tuple) else out).numpy())
+        )
     inputs = torch_inputs(encoded, model)
     with torch.no_grad():
         if model.family == "internvl":
@@ -93,9 +101,13 @@ def test_every_tower_block_equals_transformers(case, rng):
         else:
             rows = [mine[r][segment[r] > 0] for r in range(len(mine))]
             mine, theirs = np.concatenate(rows), theirs.reshape(-1, theirs.shape[-1])
-            # Windows reorder theirs, rows sort ours by size: every vector of one has its like in the other.
+            # Windows reorder theirs, rows sort ours by size: every vector of one has its like in
+            # the other.
             apart = np.abs(mine[:, None] - theirs[None]).max(-1)
-            assert mine.shape == theirs.shape and max(apart.min(0).max(), apart.min(1).max()) <= TOLERANCE
+            assert (
+                mine.shape == theirs.shape
+                and max(apart.min(0).max(), apart.min(1).max()) <= TOLERANCE
+            )
             continue
         np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
 
@@ -112,7 +124,8 @@ def test_counted_operations_are_those_that_torch_counts(case, rng):
         reference(**torch_inputs(encoded, model))
     reference.set_attn_implementation(usual)
     ours, p, cfg = forward_flops(model, encoded, ()), len(encoded), model.text
-    # Theirs multiply the whole square of a causal attention, and predict after every token of the prompt.
+    # Theirs multiply the whole square of a causal attention, and predict after every token of the
+    # prompt.
     unseen = 4 * cfg.layers * cfg.heads * cfg.head_size * (p * (p - 1) // 2)
     head = 2 * cfg.vocab * cfg.width
     assert sum(ours.values()) + unseen + head * p == counter.get_total_flops()
@@ -136,6 +149,9 @@ def test_saved_directory_is_read_by_transformers(case, rng, tmp_path):
     assert again.state_dict().keys() == theirs.keys()
     for name, tensor in again.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name
-    # Of equal weights torch's products differ by where they lie in memory: 3.2e-6 in 1 of 60 loads of this very file.
+    # Of equal weights torch's products differ by where they lie in memory: 3.2e-6 in 1 of 60 loads
+    # of this very file.
     with torch.no_grad():
-        torch.testing.assert_close(again(**inputs).logits, reference(**inputs).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            again(**inputs).logits, reference(**inputs).logits, atol=1e-5, rtol=0
+        )

@@ -1,4 +1,6 @@
-"""Settings as the files on the hub have them give as many parameters as the hub counts in their weights."""
+"""Settings as the files on the hub have them give as many parameters as the hub counts in their
+weights.
+"""
 
 import pytest
 
@@ -6,7 +8,9 @@ from jaxr1.models.families.table import FAMILIES
 from jaxr1.models.vlm import describe
 from jaxr1.nn.params import count
 
-QWEN2_TOWER = dict(depth=32, num_heads=16, in_chans=3, patch_size=14, spatial_merge_size=2, temporal_patch_size=2)
+QWEN2_TOWER = dict(
+    depth=32, num_heads=16, in_chans=3, patch_size=14, spatial_merge_size=2, temporal_patch_size=2
+)
 QWEN3_TOWER = dict(
     num_heads=16, in_channels=3, patch_size=16, spatial_merge_size=2, temporal_patch_size=2,
     num_position_embeddings=2304, hidden_act="gelu_pytorch_tanh",
@@ -37,7 +41,9 @@ def qwen2(family, text, tied):
                   fullatt_block_indexes=[7, 15, 23, 31], tokens_per_second=2)
     )  # fmt: skip
     rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
-    return text | dict(model_type=family, tie_word_embeddings=tied, rope_scaling=rope, vision_config=tower)
+    return text | dict(
+        model_type=family, tie_word_embeddings=tied, rope_scaling=rope, vision_config=tower
+    )
 
 
 def qwen3(text, tied, **tower):
@@ -48,7 +54,9 @@ def qwen3(text, tied, **tower):
 
 
 def intern(tower, kind, text):
-    text = text | dict(model_type=kind, tie_word_embeddings=False, rope_scaling={"type": "dynamic", "factor": 2.0})
+    text = text | dict(
+        model_type=kind, tie_word_embeddings=False, rope_scaling={"type": "dynamic", "factor": 2.0}
+    )
     return dict(model_type="internvl_chat", downsample_ratio=0.5, force_image_size=448, ps_version="v2", select_layer=-1,
                 vision_config=tower, llm_config=text)  # fmt: skip
 

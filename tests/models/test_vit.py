@@ -1,4 +1,6 @@
-"""The tower: position tables resampled as torch does it, and how many programs a mix of image sizes compiles."""
+"""The tower: position tables resampled as torch does it, and how many programs a mix of image sizes
+compiles.
+"""
 
 import jax
 import numpy as np
@@ -17,9 +19,13 @@ def test_bicubic_equals_torch(rng, to):
 
     table = rng.standard_normal((8, 8, 5)).astype(np.float32)
     grid = torch.tensor(table).permute(2, 0, 1)[None]
-    expected = torch.nn.functional.interpolate(grid, size=(to, to), mode="bicubic", align_corners=False)
+    expected = torch.nn.functional.interpolate(
+        grid, size=(to, to), mode="bicubic", align_corners=False
+    )
     ours = bicubic(8, to) @ table.reshape(64, 5)
-    np.testing.assert_allclose(ours.reshape(to, to, 5), expected[0].permute(1, 2, 0).numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        ours.reshape(to, to, 5), expected[0].permute(1, 2, 0).numpy(), atol=1e-5
+    )
 
 
 def test_same_size_is_the_identity():
@@ -33,13 +39,20 @@ def test_twenty_sizes_compile_at_most_as_many_programs_as_buckets(rng, at_once):
     buckets = geometric(16, 1024, multiple=4)
     sides = [(2 * h, 2 * w) for h in range(2, 17) for w in range(2, 17)]
     sizes = [sides[i] for i in rng.permutation(len(sides))[:20]]
-    encode = jax.jit(lambda *args: vlm.encode_patches(*args), static_argnums=0)  # a function of its own: its own cache
+    encode = jax.jit(
+        lambda *args: vlm.encode_patches(*args), static_argnums=0
+    )  # a function of its own: its own cache
     counts = []
     for _ in range(2):
         for i in range(0, 20, at_once):
             grids = [(1, h, w) for h, w in sizes[i : i + at_once]]
-            patches = [rng.standard_normal((h * w, model.vision.geometry.values), np.float32) for _, h, w in grids]
-            rows, _ = make_rows(patches, grids, buckets, model.vision.geometry, block=block_size(buckets[-1]))
+            patches = [
+                rng.standard_normal((h * w, model.vision.geometry.values), np.float32)
+                for _, h, w in grids
+            ]
+            rows, _ = make_rows(
+                patches, grids, buckets, model.vision.geometry, block=block_size(buckets[-1])
+            )
             encode(model, params, rows)
         counts.append(encode._cache_size())
     assert 1 < counts[0] <= len(buckets) and counts[1] == counts[0]

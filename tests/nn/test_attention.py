@@ -1,4 +1,6 @@
-"""Attention over listed pairs and in windows, against a plain float64 softmax; values and gradients."""
+"""Attention over listed pairs and in windows, against a plain float64 softmax; values and
+gradients.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +50,13 @@ def test_pairs_equal_the_plain_softmax(rng, block):
     def loss(attend, *x):
         return (jnp.where(real, attend(*x), 0) * c).sum()
 
-    paired = jax.grad(lambda *x: loss(lambda *y: paired_attention(*y, segment, pair, block), *x), argnums=(0, 1, 2))(
-        q, k, v
-    )
-    plain = jax.grad(lambda *x: loss(lambda *y: segment_attention(*y, segment), *x), argnums=(0, 1, 2))(q, k, v)
+    paired = jax.grad(
+        lambda *x: loss(lambda *y: paired_attention(*y, segment, pair, block), *x),
+        argnums=(0, 1, 2),
+    )(q, k, v)
+    plain = jax.grad(
+        lambda *x: loss(lambda *y: segment_attention(*y, segment), *x), argnums=(0, 1, 2)
+    )(q, k, v)
     for a, b in zip(paired, plain, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -64,16 +69,24 @@ def test_windows_equal_the_plain_softmax(rng, side):
     rows, _ = make_rows(patches, grids, (256,), layout, block=16)
     windows = make_windows(rows.place_rm2, rows.segment_rm, side)
     r, m = rows.segment_rm.shape
-    key = rows.segment_rm * 10000 + rows.place_rm2[..., 0] // side * 100 + rows.place_rm2[..., 1] // side
+    key = (
+        rows.segment_rm * 10000
+        + rows.place_rm2[..., 0] // side * 100
+        + rows.place_rm2[..., 1] // side
+    )
     group = np.where(rows.segment_rm > 0, key, 0)
     q, k, v = rng.standard_normal((3, r, m, 2, 4)).astype(np.float32)
-    out = np.asarray(window_attention(q, k, v, windows.index_rwk, windows.segment_rwk, windows.slot_rm))
+    out = np.asarray(
+        window_attention(q, k, v, windows.index_rwk, windows.segment_rwk, windows.slot_rm)
+    )
     np.testing.assert_allclose(out * (group > 0)[..., None, None], exact(q, k, v, group), atol=1e-5)
     assert windows.index_rwk.shape[1] * windows.index_rwk.shape[2] <= max(2 * m, side * side)
 
 
 def test_an_epoch_of_many_sizes(rng):
-    """Images of 20 sizes in batches of 8: little padding, attention near what is needed, few shapes, none new later."""
+    """Images of 20 sizes in batches of 8: little padding, attention near what is needed, few
+    shapes, none new later.
+    """
     sides = rng.permutation(np.arange(8, 33, 1))[:20] * 2  # 112 to 896 px in patches of 14
     grids = [(1, int(a), int(b)) for a, b in zip(sides, rng.permutation(sides), strict=True)]
     layout = PatchGeometry(2, 1, window=8)
@@ -90,5 +103,7 @@ def test_an_epoch_of_many_sizes(rng):
             pairs.append(waste["vision_pairs"])
             pair = 0 if rows.pair_rp2 is None else rows.pair_rp2.shape[1]
             shapes.append((epoch, rows.segment_rm.shape, pair, rows.windows.index_rwk.shape))
-    print("padding", np.mean(padding), "pairs", np.mean(pairs), "shapes", len({s[1:] for s in shapes}))
+    print(
+        "padding", np.mean(padding), "pairs", np.mean(pairs), "shapes", len({s[1:] for s in shapes})
+    )
     assert np.mean(padding) <= 0.15 and np.mean(pairs) <= 2.0

@@ -33,7 +33,12 @@ class World:
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "internvl"])
 def world(request, tmp_path_factory, module_seed):
     base = Checkpoint.make(tmp_path_factory.mktemp("lora") / "m", module_seed, request.param)
-    lora = Lora(rank=3, alpha=6.0, targets="decoder/layers/(q|o|down)|vision/blocks/(v|proj)|merger/fc1", layers=(0, 1))
+    lora = Lora(
+        rank=3,
+        alpha=6.0,
+        targets="decoder/layers/(q|o|down)|vision/blocks/(v|proj)|merger/fc1",
+        layers=(0, 1),
+    )
     model, params = base.model, base.params
     adapters = init_adapters(model.table(), lora, module_seed, mesh_of(params), model.rules)
     return World(dataclasses.replace(model, lora=lora), params, adapters, base.processor)
@@ -41,7 +46,9 @@ def world(request, tmp_path_factory, module_seed):
 
 def filled(adapters, rng):
     """Adapters as after training: B is not zero any more."""
-    return jax.tree.map(lambda x: x + rng.standard_normal(x.shape).astype(np.float32) * 0.1, adapters)
+    return jax.tree.map(
+        lambda x: x + rng.standard_normal(x.shape).astype(np.float32) * 0.1, adapters
+    )
 
 
 def responses(rng):
@@ -90,7 +97,9 @@ def test_only_adapters_have_optimiser_state(world):
 
 def test_what_is_refused(world):
     model = world.model
-    with pytest.raises(ValueError, match=r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"):
+    with pytest.raises(
+        ValueError, match=r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"
+    ):
         init_adapters(model.table(), Lora(targets="decoder/q"), 0, None, model.rules)
     with pytest.raises(ValueError, match="not inside the 3 layers"):
         init_adapters(model.table(), Lora(layers=(1, 3)), 0, None, model.rules)
@@ -101,7 +110,10 @@ def test_what_is_refused(world):
     assert {"decoder/layers/q/a", "vision/blocks/proj/a"} <= adapter_table(table, both).keys()
     deep = Lora(targets=both.targets, layers=(2, 2))
     assert not [path for path in adapter_table(table, deep) if path.startswith("vision")]
-    assert set(adapter_table(table, Lora(targets="merger/fc1", layers=(0, 9)))) == {"merger/fc1/a", "merger/fc1/b"}
+    assert set(adapter_table(table, Lora(targets="merger/fc1", layers=(0, 9)))) == {
+        "merger/fc1/a",
+        "merger/fc1/b",
+    }
     with pytest.raises(ValueError, match="no range"):
         Lora(layers=(2, 1))
     with pytest.raises(ValueError, match="rank"):

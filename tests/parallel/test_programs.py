@@ -1,5 +1,6 @@
-"""What devices send each other in the compiled programs: parameters and activations, never logits, and no parameter once
-per token. What is stored is split as the parameters are."""
+"""What devices send each other in the compiled programs: parameters and activations, never logits,
+and no parameter once per token. What is stored is split as the parameters are.
+"""
 
 import dataclasses
 import math
@@ -33,7 +34,8 @@ def collectives(compiled) -> list[tuple[str, tuple[int, ...], str]]:
     found = []
     for line in compiled.as_text().splitlines():
         match = re.search(
-            r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(", line
+            r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(",
+            line,
         )
         if match:
             name = re.search(r'op_name="([^"]*)"', line)
@@ -72,8 +74,12 @@ def programs(request, folder):
     processor, rng = jaxr1.load_processor(folder), np.random.default_rng(0)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((192,), (TOKENS,), (64,))
-    tokens = [[rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts]
-    policy = learner(model, processor, (Ppo(), PolicyStats()), buckets, optimizer=Optimizer(1e-3, clip_norm=0))
+    tokens = [
+        [rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts
+    ]
+    policy = learner(
+        model, processor, (Ppo(), PolicyStats()), buckets, optimizer=Optimizer(1e-3, clip_norm=0)
+    )
     numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
     episodes = given(prompts, tokens, **numbers)
     [plan] = plan_episodes(policy, params, episodes, episodes.valid_bg)
@@ -87,11 +93,17 @@ def programs(request, folder):
         score = score_batch.lower(model, params, placed.prompt, placed.strips, *asked).compile()
         whole = (model, policy.objective, state.trainable, state.frozen, sums, placed, {})
         update = accumulate.lower(*whole).compile()
-        rows = place_rows(plan_prompts(plan, prompts, buckets, model.media, multiple=multiple), mesh, model.rules)
+        rows = place_rows(
+            plan_prompts(plan, prompts, buckets, model.media, multiple=multiple), mesh, model.rules
+        )
         on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
-        keys = jax.device_put(np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding)
+        keys = jax.device_put(
+            np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding
+        )
         prefilled = loop.run_prefill(model, params, rows)
-        decoding, cache = loop.start(model, prefilled, keys, on_rows(np.zeros((ROWS, GROUP), bool)), GROUP, 32)
+        decoding, cache = loop.start(
+            model, prefilled, keys, on_rows(np.zeros((ROWS, GROUP), bool)), GROUP, 32
+        )
         static = loop.Static(Filters(), processor.media_token_ids, (2,))
         args = (model, params, cache, decoding, np.int32(9), np.float32(1), static)
         decode = loop.decode_until.lower(*args).compile()
@@ -101,7 +113,9 @@ def programs(request, folder):
 
 @pytest.mark.parametrize("name", ["score", "update", "decode"])
 def test_logits_stay_on_their_device(programs, name):
-    """Over the vocabulary only single numbers per token are added up, and the output matrix is brought together."""
+    """Over the vocabulary only single numbers per token are added up, and the output matrix is
+    brought together.
+    """
     mesh, compiled = programs.mesh, programs.compiled
     share = VOCAB // mesh.shape["tensor"]
     matrices = {(a, b) for a in (VOCAB, share) for b in (WIDTH, WIDTH // 2, WIDTH // 4)}
@@ -124,7 +138,12 @@ def test_no_parameter_is_gathered_for_every_token(programs):
 
 def test_states_are_split_as_the_parameters_are(programs):
     """Moments, gradient sums, and all of them again after a step."""
-    mesh, model, objective, placed = programs.mesh, programs.model, programs.policy.objective, programs.placed
+    mesh, model, objective, placed = (
+        programs.mesh,
+        programs.model,
+        programs.policy.objective,
+        programs.placed,
+    )
     tx, rate = optax.adamw(1e-3), optax.constant_schedule(1e-3)
     state = init_state(jax.tree.map(lambda x: x.copy(), programs.state.params), tx)
     wanted = [x.sharding for x in jax.tree.leaves(state.trainable)]
@@ -134,7 +153,11 @@ def test_states_are_split_as_the_parameters_are(programs):
         trees = [state.trainable, sums.grads, state.opt[0].mu, state.opt[0].nu]
         for tree in trees:
             for x, sharding in zip(jax.tree.leaves(tree), wanted, strict=True):
-                assert x.sharding.is_equivalent_to(sharding, x.ndim), (x.shape, x.sharding, sharding)
+                assert x.sharding.is_equivalent_to(sharding, x.ndim), (
+                    x.shape,
+                    x.sharding,
+                    sharding,
+                )
         for x in jax.tree.leaves((state, sums)):
             assert x.sharding.device_set == set(mesh.devices.flat)
 
@@ -153,9 +176,15 @@ def test_compaction_and_growth_keep_rows_apart(programs):
     multiple = batch_multiple(mesh, model.rules)
     with jax.set_mesh(mesh):
         wide = loop.grow(model, decoding, 64)
-        row, slot = np.arange(multiple, dtype=np.int32), np.tile(np.arange(2, dtype=np.int32), (multiple, 1))
+        row, slot = (
+            np.arange(multiple, dtype=np.int32),
+            np.tile(np.arange(2, dtype=np.int32), (multiple, 1)),
+        )
         small, kept = loop.select(model, wide, cache, row, slot, np.zeros((multiple, 2), bool))
     for tree in (cache, decoding, wide, small, kept):
         for x in jax.tree.leaves(tree):
             if x.ndim:
-                assert x.addressable_shards[0].data.shape[0] == x.shape[0] // multiple, (x.shape, x.sharding)
+                assert x.addressable_shards[0].data.shape[0] == x.shape[0] // multiple, (
+                    x.shape,
+                    x.sharding,
+                )

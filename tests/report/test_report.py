@@ -48,7 +48,11 @@ def run_dir(tmp_path_factory):
             log.write("cold_start", step, {"policy/loss": 1 / step, "policy/grad_norm": 1.0})
         evaluation(log, directory, "cold_start", 10, 0.4, [0] * 20)
         for step in range(1, 81):
-            log.write("rl", step, {"reward/mean": step / 80, "policy/kl": float("nan") if step == 3 else 0.01})
+            log.write(
+                "rl",
+                step,
+                {"reward/mean": step / 80, "policy/kl": float("nan") if step == 3 else 0.01},
+            )
             if step % 40 == 0:
                 evaluation(log, directory, "rl", step, step / 100, [i % 4 < 3 for i in range(20)])
     return directory
@@ -62,7 +66,9 @@ def report(run_dir):
 def test_history(run_dir):
     history = read_history(run_dir)
     assert history.stages == [("cold_start", 0, 10), ("rl", 10, 90)]
-    assert history.series["reward/mean"][0] == (11, 1 / 80) and len(history.series["policy/kl"]) == 79
+    assert (
+        history.series["reward/mean"][0] == (11, 1 / 80) and len(history.series["policy/kl"]) == 79
+    )
     assert [e.x for e in history.evaluations["digits_easy"]] == [0, 10, 50, 90]
 
 
@@ -74,11 +80,21 @@ def test_table_has_before_and_after_each_stage(report):
 
 
 def test_every_reward_has_its_columns(tmp_path):
-    """Two sets graded by other rewards than accuracy and format: shares in percent, other numbers as they are."""
+    """Two sets graded by other rewards than accuracy and format: shares in percent, other numbers
+    as they are.
+    """
     with MetricsLog(tmp_path, tensorboard=False) as log:
         for step, value in ((0, 0.25), (1, 0.5)):
-            log.write("rl", step, {"eval/boxes/iou": value, "eval/boxes/length_mean": 9.0, "eval/boxes/n": 4})
-            log.write("rl", step, {"eval/poems/rhymes": 10 * value, "eval/poems/length_mean": 8.0, "eval/poems/n": 3})
+            log.write(
+                "rl",
+                step,
+                {"eval/boxes/iou": value, "eval/boxes/length_mean": 9.0, "eval/boxes/n": 4},
+            )
+            log.write(
+                "rl",
+                step,
+                {"eval/poems/rhymes": 10 * value, "eval/poems/length_mean": 8.0, "eval/poems/n": 3},
+            )
         log.write("rl", 1, {"reward/iou": 0.3, "reward/brevity": -2.0, "reward/std": 1.0})
     report = write_report(tmp_path)
     [head] = [line for line in report.text.splitlines() if "stage" in line and "set" in line]
@@ -122,7 +138,9 @@ def test_page_is_self_contained_and_harmless(report):
     pictures = [base64.b64decode(url.partition(",")[2]) for url in reader.urls]
     assert all(Image.open(io.BytesIO(data)).size for data in pictures)
     assert reader.text.count("before training") == reader.text.count("after rl, step 80") == 12
-    assert "question 0" not in reader.text or "picture not kept" in reader.text  # a path in a media name leads nowhere
+    assert (
+        "question 0" not in reader.text or "picture not kept" in reader.text
+    )  # a path in a media name leads nowhere
 
 
 def test_samples_are_mixed(run_dir):
@@ -156,7 +174,8 @@ def test_large_pictures_are_made_smaller(tmp_path):
 
 
 def test_reports_and_metrics_need_neither_jax_nor_pyplot():
-    # a bare package in place of jaxr1.run: what these modules import themselves, not what else lives in the room
+    # a bare package in place of jaxr1.run: what these modules import themselves, not what else
+    # lives in the room
     code = (
         "import sys, types, jaxr1, os\nroom = types.ModuleType('jaxr1.run')\n"
         "room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), 'run')]\nsys.modules['jaxr1.run'] = room\n"

@@ -241,7 +241,9 @@ def test_different_expressions(gold, answer):
 
 
 def reward(gold, answer, **metadata):
-    return accuracy_reward(Completion(f"<think>t</think><answer>{answer}</answer>"), Example("q", gold, "s", metadata))
+    return accuracy_reward(
+        Completion(f"<think>t</think><answer>{answer}</answer>"), Example("q", gold, "s", metadata)
+    )
 
 
 def test_choices_by_letter_and_by_text():
@@ -258,7 +260,19 @@ def test_choices_by_letter_and_by_text():
 
 
 UNPARSABLE = ["", "   ", "???", "\\frac{", "\\frac{1}{", "x" * 5000, "9^{9^{9^9}}", "2^{99999999}"]
-PARSABLE = ["7", "B", "(B)", "a red cube", "\\frac{1}{2}", "2\\sqrt{2}", "15%", "x^2+1", "Paris", "(1, 2)", "5 cm"]
+PARSABLE = [
+    "7",
+    "B",
+    "(B)",
+    "a red cube",
+    "\\frac{1}{2}",
+    "2\\sqrt{2}",
+    "15%",
+    "x^2+1",
+    "Paris",
+    "(1, 2)",
+    "5 cm",
+]
 
 
 @pytest.mark.parametrize("gold", UNPARSABLE)
@@ -315,7 +329,9 @@ def test_random_junk_never_raises_and_is_symmetric():
     words = ["".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(1500)]
     for one, other in zip(words, reversed(words), strict=True):
         assert acc.answers_match(one, one, math=False)
-        assert acc.answers_match(one, other, math=False) == acc.answers_match(other, one, math=False), (one, other)
+        assert acc.answers_match(one, other, math=False) == acc.answers_match(
+            other, one, math=False
+        ), (one, other)
         acc.extract_answer(one + other, tail=True)
         acc._math_problem(normalise(one))
     for one, other in zip(words[:120], words[120:], strict=False):
@@ -325,8 +341,23 @@ def test_random_junk_never_raises_and_is_symmetric():
 
 LONG = [
     *("(x+y+z)^{300}+1", "x^{999}-1=0", "\\exp(\\exp(\\exp(99)))", "(1+\\sqrt{2})^{999}"),
-    *("\\boxed{" * 20_000, "{" * 100_000, "9" * 100_000, "^" * 50_000, "1," * 50_000, "<answer>" * 20_000),
-    *("(" * 3000 + "1" + ")" * 3000, "a " * 50_000, "\\text{" * 300, "$" * 1900, "A " * 900, "1 " * 900, "-" * 1900),
+    *(
+        "\\boxed{" * 20_000,
+        "{" * 100_000,
+        "9" * 100_000,
+        "^" * 50_000,
+        "1," * 50_000,
+        "<answer>" * 20_000,
+    ),
+    *(
+        "(" * 3000 + "1" + ")" * 3000,
+        "a " * 50_000,
+        "\\text{" * 300,
+        "$" * 1900,
+        "A " * 900,
+        "1 " * 900,
+        "-" * 1900,
+    ),
     *(
         "9^9^9^9^9^9^9",
         "((9^{999})^{999})^{999}",

@@ -6,7 +6,7 @@ import pytest
 
 from jaxr1.rewards import Completion, Example, format_reward
 
-#                                                                         strict  whitespace  lenient
+# strict  whitespace  lenient
 TABLE = [
     ("<think>a</think><answer>b</answer>", 1, 1, 1),
     ("<think>a\nb</think><answer>\n3\n4\n</answer>", 1, 1, 1),  # blocks span lines
@@ -38,7 +38,9 @@ def test_variants(text, strict, whitespace, lenient):
 
 def test_truncated_is_a_format_failure_of_that_completion_alone():
     text = "<think>a</think><answer>b</answer>"
-    finished = [format_reward(Completion(text, reason), Example()) for reason in ("stop", "length", "stop")]
+    finished = [
+        format_reward(Completion(text, reason), Example()) for reason in ("stop", "length", "stop")
+    ]
     assert finished == [1.0, 0.0, 1.0]
 
 
@@ -52,7 +54,9 @@ def test_linear_time():
     start = time.perf_counter()
     for variant in ("strict", "whitespace", "lenient"):
         format_reward(
-            Completion("<think>" + " " * 1_000_000 + "x</think><answer>b</answer>"), Example(), variant=variant
+            Completion("<think>" + " " * 1_000_000 + "x</think><answer>b</answer>"),
+            Example(),
+            variant=variant,
         )
         format_reward(Completion(junk), Example(), variant=variant)
     assert time.perf_counter() - start < 2.0

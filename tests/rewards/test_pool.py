@@ -1,4 +1,6 @@
-"""The worker pool: whatever a reward function does, other items are graded, in order, and nothing is lost silently."""
+"""The worker pool: whatever a reward function does, other items are graded, in order, and nothing
+is lost silently.
+"""
 
 import os
 import random
@@ -13,7 +15,9 @@ import pytest
 from jaxr1.rewards import Completion, Example, Reward, RewardError, RewardPool
 
 FILE = Path(__file__).with_name("user_rewards.py")
-needs_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="looks for processes in /proc")
+needs_proc = pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="looks for processes in /proc"
+)
 
 
 def items(*texts, **metadata):
@@ -25,7 +29,11 @@ def user(function, **kwargs):
 
 
 def test_totals_weights_and_none():
-    rewards = [Reward("accuracy", 2.0), Reward("format", 0.5), user("scaled", name="length", options={"scale": 0.1})]
+    rewards = [
+        Reward("accuracy", 2.0),
+        Reward("format", 0.5),
+        user("scaled", name="length", options={"scale": 0.1}),
+    ]
     with RewardPool(rewards) as pool:
         right, wrong, no_gold = pool.grade(
             [
@@ -38,7 +46,9 @@ def test_totals_weights_and_none():
     assert right.by_name == {"accuracy": 1.0, "format": 1.0, "length": pytest.approx(3.4)}
     assert right.total == pytest.approx(2.0 + 0.5 + 3.4) and right.status == "ok"
     assert wrong.by_name["accuracy"] == 0.0 and wrong.total == pytest.approx(0.1)
-    assert no_gold.by_name["accuracy"] is None and no_gold.total == pytest.approx(0.1)  # None skips one component
+    assert no_gold.by_name["accuracy"] is None and no_gold.total == pytest.approx(
+        0.1
+    )  # None skips one component
 
 
 def test_none_from_all_has_no_total():
@@ -59,7 +69,9 @@ def test_every_misbehaviour_costs_only_its_own_item():
         "memory": ("error", "MemoryError"),
         "huge": ("error", "ValueError"),
     }
-    good = {"print": 0.25, "flood": 0.75, "input": 0.0, "true": 1.0} | {str(i): float(i) for i in range(20)}
+    good = {"print": 0.25, "flood": 0.75, "input": 0.0, "true": 1.0} | {
+        str(i): float(i) for i in range(20)
+    }
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     texts = [*bad, *good]
@@ -68,11 +80,18 @@ def test_every_misbehaviour_costs_only_its_own_item():
         grades = pool.grade(items(*texts))
     for text, grade in zip(texts, grades, strict=True):
         if text in good:
-            assert (grade.status, grade.total, grade.detail) == ("ok", good[text], ""), (text, grade)
+            assert (grade.status, grade.total, grade.detail) == ("ok", good[text], ""), (
+                text,
+                grade,
+            )
         else:
             status, detail = bad[text]
             assert (grade.status, grade.total) == (status, None), (text, grade)
-            assert detail in grade.detail and "user_rewards.py" in grade.detail and len(grade.detail) < 5000
+            assert (
+                detail in grade.detail
+                and "user_rewards.py" in grade.detail
+                and len(grade.detail) < 5000
+            )
             assert grade.by_name["behave"] is None
 
 
@@ -84,7 +103,10 @@ def test_a_kill_takes_the_whole_process_group(tmp_path):
     assert (stubborn.status, fine.total) == ("timeout", 1.0)
     for pid in map(int, pids.read_text().split()):
         for _ in range(50):
-            if not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
+            if (
+                not Path(f"/proc/{pid}").exists()
+                or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+            ):
                 break
             time.sleep(0.1)
         else:
@@ -126,27 +148,44 @@ def test_a_function_that_fails_for_every_item_is_a_bug():
         with pytest.raises(RewardError) as error:
             pool.grade(items("a", "b", "c"))
         single = pool.grade(items("a"))[0]  # one item proves nothing
-    for part in ("always_raises", str(FILE), "all 3 items", "RuntimeError: I am broken", "Traceback"):
+    for part in (
+        "always_raises",
+        str(FILE),
+        "all 3 items",
+        "RuntimeError: I am broken",
+        "Traceback",
+    ):
         assert part in str(error.value)
     assert single.status == "error" and "I am broken" in single.detail
 
 
 def test_one_example_that_always_fails_costs_only_its_samples():
-    """A hard question hangs the grader, a row lacks a column: others were graded, so the run goes on."""
+    """A hard question hangs the grader, a row lacks a column: others were graded, so the run goes
+    on.
+    """
     of = lambda question, *texts: [(Completion(text), Example(question)) for text in texts]
     with RewardPool([user("behave")], timeout_s=0.5) as pool:
         assert [g.status for g in pool.grade(of("a", "1", "2"))] == ["ok", "ok"]
         assert [g.status for g in pool.grade(of("b", "hang", "hang"))] == ["timeout", "timeout"]
         assert [g.status for g in pool.grade(of("c", "raise", "raise"))] == ["error", "error"]
-        assert [g.status for g in pool.grade(of("d", "_exit") + of("e", "_exit"))] == ["crash", "crash"]
+        assert [g.status for g in pool.grade(of("d", "_exit") + of("e", "_exit"))] == [
+            "crash",
+            "crash",
+        ]
         with pytest.raises(RewardError, match="failed for all 2 items"):
             pool.grade(of("f", "raise") + of("g", "raise"))  # of different questions: a bug
-    with RewardPool([user("behave")], timeout_s=0.5) as pool, pytest.raises(RewardError, match="took over"):
+    with (
+        RewardPool([user("behave")], timeout_s=0.5) as pool,
+        pytest.raises(RewardError, match="took over"),
+    ):
         pool.grade(of("b", "hang", "hang"))  # and nothing was ever graded
 
 
 def test_a_function_that_always_exits_ends_early():
-    with RewardPool([user("behave")]) as pool, pytest.raises(RewardError, match=r"behave in .*exited with 3"):
+    with (
+        RewardPool([user("behave")]) as pool,
+        pytest.raises(RewardError, match=r"behave in .*exited with 3"),
+    ):
         pool.grade(items(*["_exit"] * 500))
 
 
@@ -160,7 +199,10 @@ def test_a_file_that_does_not_load(tmp_path):
 
 def test_built_ins_grade_in_order():
     batch = [
-        (Completion(f"<think>t</think><answer>{i % 10}</answer>"), Example("q", str(i % 7), "s", {}))
+        (
+            Completion(f"<think>t</think><answer>{i % 10}</answer>"),
+            Example("q", str(i % 7), "s", {}),
+        )
         for i in range(500)
     ]
     with RewardPool([Reward("accuracy"), Reward("format")]) as pool:
@@ -171,7 +213,10 @@ def test_built_ins_grade_in_order():
 def test_math_goes_through_the_pool():
     with RewardPool([Reward("accuracy")], timeout_s=5.0) as pool:
         grades = pool.grade(
-            [(Completion(f"<answer>{a}</answer>"), Example(answer="2\\sqrt{2}")) for a in ("\\sqrt{8}", "9^{9^{9^9}}")]
+            [
+                (Completion(f"<answer>{a}</answer>"), Example(answer="2\\sqrt{2}"))
+                for a in ("\\sqrt{8}", "9^{9^{9^9}}")
+            ]
         )
     assert [g.total for g in grades] == [1.0, 0.0]
 
@@ -184,7 +229,9 @@ def test_workers_end_with_a_killed_parent():
         "pool.submit([(Completion('hang'), Example())])\ntime.sleep(0.8)\n"
         "print(*(worker.process.pid for worker in pool._live), flush=True)\nos.kill(os.getpid(), 9)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(FILE)], stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(FILE)], stdout=subprocess.PIPE, text=True
+    )
     (pid,) = done.stdout.split()
     for _ in range(100):
         status = Path(f"/proc/{pid}/status")

@@ -1,4 +1,6 @@
-"""Naming rewards: built-in, in files, as function objects and from notebooks; refusals say why and what to do."""
+"""Naming rewards: built-in, in files, as function objects and from notebooks; refusals say why and
+what to do.
+"""
 
 import dataclasses
 import json
@@ -16,7 +18,9 @@ FILE = Path(__file__).with_name("user_rewards.py")
 
 
 def cell(source, name="notebook", **globals_):
-    """Runs source the way a notebook does: no file, but lines that inspect can find. Returns its namespace."""
+    """Runs source the way a notebook does: no file, but lines that inspect can find. Returns its
+    namespace.
+    """
     filename = f"<ipython-input-{abs(hash((source, name)))}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     module = types.ModuleType("__main__")
@@ -29,9 +33,15 @@ def test_construction():
     reward = Reward("format", 0.5, options={"variant": "lenient"})
     assert reward.options == (("variant", "lenient"),) and reward.label == "format"
     assert hash(reward) == hash(dataclasses.replace(reward))
-    assert Reward(accuracy_reward).function == "accuracy" and Reward(format_reward).function == "format"
+    assert (
+        Reward(accuracy_reward).function == "accuracy"
+        and Reward(format_reward).function == "format"
+    )
     assert Reward("a/b.py:brevity").label == "brevity"
-    assert json.loads(json.dumps(Reward(cell(NOTEBOOK)["brevity"]).to_json()))["function"] == "(notebook):brevity"
+    assert (
+        json.loads(json.dumps(Reward(cell(NOTEBOOK)["brevity"]).to_json()))["function"]
+        == "(notebook):brevity"
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,7 +50,10 @@ def test_construction():
         ({"function": "acuracy"}, "did you mean 'accuracy'"),
         ({"function": "rewards.py"}, "'rewards.py:function_name'"),
         ({"function": "format", "options": {"varient": "strict"}}, "did you mean 'variant'"),
-        ({"function": "format", "options": {"variant": "loose"}}, "variant must be one of 'strict'"),
+        (
+            {"function": "format", "options": {"variant": "loose"}},
+            "variant must be one of 'strict'",
+        ),
         ({"function": "format", "weight": float("nan")}, "weight must be a finite number"),
         ({"function": "format", "options": {"variant": [1]}}, "number, string or bool"),
         ({"function": 3}, "must be a name or a Python function"),
@@ -59,7 +72,9 @@ def test_closure_is_refused():
     def near(completion, example):
         return float(len(completion.text) == target)
 
-    with pytest.raises(ValueError, match=r"'near'.*closes over local variables.*\(target\).*Put it"):
+    with pytest.raises(
+        ValueError, match=r"'near'.*closes over local variables.*\(target\).*Put it"
+    ):
         Reward(near)
 
 
@@ -67,8 +82,14 @@ def test_closure_is_refused():
     ("function", "message"),
     [
         (f"{FILE}:behav", r"no function 'behav' at its top level; did you mean 'behave'\?"),
-        (f"{FILE.parent}/user_reward.py:behave", "there is no file .*; did you mean .*user_rewards.py"),
-        (f"{FILE}:one_argument", r"one_argument in .*user_rewards.py cannot be called as f\(completion, example\)"),
+        (
+            f"{FILE.parent}/user_reward.py:behave",
+            "there is no file .*; did you mean .*user_rewards.py",
+        ),
+        (
+            f"{FILE}:one_argument",
+            r"one_argument in .*user_rewards.py cannot be called as f\(completion, example\)",
+        ),
         (f"{FILE}:later", "async"),
     ],
 )
@@ -98,18 +119,24 @@ def test_relative_paths_follow_the_working_directory(tmp_path, monkeypatch):
 def test_module_function_keeps_its_file(tmp_path):
     function = load_function(str(FILE), "scaled")
     resolved = Reward(function).resolve(tmp_path)
-    assert (resolved.path, resolved.function) == (str(FILE), "scaled") and not list(tmp_path.iterdir())
+    assert (resolved.path, resolved.function) == (str(FILE), "scaled") and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_files_beside_and_packages_can_be_imported(tmp_path):
     (tmp_path / "helper_beside.py").write_text("VALUE = 3.0\n")
-    (tmp_path / "uses_helper.py").write_text("import helper_beside\ndef f(c, e):\n    return helper_beside.VALUE\n")
+    (tmp_path / "uses_helper.py").write_text(
+        "import helper_beside\ndef f(c, e):\n    return helper_beside.VALUE\n"
+    )
     package = tmp_path / "some_package"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "other.py").write_text("VALUE = 4.0\n")
     (package / "mine.py").write_text("from .other import VALUE\ndef g(c, e):\n    return VALUE\n")
-    with RewardPool([Reward(f"{tmp_path}/uses_helper.py:f"), Reward(f"{package}/mine.py:g")]) as pool:
+    with RewardPool(
+        [Reward(f"{tmp_path}/uses_helper.py:f"), Reward(f"{package}/mine.py:g")]
+    ) as pool:
         assert pool.grade([(Completion(""), Example())])[0].by_name == {"f": 3.0, "g": 4.0}
 
 
@@ -142,14 +169,19 @@ def test_notebook_function_runs_in_a_worker(tmp_path):
         assert [g.total for g in grades] == [0.5, 1.0], grades
     (written,) = tmp_path.iterdir()
     assert re.fullmatch(r"reward_brevity_[0-9a-f]{10}\.py", written.name)
-    assert Reward(function).resolve(tmp_path).path == str(written)  # the same source is the same file
+    assert Reward(function).resolve(tmp_path).path == str(
+        written
+    )  # the same source is the same file
 
 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("def f(c, e):\n    return model(c)\n", "reads the global 'model', a object"),
-        ("def g(c):\n    return model(c)\ndef f(c, e):\n    return g(c)\n", "through 'g'.*reads the global 'model'"),
+        (
+            "def g(c):\n    return model(c)\ndef f(c, e):\n    return g(c)\n",
+            "through 'g'.*reads the global 'model'",
+        ),
         ("def f(c, e):\n    return nowhere(c)\n", "reads 'nowhere', which is not defined"),
         ("g = lambda c: 1.0\ndef f(c, e):\n    return g(c)\n", "calls 'g', a lambda"),
         ("class K:\n    pass\ndef f(c, e):\n    return K()\n", "reads the global 'K'"),

@@ -1,4 +1,6 @@
-"""Reward functions for the tests of the pool; what one does depends on the completion's text. Run in workers only."""
+"""Reward functions for the tests of the pool; what one does depends on the completion's text. Run
+in workers only.
+"""
 
 import os
 import subprocess
@@ -55,7 +57,11 @@ def behave(completion, example):
 
 def modules(completion, example):
     """1.0 if jax (or anything as heavy) has been imported here."""
-    heavy = [name for name in ("jax", "jaxlib", "flax", "numpy", "torch", "sympy", "rich") if name in sys.modules]
+    heavy = [
+        name
+        for name in ("jax", "jaxlib", "flax", "numpy", "torch", "sympy", "rich")
+        if name in sys.modules
+    ]
     assert "jaxr1" in sys.modules
     return float(len(heavy))
 

@@ -35,7 +35,9 @@ SHAPE = (3, 2, 8)  # rows, strips, tokens
 
 @dataclasses.dataclass
 class Numbers:
-    """What a term may see, in float64: [B, S, T] each; two responses in every strip, the end is padding."""
+    """What a term may see, in float64: [B, S, T] each; two responses in every strip, the end is
+    padding.
+    """
 
     segment: np.ndarray
     own: np.ndarray
@@ -90,7 +92,9 @@ TERMS = [
 ]
 
 
-@pytest.mark.parametrize(("term", "formula"), TERMS, ids=lambda x: str(x) if isinstance(x, Term) else "")
+@pytest.mark.parametrize(
+    ("term", "formula"), TERMS, ids=lambda x: str(x) if isinstance(x, Term) else ""
+)
 def test_a_term_equals_its_formula(rng, term, formula):
     """The loss, its metrics' weights, and its gradient by finite differences in float64."""
     numbers = Numbers.draw(rng)
@@ -111,7 +115,9 @@ def test_a_term_equals_its_formula(rng, term, formula):
             moved = dict(numbers.values)
             moved[read] = moved[read].copy()
             moved[read][at] += sign * step
-            ends.append((formula(dataclasses.replace(numbers, values=moved)) * numbers.weight).sum())
+            ends.append(
+                (formula(dataclasses.replace(numbers, values=moved)) * numbers.weight).sum()
+            )
         assert found[at] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
 
 
@@ -131,7 +137,8 @@ def test_a_term_that_reads_what_it_did_not_name_says_so(rng):
         needs = ("advantage",)
 
     with pytest.raises(
-        AttributeError, match=r"reads 'old_logp': name it in `needs` or `reads`; given: logp, advantage"
+        AttributeError,
+        match=r"reads 'old_logp': name it in `needs` or `reads`; given: logp, advantage",
     ):
         Objective((Careless(),), on_policy=False)(*Numbers.draw(rng).tokens(Careless()))
 
@@ -139,10 +146,22 @@ def test_a_term_that_reads_what_it_did_not_name_says_so(rng):
 def test_what_an_objective_asks_for():
     grpo = Objective((Ppo(), PolicyStats()))
     assert grpo.reads == ("entropy", "logp") and grpo.needs == ("advantage", "sampled_logp")
-    assert grpo.columns == ("advantage", "own", "sampled_logp", "weight") and not grpo.needs_zero_advantage
-    assert Objective((Ppo(), PolicyStats()), on_policy=False).needs == ("advantage", "old_logp", "sampled_logp")
-    assert Objective((Ppo(), Kl(0.1))).needs_zero_advantage and Objective((Ppo(), Entropy(0.1))).needs_zero_advantage
-    assert Objective((CrossEntropy(),)).needs_zero_advantage and Objective((CrossEntropy(),)).reads == ("logp",)
+    assert (
+        grpo.columns == ("advantage", "own", "sampled_logp", "weight")
+        and not grpo.needs_zero_advantage
+    )
+    assert Objective((Ppo(), PolicyStats()), on_policy=False).needs == (
+        "advantage",
+        "old_logp",
+        "sampled_logp",
+    )
+    assert (
+        Objective((Ppo(), Kl(0.1))).needs_zero_advantage
+        and Objective((Ppo(), Entropy(0.1))).needs_zero_advantage
+    )
+    assert Objective((CrossEntropy(),)).needs_zero_advantage and Objective(
+        (CrossEntropy(),)
+    ).reads == ("logp",)
 
 
 def test_sums_over_responses_and_labels(rng):
@@ -183,7 +202,9 @@ def test_group_advantage_equals_the_formulas(rng, baseline, scale):
 
 
 def grpo(reward):
-    return (reward - reward.mean(-1, keepdims=True)) / (reward.std(-1, ddof=1, keepdims=True) + 1e-4)
+    return (reward - reward.mean(-1, keepdims=True)) / (
+        reward.std(-1, ddof=1, keepdims=True) + 1e-4
+    )
 
 
 def rloo(reward):
@@ -207,7 +228,9 @@ def graded(rng, prompts=3, group=4):
     return episodes
 
 
-@pytest.mark.parametrize(("estimator", "formula"), ESTIMATORS, ids=lambda x: str(x) if isinstance(x, Estimator) else "")
+@pytest.mark.parametrize(
+    ("estimator", "formula"), ESTIMATORS, ids=lambda x: str(x) if isinstance(x, Estimator) else ""
+)
 def test_an_estimator_equals_its_formula(rng, estimator, formula):
     """One number a response, the same at each of its tokens, in the order of columns."""
     episodes = graded(rng)
@@ -221,11 +244,15 @@ def test_permuting_prompts_and_samples_permutes_advantages(rng):
     reward, valid = rng.normal(size=(5, 4)), np.ones((5, 4), bool)
     rows, columns = rng.permutation(5), rng.permutation(4)
     whole = group_advantage(reward, valid)
-    np.testing.assert_allclose(group_advantage(reward[rows][:, columns], valid), whole[rows][:, columns], atol=1e-6)
+    np.testing.assert_allclose(
+        group_advantage(reward[rows][:, columns], valid), whole[rows][:, columns], atol=1e-6
+    )
 
 
 def test_equal_rewards_have_exactly_no_advantage(rng):
-    """0.1 three times has a mean that is not 0.1: the difference must not be blown up by a tiny deviation."""
+    """0.1 three times has a mean that is not 0.1: the difference must not be blown up by a tiny
+    deviation.
+    """
     reward = np.full((1, 3), 0.1)
     assert (group_advantage(reward, np.ones((1, 3), bool), Advantage(eps=1e-9)) == 0).all()
     episodes = graded(rng)
@@ -237,7 +264,9 @@ def test_equal_rewards_have_exactly_no_advantage(rng):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"Advantage\.baseline must be 'mean' \| 'leave_one_out', got 'median'"):
+    with pytest.raises(
+        ValueError, match=r"Advantage\.baseline must be 'mean' \| 'leave_one_out', got 'median'"
+    ):
         Advantage(baseline="median")
     with pytest.raises(ValueError, match=r"Advantage\.scale"):
         Advantage(scale="max")
@@ -260,15 +289,21 @@ def test_clipped_surrogate_and_its_gradient(rng):
     logp = rng.normal(size=500) * 0.5
     old, advantage = logp + rng.normal(size=500) * 0.4, rng.normal(size=500)
     low, high = 0.2, 0.28
-    loss, ratio, clipped = clipped_surrogate(jnp.float32(logp), jnp.float32(old), jnp.float32(advantage), low, high)
+    loss, ratio, clipped = clipped_surrogate(
+        jnp.float32(logp), jnp.float32(old), jnp.float32(advantage), low, high
+    )
     true = np.exp(logp - old)
     np.testing.assert_allclose(ratio, true, rtol=1e-5)
     want = -np.minimum(true * advantage, np.clip(true, 1 - low, 1 + high) * advantage)
     np.testing.assert_allclose(loss, want, rtol=1e-4, atol=1e-6)
     outside = ((true > 1 + high) & (advantage > 0)) | ((true < 1 - low) & (advantage < 0))
     assert (np.asarray(clipped) == outside).all() and outside.any() and not outside.all()
-    grad = jax.grad(lambda x: clipped_surrogate(x, jnp.float32(old), jnp.float32(advantage), low, high)[0].sum())
-    np.testing.assert_allclose(grad(jnp.float32(logp)), np.where(outside, 0, -true * advantage), rtol=1e-4, atol=1e-6)
+    grad = jax.grad(
+        lambda x: clipped_surrogate(x, jnp.float32(old), jnp.float32(advantage), low, high)[0].sum()
+    )
+    np.testing.assert_allclose(
+        grad(jnp.float32(logp)), np.where(outside, 0, -true * advantage), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_on_policy_ratio_is_exactly_one(rng):
@@ -276,12 +311,16 @@ def test_on_policy_ratio_is_exactly_one(rng):
     advantage = jnp.float32(rng.normal(size=50))
     loss, ratio, clipped = clipped_surrogate(logp, jax.lax.stop_gradient(logp), advantage, 0.2, 0.2)
     assert (ratio == 1).all() and (clipped == 0).all() and (loss == -advantage).all()
-    grad = jax.grad(lambda x: clipped_surrogate(x, jax.lax.stop_gradient(x), advantage, 0.2, 0.2)[0].sum())(logp)
+    grad = jax.grad(
+        lambda x: clipped_surrogate(x, jax.lax.stop_gradient(x), advantage, 0.2, 0.2)[0].sum()
+    )(logp)
     np.testing.assert_allclose(grad, -advantage, rtol=1e-6)
 
 
 def test_a_stale_ratio_stays_finite():
-    loss, ratio, _ = clipped_surrogate(jnp.float32([0.0]), jnp.float32([-500.0]), jnp.float32([-1.0]), 0.2, 0.2)
+    loss, ratio, _ = clipped_surrogate(
+        jnp.float32([0.0]), jnp.float32([-500.0]), jnp.float32([-1.0]), 0.2, 0.2
+    )
     assert np.isfinite(loss).all() and np.isfinite(ratio).all()
 
 
@@ -290,23 +329,30 @@ def test_kl_estimates(rng):
     d = p - q
     for name, want in (("k1", d), ("k2", d * d / 2), ("k3", np.exp(-d) - 1 + d)):
         got = kl_estimate(jnp.float32(p), jnp.float32(q), name)
-        np.testing.assert_allclose(got, np.clip(want, -10, 10) if name == "k3" else want, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            got, np.clip(want, -10, 10) if name == "k3" else want, rtol=1e-4, atol=1e-5
+        )
     assert (kl_estimate(jnp.float32(p), jnp.float32(q), "k3") >= 0).all()
     assert np.isfinite(kl_estimate(jnp.float32([-300.0]), jnp.float32([0.0]), "k3")).all()
 
 
 def test_k1_and_k3_are_unbiased(rng):
     """Means over draws of the policy approach the true KL of two categorical distributions."""
-    # Half uniform: q / p stays below 12, where k3 (8.5) is under its clamp of 10, which would bias it.
+    # Half uniform: q / p stays below 12, where k3 (8.5) is under its clamp of 10, which would bias
+    # it.
     p, q = 0.5 * rng.dirichlet(np.ones(6)) + 0.5 / 6, rng.dirichlet(np.ones(6) * 3)
     x = rng.choice(6, 400_000, p=p)
     true = (p * np.log(p / q)).sum()
     for name in ("k1", "k3"):
-        got = np.asarray(kl_estimate(jnp.log(jnp.float32(p))[x], jnp.log(jnp.float32(q))[x], name), np.float64)
+        got = np.asarray(
+            kl_estimate(jnp.log(jnp.float32(p))[x], jnp.log(jnp.float32(q))[x], name), np.float64
+        )
         assert got.mean() == pytest.approx(true, abs=6 * got.std() / np.sqrt(len(x)) + 1e-4)
 
 
-@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize(
+    "mode", ["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+)
 def test_token_weights_equal_their_definition(rng, mode):
     counts = rng.integers(0, 9, (4, 5))
     losses = [rng.normal(size=n) for n in counts.ravel()]

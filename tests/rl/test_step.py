@@ -1,4 +1,6 @@
-"""Invariants 4 and 8: however a batch is laid out, the gradient is the same; frozen parts do not move."""
+"""Invariants 4 and 8: however a batch is laid out, the gradient is the same; frozen parts do not
+move.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -35,20 +37,34 @@ class Batch:
         self.tokens = [[rng.integers(20, 500, n).astype(np.int32) for n in row] for row in lengths]
         number = lambda scale, at: [[rng.normal(at, scale, n) for n in row] for row in lengths]
         # Log-probs around those of a random model.
-        columns = {"advantage": number(1.0, 0.0), "old_logp": number(0.3, -6.0), "ref_logp": number(0.3, -6.0)}
+        columns = {
+            "advantage": number(1.0, 0.0),
+            "old_logp": number(0.3, -6.0),
+            "ref_logp": number(0.3, -6.0),
+        }
         self.weight = token_weights(lengths, "token-mean")
         self.episodes = given(self.prompts, self.tokens, **columns, weight=self.weight)
         self.episodes.columns["sampled_logp"] = self.episodes.columns["old_logp"]
 
     def of(self, name):
         """A column as [b][g] arrays."""
-        parts = iter(np.split(self.episodes.columns[name], np.cumsum(self.episodes.counts_bg.ravel())))
+        parts = iter(
+            np.split(self.episodes.columns[name], np.cumsum(self.episodes.counts_bg.ravel()))
+        )
         return [[next(parts) for _ in row] for row in self.tokens]
 
-    def sums(self, model, params, processor, buckets, *, budget=10**6, freeze=(), only=None, **objective):
+    def sums(
+        self, model, params, processor, buckets, *, budget=10**6, freeze=(), only=None, **objective
+    ):
         terms = (Ppo(), Kl(0.1, "k3"), PolicyStats())
         policy = learner(
-            model, processor, terms, buckets, budget=budget, freeze=freeze, **({"on_policy": False} | objective)
+            model,
+            processor,
+            terms,
+            buckets,
+            budget=budget,
+            freeze=freeze,
+            **({"on_policy": False} | objective),
         )
         episodes, work = self.episodes, Work()
         if only is not None:
@@ -74,7 +90,9 @@ class World:
     def plan(self, buckets=None):
         """The one micro-batch that all of it makes."""
         policy = learner(self.model, self.processor, (Ppo(), Kl(0.1)), buckets or self.buckets)
-        [plan] = plan_episodes(policy, self.params, self.batch.episodes, self.batch.episodes.valid_bg)
+        [plan] = plan_episodes(
+            policy, self.params, self.batch.episodes, self.batch.episodes.valid_bg
+        )
         return plan
 
     def sums(self, params=None, model=None, buckets=None, **options):
@@ -89,7 +107,9 @@ def world(tmp_path_factory, module_seed):
     model, params = jaxr1.load_model(folder)
     processor = jaxr1.load_processor(folder)
     batch = Batch(processor, np.random.default_rng(module_seed))
-    made = World(folder, reference, model, params, processor, batch, Buckets((96,), (16,), (64,)), None)
+    made = World(
+        folder, reference, model, params, processor, batch, Buckets((96,), (16,), (64,)), None
+    )
     made.whole, work = made.sums()
     assert len(work.padding) == 1 and made.plan().strips < 4 * 4
     return made
@@ -110,7 +130,9 @@ def close(a, b, tolerance=GRAD):
 
 
 def test_gradient_equals_torch(world):
-    """d loss / d parameters of tower, merger and decoder against torch autograd, response by response."""
+    """d loss / d parameters of tower, merger and decoder against torch autograd, response by
+    response.
+    """
     import torch
 
     batch, forbidden = world.batch, list(world.processor.media_token_ids)
@@ -185,11 +207,15 @@ def test_meshes_train_the_same(world, sizes):
     four, _ = world.sums(model=model, params=sharded)
     close(world.whole, four)
     tx, rate = optax.sgd(0.1), optax.constant_schedule(0.1)
-    one_state, one_metrics = apply(tx, rate, init_state(jax.tree.map(jnp.copy, world.params), tx), world.whole)
+    one_state, one_metrics = apply(
+        tx, rate, init_state(jax.tree.map(jnp.copy, world.params), tx), world.whole
+    )
     four_state, four_metrics = apply(tx, rate, init_state(sharded, tx), four)
     norm = float(one_metrics["policy/grad_norm"])
     assert norm == pytest.approx(float(four_metrics["policy/grad_norm"]), rel=1e-5)
-    for a, b in zip(jax.tree.leaves(one_state.trainable), jax.tree.leaves(four_state.trainable), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(one_state.trainable), jax.tree.leaves(four_state.trainable), strict=True
+    ):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=0.1 * GRAD * norm + 1e-7)
 
 
@@ -213,7 +239,9 @@ def test_frozen_means_frozen(world, freeze):
 
 
 def test_freeze_refuses_nonsense(world):
-    with pytest.raises(ValueError, match="'tower' is none of the model's parts: vision, merger, decoder"):
+    with pytest.raises(
+        ValueError, match="'tower' is none of the model's parts: vision, merger, decoder"
+    ):
         split_params(world.params, ("tower",))
     with pytest.raises(ValueError, match="nothing is left"):
         split_params(world.params, ("vision", "merger", "decoder"))
@@ -231,11 +259,15 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(world):
 
 
 def test_a_token_sees_only_what_came_before(world, rng):
-    """Causality by gradient: d log p(token t of a) / d everything after t, and of other responses, is exactly 0."""
+    """Causality by gradient: d log p(token t of a) / d everything after t, and of other responses,
+    is exactly 0.
+    """
     from jaxr1.models import text, vlm
 
     model, params, batch, plan = world.model, world.params, world.batch, world.plan()
-    prompt = vlm.prefill(model, cast(model, params), plan_prompts(plan, batch.prompts, world.buckets, model.media))
+    prompt = vlm.prefill(
+        model, cast(model, params), plan_prompts(plan, batch.prompts, world.buckets, model.media)
+    )
     strips = make_strips(plan, batch.prompts, batch.episodes.token_n)
     shared = [p for p in plan.places if p.length > 2 and p.segment > 1]
     place = shared[0] if shared else next(p for p in plan.places if p.length > 2)

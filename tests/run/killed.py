@@ -1,8 +1,8 @@
 """Runs small_run and kills itself with SIGKILL in a given phase: `python killed.py PHASE RUN_DIR`.
 
-PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 sampled), "grading" (step 3 sampled and
-handed to the graders), "update" (in the second update of step 4), "evaluation" (after step 2, half of it asked),
-"checkpoint" (while step 2's files are written).
+PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 sampled), "grading"
+(step 3 sampled and handed to the graders), "update" (in the second update of step 4), "evaluation"
+(after step 2, half of it asked), "checkpoint" (while step 2's files are written).
 """
 
 import dataclasses
@@ -60,7 +60,9 @@ def arm(phase: str, folder: Path) -> None:
 
         def dying(*args):
             calls.append(1)
-            if len(calls) == 2 + 2 * 4:  # 2 supervised steps, then 2 updates a step: the last one of step 4
+            if (
+                len(calls) == 2 + 2 * 4
+            ):  # 2 supervised steps, then 2 updates a step: the last one of step 4
                 die()
             return apply(*args)
 
@@ -70,7 +72,9 @@ def arm(phase: str, folder: Path) -> None:
 
         def dying(*args):
             calls.append(1)
-            if len(calls) == 2 * 8 + 5:  # 8 questions each before training, after the supervised stage, after step 2
+            if (
+                len(calls) == 2 * 8 + 5
+            ):  # 8 questions each before training, after the supervised stage, after step 2
                 die()
             return encoded(*args)
 
@@ -81,7 +85,11 @@ def arm(phase: str, folder: Path) -> None:
         def dying(self, states, progress, config):
             def watch():
                 target = folder / "checkpoints"
-                while not [p for p in target.rglob("*") if "tmp" in str(p) and str(progress.total_step) in str(p)]:
+                while not [
+                    p
+                    for p in target.rglob("*")
+                    if "tmp" in str(p) and str(progress.total_step) in str(p)
+                ]:
                     time.sleep(0.0005)
                 die()
 
@@ -94,11 +102,15 @@ def arm(phase: str, folder: Path) -> None:
 
 def main() -> None:
     phase, folder = sys.argv[1], Path(sys.argv[2])
-    config = dataclasses.replace(load_config(str(Path(__file__).with_name("small_run.py"))), run_dir=str(folder))
+    config = dataclasses.replace(
+        load_config(str(Path(__file__).with_name("small_run.py"))), run_dir=str(folder)
+    )
     if "unrepeatable" in sys.argv:
         sft, stage = config.stages
         rewards = (Reward(f"{Path(__file__).with_name('small_rewards.py')}:unrepeatable"),)
-        config = dataclasses.replace(config, stages=(sft, dataclasses.replace(stage, rewards=rewards)))
+        config = dataclasses.replace(
+            config, stages=(sft, dataclasses.replace(stage, rewards=rewards))
+        )
     arm(phase, folder)
     result = jaxr1.train(config)
     sys.exit(128 + result.signal if result.signal else 0)

@@ -1,4 +1,6 @@
-"""A small two-stage run for tests of the run itself: seconds on a CPU, with everything that a checkpoint must hold."""
+"""A small two-stage run for tests of the run itself: seconds on a CPU, with everything that a
+checkpoint must hold.
+"""
 
 from pathlib import Path
 
@@ -11,7 +13,9 @@ REWARDS = Path(__file__).with_name("small_rewards.py")
 
 
 def config() -> Config:
-    """Two supervised steps, then four RL steps of two updates each, with a reference and a user's reward."""
+    """Two supervised steps, then four RL steps of two updates each, with a reference and a user's
+    reward.
+    """
     buckets = BucketOptions(prompt=(32,), response=(16,), patches=(8,))
     return Config(
         model="tiny",
@@ -46,6 +50,11 @@ def config() -> Config:
             ),
         ),
         evaluations=(
-            Evaluation(data=Arithmetic(count=8, split="test"), max_prompt_tokens=32, max_response_tokens=16, samples=4),
+            Evaluation(
+                data=Arithmetic(count=8, split="test"),
+                max_prompt_tokens=32,
+                max_response_tokens=16,
+                samples=4,
+            ),
         ),
     )

@@ -1,4 +1,6 @@
-"""metrics.jsonl survives kills and resumes exactly; TensorBoard agrees; the console gives the terminal back."""
+"""metrics.jsonl survives kills and resumes exactly; TensorBoard agrees; the console gives the
+terminal back.
+"""
 
 import io
 import json
@@ -116,7 +118,11 @@ def test_metrics_log(tmp_path):
         {"stage": "sft", "step": 1, "policy/loss": 0.5, "n": 3.0},
         {"stage": "rl", "step": 1, "reward/mean": None, "policy/kl": 0.25},
     ]
-    assert scalars(tmp_path / "tensorboard") == {"policy/loss": [(1, 0.5)], "n": [(1, 3.0)], "policy/kl": [(2, 0.25)]}
+    assert scalars(tmp_path / "tensorboard") == {
+        "policy/loss": [(1, 0.5)],
+        "n": [(1, 3.0)],
+        "policy/kl": [(2, 0.25)],
+    }
     with MetricsLog(tmp_path, tensorboard=False) as log:
         log.truncate(offset, global_step=2)
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
@@ -140,7 +146,11 @@ def test_plain_console_prints_one_line_a_step():
     text = out.getvalue().splitlines()
     assert text[0] == "stage rl (2 of 2): 10 steps"
     assert text[1] == "rl 1/10  reward/mean 0.500  policy/kl 1.0e-05  eval/a/accuracy 0.250"
-    assert text[2].endswith("left in stage") and "other" not in text[2] and "reward/unscored 1.000" in text[2]
+    assert (
+        text[2].endswith("left in stage")
+        and "other" not in text[2]
+        and "reward/unscored 1.000" in text[2]
+    )
     assert text[3:] == ["[bold]as it is[/bold] 3"]
     assert "\x1b" not in out.getvalue()
 
@@ -159,14 +169,23 @@ def test_live_console_restores_the_terminal(error, monkeypatch):
             assert console.is_live
             console.stage("rl", 10, done=4)
             console.phase("sampling")
-            console.step(5, {"reward/mean": 0.5, "eval/digits/accuracy": 0.25, "rollout/length_mean": float("nan")})
+            console.step(
+                5,
+                {
+                    "reward/mean": 0.5,
+                    "eval/digits/accuracy": 0.25,
+                    "rollout/length_mean": float("nan"),
+                },
+            )
             console._live.refresh()
             if error:
                 raise error("stop")
     except (KeyboardInterrupt, RuntimeError) as caught:
         assert type(caught) is error
     text = out.getvalue()
-    assert text.count("\x1b[?25l") == 1 and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # cursor shown again
+    assert text.count("\x1b[?25l") == 1 and text.rindex("\x1b[?25h") > text.rindex(
+        "\x1b[?25l"
+    )  # cursor shown again
     assert (sys.stdout, sys.stderr) == before
     for part in ("stage rl", "5/10", "sampling", "eval/digits/accuracy", "0.250"):
         assert part in text
@@ -174,7 +193,15 @@ def test_live_console_restores_the_terminal(error, monkeypatch):
 
 def test_numbers():
     values = [0.0, 0.71312, -12.345, 123456.0, 1e-5, float("nan"), None]
-    assert [format_number(v) for v in values] == ["0", "0.713", "-12.3", "1.2e+05", "1.0e-05", "–", "–"]
+    assert [format_number(v) for v in values] == [
+        "0",
+        "0.713",
+        "-12.3",
+        "1.2e+05",
+        "1.0e-05",
+        "–",
+        "–",
+    ]
     assert [format_seconds(s) for s in (0, 61, 3661.4, None)] == ["0:00", "1:01", "1:01:01", "–:––"]
 
 

@@ -39,34 +39,48 @@ def brevity(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_step_learns(tmp_path, brevity, preset):
-    """From random parameters the mean reward of the last two of 8 steps is 0.15 over that of the first two."""
+    """From random parameters the mean reward of the last two of 8 steps is 0.15 over that of the
+    first two.
+    """
     config = one_stage(
         tmp_path / "run", steps=8, prompts_per_step=4, group_size=8, rewards=(brevity,),
         optimizer=Optimizer(learning_rate=4e-3),
     )  # fmt: skip
-    found = [r["reward/mean"] for r in jaxr1.train(dataclasses.replace(config, model=preset)).metrics]
+    found = [
+        r["reward/mean"] for r in jaxr1.train(dataclasses.replace(config, model=preset)).metrics
+    ]
     print(np.round(found, 2))
     assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_recipes_run_on_every_preset(tmp_path, preset):
-    """The quickstart with both stages cut short and VisualThinker's tiny variant, to an export that transformers reads."""
+    """The quickstart with both stages cut short and VisualThinker's tiny variant, to an export that
+    transformers reads.
+    """
     import transformers
 
     quick = load_config("configs/quickstart.py")
     cold, grpo = quick.stages
     cold = dataclasses.replace(cold, data=Arithmetic(count=32, worked=True), epochs=1)
     grpo = dataclasses.replace(grpo, steps=1, prompts_per_step=8, eval_every=0, save_every=0)
-    held_out = dataclasses.replace(quick.evaluations[0], data=Arithmetic(count=16, split="test"), batch_rows=16)
+    held_out = dataclasses.replace(
+        quick.evaluations[0], data=Arithmetic(count=16, split="test"), batch_rows=16
+    )
     quick = dataclasses.replace(
-        quick, model=preset, run_dir=str(tmp_path / "quick"), stages=(cold, grpo), evaluations=(held_out,)
+        quick,
+        model=preset,
+        run_dir=str(tmp_path / "quick"),
+        stages=(cold, grpo),
+        evaluations=(held_out,),
     )
     result = jaxr1.train(quick)
     assert [r["stage"] for r in result.metrics if "reward/mean" in r] == ["grpo"]
     assert not (tmp_path / "quick" / "dropped.jsonl").read_text()
     theirs = getattr(transformers, CLASSES[preset]).from_pretrained(tmp_path / "quick" / "export")
-    norms = [p for name, p in theirs.named_parameters() if name.endswith("language_model.norm.weight")]
+    norms = [
+        p for name, p in theirs.named_parameters() if name.endswith("language_model.norm.weight")
+    ]
     assert np.array_equal(norms[0].detach().numpy(), np.asarray(result.params["decoder"]["norm"]))
 
     visual = load_config("configs/visualthinker_r1_zero.py:tiny")
@@ -79,7 +93,9 @@ def test_recipes_run_on_every_preset(tmp_path, preset):
 
 
 def test_adapters_learn_and_are_merged(tmp_path, brevity):
-    """A LoRA stage with a KL term: the base is the reference, only adapters move, the export holds their sum."""
+    """A LoRA stage with a KL term: the base is the reference, only adapters move, the export holds
+    their sum.
+    """
     fields = dict(
         steps=10, prompts_per_step=4, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
         lora=Lora(rank=4, alpha=16, targets="decoder/layers/.*"), kl=Kl(0.01), freeze=(),
@@ -91,7 +107,9 @@ def test_adapters_learn_and_are_merged(tmp_path, brevity):
     print(np.round(found, 2))
     assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
     assert not (tmp_path / "run" / "reference").exists(), "the base is the reference"
-    assert "lora" not in result.params and result.metrics[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
+    assert "lora" not in result.params and result.metrics[0]["policy/kl"] == pytest.approx(
+        0, abs=1e-6
+    )
     same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
     assert same(base["decoder"]["embed"], result.params["decoder"]["embed"])
     assert same(base["vision"]["blocks"]["q"], result.params["vision"]["blocks"]["q"])
@@ -105,21 +123,31 @@ def test_adapters_learn_and_are_merged(tmp_path, brevity):
 
 
 def test_adapters_in_the_tower_are_trained(tmp_path, brevity):
-    """A tower with adapters is not taken for a frozen one: its pixels are computed anew, and it moves."""
+    """A tower with adapters is not taken for a frozen one: its pixels are computed anew, and it
+    moves.
+    """
     config = one_stage(
         tmp_path / "run", steps=2, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
         lora=Lora(rank=2, targets="vision/blocks/v"),
     )  # fmt: skip
     base, after = jaxr1.load_model("tiny")[1], jaxr1.train(config).params
-    moved = np.abs(np.asarray(base["vision"]["blocks"]["v"]) - np.asarray(after["vision"]["blocks"]["v"])).max()
+    moved = np.abs(
+        np.asarray(base["vision"]["blocks"]["v"]) - np.asarray(after["vision"]["blocks"]["v"])
+    ).max()
     assert moved > 1e-6
     assert np.array_equal(np.asarray(base["merger"]["fc1"]), np.asarray(after["merger"]["fc1"]))
 
 
 def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
-    """Rollout, old, reference and updates of a run with a frozen tower and merger see pixels no more."""
+    """Rollout, old, reference and updates of a run with a frozen tower and merger see pixels no
+    more.
+    """
     fields = dict(
-        steps=2, rewards=(brevity,), kl=Kl(0.05), updates_per_rollout=2, optimizer=Optimizer(learning_rate=1e-3)
+        steps=2,
+        rewards=(brevity,),
+        kl=Kl(0.05),
+        updates_per_rollout=2,
+        optimizer=Optimizer(learning_rate=1e-3),
     )
     seen: dict[str, set] = {}
     computed = []
@@ -129,7 +157,9 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
 
         def placed(batch, mesh, rules):
             first = batch[0] if isinstance(batch, tuple) else batch  # prompts and strips
-            media = getattr(first, "media", None) or getattr(getattr(first, "prompt", None), "media", {})
+            media = getattr(first, "media", None) or getattr(
+                getattr(first, "prompt", None), "media", {}
+            )
             for rows in media.values():
                 seen.setdefault(where, set()).add(rows.held)
             return real(batch, mesh, rules)
@@ -146,8 +176,15 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
         for a, b in zip(*(map(np.asarray, _leaves(x[part])) for x in (before, after)), strict=True):
             assert np.array_equal(a, b)
     row = frozen.metrics[0]
-    assert row["rollout/max_abs_dlogp"] < 1e-4 and row["time/encode_s"] > 0 and row["perf/vision_pairs"] == 1
-    assert seen == {where: {"merger"} for where in ("rollout", "score", "update")} and len(computed) == 2  # once a step
+    assert (
+        row["rollout/max_abs_dlogp"] < 1e-4
+        and row["time/encode_s"] > 0
+        and row["perf/vision_pairs"] == 1
+    )
+    assert (
+        seen == {where: {"merger"} for where in ("rollout", "score", "update")}
+        and len(computed) == 2
+    )  # once a step
 
 
 def _leaves(tree):

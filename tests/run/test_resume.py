@@ -100,14 +100,18 @@ def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
 
 
 def test_grades_are_replayed(tmp_path):
-    """A grader that never says the same twice: what was written before the kill is what the update used."""
+    """A grader that never says the same twice: what was written before the kill is what the update
+    used.
+    """
     code, output = run("update", tmp_path / "run", "unrepeatable")
     assert code == -signal.SIGKILL, output
     written = {p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")}
     assert set(written) == {f"rl_{i}.jsonl" for i in (1, 2, 3, 4)}
     code, output = run("none", tmp_path / "run", "unrepeatable")
     assert code == 0, output
-    assert {p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")} == written
+    assert {
+        p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")
+    } == written
 
 
 def test_a_finished_run_says_so(tmp_path, uninterrupted):
@@ -121,7 +125,9 @@ def test_a_finished_run_says_so(tmp_path, uninterrupted):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_exit(tmp_path, uninterrupted, number):
-    """Stopped in the middle of RL: a checkpoint, a message, the exit status of the signal; resumed, the same run."""
+    """Stopped in the middle of RL: a checkpoint, a message, the exit status of the signal; resumed,
+    the same run.
+    """
     folder = tmp_path / "run"
     process = start("none", folder)
     deadline = time.time() + 200

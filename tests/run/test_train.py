@@ -1,4 +1,6 @@
-"""Runs from their configuration: the tiny recipe to its export, own data and rewards, what a mistake says."""
+"""Runs from their configuration: the tiny recipe to its export, own data and rewards, what a
+mistake says.
+"""
 
 import dataclasses
 import json
@@ -29,13 +31,19 @@ def at_the_root(monkeypatch, request):
 
 
 def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
-    config = dataclasses.replace(load_config("configs/visualthinker_r1_zero.py:tiny"), run_dir=str(tmp_path / "run"))
+    config = dataclasses.replace(
+        load_config("configs/visualthinker_r1_zero.py:tiny"), run_dir=str(tmp_path / "run")
+    )
     result = jaxr1.train(config)
     assert result.signal is None and result.run_dir == tmp_path / "run"
     steps = [r for r in result.metrics if "policy/loss" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     for row in steps:
-        assert row["rollout/max_abs_dlogp"] < 1e-4 and row["policy/ratio"] == 1 and row["policy/clip_frac"] == 0
+        assert (
+            row["rollout/max_abs_dlogp"] < 1e-4
+            and row["policy/ratio"] == 1
+            and row["policy/clip_frac"] == 0
+        )
         for name in ("reward/mean", "reward/accuracy", "reward/format", "reward/frac_zero_std", "rollout/length_mean",
                      "rollout/frac_truncated", "rollout/entropy", "policy/kl", "policy/grad_norm",
                      "time/step_s", "perf/tokens_per_s", "perf/model_tflops", "perf/compiles", "perf/padding",
@@ -46,18 +54,30 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
                  "reference/grpo", "checkpoints", "export/model.safetensors", "tensorboard"):  # fmt: skip
         assert (folder / name).exists(), name
     row = read_jsonl(folder / "rollouts" / "grpo_1.jsonl")[0]
-    assert row["response"].startswith("<think>") and row["media"] and set(row["rewards"]) == {"accuracy", "format"}
+    assert (
+        row["response"].startswith("<think>")
+        and row["media"]
+        and set(row["rewards"]) == {"accuracy", "format"}
+    )
 
     # Its work: one forward pass that samples, one of the reference, and an update that costs three.
     model, processor = jaxr1.load_model("tiny")[0], jaxr1.load_processor("tiny", template="r1_zero")
     data = config.stages[0].data.load()
-    known = {p.hashes: p for p in (processor.encode(jaxr1.Prompt(data[i].messages)) for i in range(len(data)))}
+    known = {
+        p.hashes: p
+        for p in (processor.encode(jaxr1.Prompt(data[i].messages)) for i in range(len(data)))
+    }
     groups: dict = {}
     for row in read_jsonl(folder / "rollouts" / "grpo_1.jsonl"):
         groups.setdefault(tuple(row["media"]), []).append(row["length"])
-    flops = 5 * sum(sum(forward_flops(model, known[media], lengths).values()) for media, lengths in groups.items())
+    flops = 5 * sum(
+        sum(forward_flops(model, known[media], lengths).values())
+        for media, lengths in groups.items()
+    )
     # Two divisions and two products in float64, each rounded to 1.1e-16.
-    assert steps[0]["perf/model_tflops"] * steps[0]["time/step_s"] * 1e12 == pytest.approx(flops, rel=1e-15)
+    assert steps[0]["perf/model_tflops"] * steps[0]["time/step_s"] * 1e12 == pytest.approx(
+        flops, rel=1e-15
+    )
 
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -69,7 +89,9 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
         [{"role": "user", "content": "Which object"}])], max_new_tokens=4, temperature=0)  # fmt: skip
     assert len(again[0][0].token_ids) > 0
     latest = export_checkpoint(folder, tmp_path / "again")
-    assert (latest / "model.safetensors").read_bytes() == (folder / "export" / "model.safetensors").read_bytes()
+    assert (latest / "model.safetensors").read_bytes() == (
+        folder / "export" / "model.safetensors"
+    ).read_bytes()
     command = ["--run-dir", str(folder), "--out", str(tmp_path / "early"), "--step"]
     assert export([*command, "2"]) == 0 and export([*command, "3"]) == 1
     assert "has no checkpoint of step 3, only of 2, 4" in capsys.readouterr().err
@@ -83,7 +105,11 @@ def test_visualthinker_paper_has_the_published_numbers():
     assert isinstance(stage, Rl) and isinstance(stage.data, Sat) and stage.data.limit == 15000
     assert stage.data.path == "SAT_static.parquet"
     assert (stage.prompts_per_step, stage.group_size, stage.steps) == (8, 8, 1500)
-    assert (stage.max_prompt_tokens, stage.max_response_tokens, stage.temperature) == (1024, 700, 1.0)
+    assert (stage.max_prompt_tokens, stage.max_response_tokens, stage.temperature) == (
+        1024,
+        700,
+        1.0,
+    )
     assert (stage.optimizer.learning_rate, stage.kl.coef, stage.kl.estimator) == (1e-6, 0.04, "k3")
     assert (stage.advantage.scale, stage.advantage.eps) == ("std", 1e-4)
     assert stage.aggregation == "seq-mean-token-mean" and stage.updates_per_rollout == 1
@@ -104,7 +130,9 @@ def test_a_reward_is_learned(tmp_path):
 
 
 def test_second_pass_compiles_nothing(tmp_path):
-    """A step met again compiles nothing new, and only strips have several sizes: 1, 2 or 4 for a group of four."""
+    """A step met again compiles nothing new, and only strips have several sizes: 1, 2 or 4 for a
+    group of four.
+    """
     before = accumulate._cache_size()
     config = one_stage(tmp_path / "a", steps=3)
     jaxr1.train(config)
@@ -117,14 +145,19 @@ def test_second_pass_compiles_nothing(tmp_path):
 def test_own_files_and_own_reward(tmp_path, rng):
     """JSONL rows with images beside it; every other column reaches the reward."""
     for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)).save(
+            tmp_path / f"{i}.png"
+        )
     rows = [
-        {"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i} for i in range(4)
+        {"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i}
+        for i in range(4)
     ]
     rows.append({"prompt": "word " * 200, "answer": "1", "level": 9})  # too long
     rows.append({"prompt": "What?", "answer": "\\frac{1}{", "level": 9})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "mine.py").write_text("def level(completion, example):\n    return example.metadata['level'] * 1.0\n")
+    (tmp_path / "mine.py").write_text(
+        "def level(completion, example):\n    return example.metadata['level'] * 1.0\n"
+    )
     config = one_stage(
         tmp_path / "run", data=Files(path=str(tmp_path / "train.jsonl")), steps=4,
         rewards=(Reward(f"{tmp_path}/mine.py:level"), Reward("accuracy")),
@@ -132,8 +165,13 @@ def test_own_files_and_own_reward(tmp_path, rng):
     result = jaxr1.train(config)
     seen = {r["source"]: r["rewards"]["level"] for i in (1, 2, 3, 4)
             for r in read_jsonl(tmp_path / "run" / "rollouts" / f"rl_{i}.jsonl")}  # fmt: skip
-    assert seen and all(level == int(source.rpartition(":")[2]) - 1 for source, level in seen.items())
-    dropped = {r["source"].rpartition(":")[2]: r["reason"] for r in read_jsonl(tmp_path / "run" / "dropped.jsonl")}
+    assert seen and all(
+        level == int(source.rpartition(":")[2]) - 1 for source, level in seen.items()
+    )
+    dropped = {
+        r["source"].rpartition(":")[2]: r["reason"]
+        for r in read_jsonl(tmp_path / "run" / "dropped.jsonl")
+    }
     assert "over the limit of 32" in dropped["5"] and "answer" in dropped["6"]
     assert len(result.metrics) == 4
 
@@ -145,18 +183,31 @@ def test_another_configuration_is_refused(tmp_path):
     changed = dataclasses.replace(config, stages=(stage,), seed=4)
     with pytest.raises(ResumeError) as error:
         jaxr1.train(changed)
-    for line in ("seed: 0 in the run, now 4", "stages.0.group_size: 4 in the run, now 2", "--override-resume"):
+    for line in (
+        "seed: 0 in the run, now 4",
+        "stages.0.group_size: 4 in the run, now 2",
+        "--override-resume",
+    ):
         assert line in str(error.value)
 
 
 def test_doubtful_settings_are_warned_of(tmp_path, capsys):
-    jaxr1.train(one_stage(tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000, buckets=BucketOptions()))
+    jaxr1.train(
+        one_stage(
+            tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000, buckets=BucketOptions()
+        )
+    )
     said = capsys.readouterr().out
-    assert "stages.0: up to 40016 tokens, but the model was made for 32768" in said and "top_p and top_k filter" in said
+    assert (
+        "stages.0: up to 40016 tokens, but the model was made for 32768" in said
+        and "top_p and top_k filter" in said
+    )
 
 
 def test_failing_rewards(tmp_path):
-    """One that always raises stops the run and is named; one that sometimes hangs or exits costs only its samples."""
+    """One that always raises stops the run and is named; one that sometimes hangs or exits costs
+    only its samples.
+    """
     bad = tmp_path / "bad.py"
     bad.write_text(
         "import os, time\n"
@@ -169,7 +220,11 @@ def test_failing_rewards(tmp_path):
     with pytest.raises(RewardError, match=r"broken.*bad\.py"):
         jaxr1.train(one_stage(tmp_path / "a", rewards=(Reward(f"{bad}:broken"),)))
     config = one_stage(
-        tmp_path / "b", steps=1, prompts_per_step=4, rewards=(Reward(f"{bad}:moody"),), reward_timeout_s=0.5
+        tmp_path / "b",
+        steps=1,
+        prompts_per_step=4,
+        rewards=(Reward(f"{bad}:moody"),),
+        reward_timeout_s=0.5,
     )
     metrics = jaxr1.train(config).metrics[0]
     lost = metrics["reward/timeouts"] + metrics["reward/crashes"] + metrics["reward/nans"]

@@ -1,6 +1,8 @@
-"""Greedy answers of a real text-only model beside those of transformers: python tests/sampling/greedy.py DIR.
+"""Greedy answers of a real text-only model beside those of transformers: python
+tests/sampling/greedy.py DIR.
 
-Says for every prompt that differs at which token, and how far apart the two best logits of the reference are there.
+Says for every prompt that differs at which token, and how far apart the two best logits of the
+reference are there.
 """
 
 import sys
@@ -34,7 +36,9 @@ def main(directory: str) -> int:
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         assert processor.encode(prompt).token_ids.tolist() == list(ids), chat
         with torch.no_grad():
-            theirs = reference.generate(torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False)[0, len(ids) :]
+            theirs = reference.generate(
+                torch.tensor([ids]), max_new_tokens=TOKENS, do_sample=False
+            )[0, len(ids) :]
         pairs = list(zip(ours.token_ids.tolist(), theirs.tolist(), strict=False))
         apart = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
         same += apart is None and len(ours.token_ids) == len(theirs)
@@ -42,7 +46,9 @@ def main(directory: str) -> int:
             with torch.no_grad():
                 logits = reference(torch.tensor([[*ids, *theirs[:apart].tolist()]])).logits[0, -1]
             gap = float(-logits.topk(2).values.diff())
-            print(f"{chat[0]['content']!r} differs at token {apart}, where the two best logits are {gap:.2g} apart")
+            print(
+                f"{chat[0]['content']!r} differs at token {apart}, where the two best logits are {gap:.2g} apart"
+            )
     print(f"{same} of {len(QUESTIONS)} answers are equal; the first: {groups[0][0].text!r}")
     return 0 if same == len(QUESTIONS) else 1
 

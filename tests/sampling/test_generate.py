@@ -1,4 +1,6 @@
-"""Invariants 1 to 4 for sampling: equal to transformers, to the trainer, to itself in other company."""
+"""Invariants 1 to 4 for sampling: equal to transformers, to the trainer, to itself in other
+company.
+"""
 
 import jax
 import numpy as np
@@ -86,9 +88,16 @@ def test_logprobs_equal_transformers_and_score(checkpoint, rng):
     )
     prompts = mixed_prompts(rng, 4)
     temperature = float(rng.uniform(0.6, 1.4))
-    groups = jaxr1.generate(model, params, processor, prompts, n=3, max_new_tokens=24, temperature=temperature)
+    groups = jaxr1.generate(
+        model, params, processor, prompts, n=3, max_new_tokens=24, temperature=temperature
+    )
     scored = jaxr1.score(
-        model, params, processor, prompts, [[c.token_ids for c in g] for g in groups], temperature=temperature
+        model,
+        params,
+        processor,
+        prompts,
+        [[c.token_ids for c in g] for g in groups],
+        temperature=temperature,
     )
     bias = np.asarray(vocabulary_bias(model.text.vocab, processor.media_token_ids))
     for prompt, group, ours in zip(prompts, groups, scored, strict=True):
@@ -98,8 +107,12 @@ def test_logprobs_equal_transformers_and_score(checkpoint, rng):
             assert logp.dtype == np.float32 and logp.shape == completion.token_ids.shape
             assert np.abs(logp - completion.logprobs).max() <= bound
             tempered = logits.astype(np.float64) / temperature + bias
-            whole = tempered - np.log(np.exp(tempered - tempered.max(-1, keepdims=True)).sum(-1, keepdims=True))
-            theirs = (whole - tempered.max(-1, keepdims=True))[np.arange(len(logp)), completion.token_ids]
+            whole = tempered - np.log(
+                np.exp(tempered - tempered.max(-1, keepdims=True)).sum(-1, keepdims=True)
+            )
+            theirs = (whole - tempered.max(-1, keepdims=True))[
+                np.arange(len(logp)), completion.token_ids
+            ]
             np.testing.assert_allclose(logp, theirs, atol=1e-4)
 
 
@@ -107,7 +120,9 @@ def test_a_draw_depends_on_its_own_prompt_only(checkpoint, rng):
     """Alone, in other company, in another order, in a larger bucket: the same tokens."""
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = [jaxr1.Prompt(p.messages, id=f"row {i}") for i, p in enumerate(mixed_prompts(rng, 6))]
-    run = lambda chosen, n=2: jaxr1.generate(model, params, processor, chosen, n=n, max_new_tokens=12, seed=5)
+    run = lambda chosen, n=2: jaxr1.generate(
+        model, params, processor, chosen, n=n, max_new_tokens=12, seed=5
+    )
     together = run(prompts)
     order = rng.permutation(6)
     for i, group in zip(order, run([prompts[i] for i in order]), strict=True):
@@ -122,7 +137,12 @@ def test_a_draw_depends_on_its_own_prompt_only(checkpoint, rng):
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (1, 2, 2)])
 def test_meshes_generate_the_same(checkpoint, rng, sizes):
-    folder, model, params, processor = checkpoint.folder, checkpoint.model, checkpoint.params, checkpoint.processor
+    folder, model, params, processor = (
+        checkpoint.folder,
+        checkpoint.model,
+        checkpoint.params,
+        checkpoint.processor,
+    )
     prompts = mixed_prompts(rng, 3)
     args = dict(n=2, max_new_tokens=10, seed=1)
     one = jaxr1.generate(model, params, processor, prompts, **args)
@@ -139,13 +159,17 @@ def test_greedy_repeats_and_reports_temperature_one(checkpoint, rng):
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 2)
     groups = jaxr1.generate(model, params, processor, prompts, n=3, max_new_tokens=8, temperature=0)
-    assert all(len(g) == 3 and all(list(c.token_ids) == list(g[0].token_ids) for c in g) for g in groups)
+    assert all(
+        len(g) == 3 and all(list(c.token_ids) == list(g[0].token_ids) for c in g) for g in groups
+    )
     logp = jaxr1.score(model, params, processor, prompts, [[g[0].token_ids] for g in groups])
     assert all(np.abs(a[0] - g[0].logprobs).max() < 1e-4 for a, g in zip(logp, groups, strict=True))
 
 
 def test_stops(checkpoint, rng):
-    """A stop id ends a response and is part of its ids; a stop string ends it and is not part of its text."""
+    """A stop id ends a response and is part of its ids; a stop string ends it and is not part of
+    its text.
+    """
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 3)
     free = jaxr1.generate(model, params, processor, prompts, n=2, max_new_tokens=40, seed=3)
@@ -155,21 +179,37 @@ def test_stops(checkpoint, rng):
             continue
         chosen = int(ids[8])
         stopped = jaxr1.generate(
-            model, params, processor, prompts, n=2, max_new_tokens=40, seed=3, stop_token_ids=[chosen]
+            model,
+            params,
+            processor,
+            prompts,
+            n=2,
+            max_new_tokens=40,
+            seed=3,
+            stop_token_ids=[chosen],
         )[i][0]
         first = int(np.flatnonzero(ids == chosen)[0])
         assert list(stopped.token_ids) == list(ids[: first + 1]) and stopped.finish_reason == "stop"
         text = processor.decode(ids[6:9])
         if text.strip() and "\ufffd" not in text and text in group[0].text:
-            cut = jaxr1.generate(model, params, processor, prompts, n=2, max_new_tokens=40, seed=3, stop=[text])[i][0]
-            assert cut.finish_reason == "stop" and cut.text == group[0].text[: group[0].text.find(text)]
-            assert text in processor.decode(cut.token_ids) and text not in processor.decode(cut.token_ids[:-1])
+            cut = jaxr1.generate(
+                model, params, processor, prompts, n=2, max_new_tokens=40, seed=3, stop=[text]
+            )[i][0]
+            assert (
+                cut.finish_reason == "stop"
+                and cut.text == group[0].text[: group[0].text.find(text)]
+            )
+            assert text in processor.decode(cut.token_ids) and text not in processor.decode(
+                cut.token_ids[:-1]
+            )
             assert list(cut.token_ids) == list(ids[: len(cut.token_ids)])
     assert all(c.finish_reason == "length" for g in free for c in g if len(c.token_ids) == 40)
 
 
 def test_media_ids_are_never_sampled(checkpoint, rng):
-    """Even when the model would say nothing else: with the head turned to the image pad, other tokens come."""
+    """Even when the model would say nothing else: with the head turned to the image pad, other
+    tokens come.
+    """
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     embed = params["decoder"]["embed"]
     boosted = embed.at[np.array(processor.media_token_ids)].multiply(50.0)
@@ -185,7 +225,12 @@ def test_swapping_the_image_changes_the_logprobs(checkpoint, rng):
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     image = random_image(rng)
     ask = lambda im: jaxr1.Prompt(
-        [{"role": "user", "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}]}]
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}],
+            }
+        ]
     )
     ids = [[np.arange(20, 30)]]
     one = jaxr1.score(model, params, processor, [ask(image)], ids)[0][0]
@@ -198,13 +243,21 @@ def test_compaction_changes_nothing(checkpoint, rng, monkeypatch):
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 4)
     args = dict(n=4, max_new_tokens=128, seed=2)
-    # Stop ids that leave two responses running and end all others at different places in the first 24 tokens.
+    # Stop ids that leave two responses running and end all others at different places in the first
+    # 24 tokens.
     free = jaxr1.generate(model, params, processor, prompts, **args)
-    longest = sorted(((len(c.token_ids), i, j) for i, g in enumerate(free) for j, c in enumerate(g)), reverse=True)[:2]
+    longest = sorted(
+        ((len(c.token_ids), i, j) for i, g in enumerate(free) for j, c in enumerate(g)),
+        reverse=True,
+    )[:2]
     running = {(i, j) for _, i, j in longest}
     kept = {int(t) for i, j in running for t in free[i][j].token_ids}
     ended = {
-        int(t) for i, g in enumerate(free) for j, c in enumerate(g) if (i, j) not in running for t in c.token_ids[:24]
+        int(t)
+        for i, g in enumerate(free)
+        for j, c in enumerate(g)
+        if (i, j) not in running
+        for t in c.token_ids[:24]
     }
     args["stop_token_ids"] = sorted(ended - kept)
     calls = []
@@ -229,7 +282,9 @@ def test_compaction_keeps_every_live_response(rng):
             continue
         row, slot, filler = chosen
         assert len(row) % multiple == 0 and slot.shape == filler.shape and slot.size < done.size
-        kept = {(int(row[i]), int(slot[i, j])) for i, j in np.ndindex(slot.shape) if not filler[i, j]}
+        kept = {
+            (int(row[i]), int(slot[i, j])) for i, j in np.ndindex(slot.shape) if not filler[i, j]
+        }
         assert kept >= set(zip(*map(lambda x: x.tolist(), np.nonzero(~done)), strict=True))
 
 
@@ -245,11 +300,15 @@ def test_second_pass_compiles_nothing(checkpoint, rng):
 
 
 def test_filters(rng):
-    """top-k and top-p against a plain numpy version, and the frequencies of draws against their distribution."""
+    """top-k and top-p against a plain numpy version, and the frequencies of draws against their
+    distribution.
+    """
     logits = rng.normal(size=(5, 40)).astype(np.float32) * 2
     order = np.sort(logits, -1)[:, ::-1]
     k = np.asarray(filtered(logits, Filters(top_k=7)))
-    assert ((k > -1e29).sum(-1) == 7).all() and (np.sort(k, -1)[:, ::-1][:, :7] == order[:, :7]).all()
+    assert ((k > -1e29).sum(-1) == 7).all() and (
+        np.sort(k, -1)[:, ::-1][:, :7] == order[:, :7]
+    ).all()
     p = np.asarray(filtered(logits, Filters(top_p=0.8)))
     for row, kept in zip(logits, p, strict=True):
         prob = np.exp(row - row.max()) / np.exp(row - row.max()).sum()

@@ -109,7 +109,9 @@ def text_config(
     if mrope:
         sections = tuple(rope.get("mrope_section", decoder.sections))
         if sum(sections) != size // 2:
-            raise ValueError(f"config.json: mrope_section {sections} must add up to half the head size, {size // 2}")
+            raise ValueError(
+                f"config.json: mrope_section {sections} must add up to half the head size, {size // 2}"
+            )
     theta = rope.get("rope_theta", text.get("rope_theta", defaults.rope_theta))
     return TextConfig(
         vocab=text["vocab_size"],
@@ -140,8 +142,8 @@ def _rope_scaling(rope: dict) -> RopeScaling | None:
         return None
     if kind == "dynamic":
         # Dynamic NTK stretches the frequencies of texts past the configured maximum. Here they are
-        # fixed at that maximum, where they are still the plain ones: cached keys could not be turned
-        # again.
+        # fixed at that maximum, where they are still the plain ones: cached keys could not be
+        # turned again.
         return None
     if kind == "linear":
         return RopeScaling("linear", float(rope["factor"]))
@@ -153,7 +155,9 @@ def _rope_scaling(rope: dict) -> RopeScaling | None:
             float(rope["high_freq_factor"]),
             int(rope["original_max_position_embeddings"]),
         )
-    raise ValueError(f"config.json: rope type {kind!r} is not supported (default, mrope, dynamic, linear or llama3)")
+    raise ValueError(
+        f"config.json: rope type {kind!r} is not supported (default, mrope, dynamic, linear or llama3)"
+    )
 
 
 def _text_only(decoder: Decoder) -> Family:

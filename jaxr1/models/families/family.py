@@ -27,10 +27,10 @@ class FileNames:
 class Preset:
     """Sizes of a built-in model.
 
-    With the hub's rotary base (10000) and sections, neighbouring columns of so small a head differ by
-    a thousandth of a radian: the decoder could not tell the left digit from the right one. Hence the
-    small base and the wide sections. Likewise `image_mean` is the grey of paper, so that what is left
-    of a patch is ink.
+    With the hub's rotary base (10000) and sections, neighbouring columns of so small a head differ
+    by a thousandth of a radian: the decoder could not tell the left digit from the right one. Hence
+    the small base and the wide sections. Likewise `image_mean` is the grey of paper, so that what
+    is left of a patch is ink.
     """
 
     width: int = 128
@@ -98,7 +98,8 @@ class Family:
     preset: PresetFiles | None = None
 
     def head_decides(self, raw: dict) -> bool:
-        """Whether the files must say if the head is tied to the embedding: it is where they hold none.
+        """Whether the files must say if the head is tied to the embedding: it is where they hold
+        none.
 
         transformers goes by the outer setting of a config.json, and earlier versions of it by the
         nested one; where the two do not agree, or one is left out, both kinds of files exist.

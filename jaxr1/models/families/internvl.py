@@ -49,7 +49,9 @@ def _side(value: Any) -> int:
     """A size that files give as a number or as two equal ones."""
     if isinstance(value, list | tuple):
         if len(set(value)) != 1:
-            raise ValueError(f"config.json: only square images and patches are supported, got {list(value)}")
+            raise ValueError(
+                f"config.json: only square images and patches are supported, got {list(value)}"
+            )
         return int(value[0])
     return int(value)
 
@@ -65,14 +67,18 @@ def _vision(whole: dict, text: TextConfig, shuffle: str) -> VisionConfig:
         raise ValueError("config.json: vision_config.use_mean_pooling must be true")
     layer = whole.get("select_layer", whole.get("vision_feature_layer", -1))
     if layer != -1:
-        raise ValueError(f"config.json: features of layer {layer} are not supported, only -1 (the last)")
+        raise ValueError(
+            f"config.json: features of layer {layer} are not supported, only -1 (the last)"
+        )
     if whole.get("ps_version", shuffle) != "v2":
         raise ValueError("config.json: ps_version must be v2 (v1 transposes the tokens of a tile)")
     merge = round(1 / whole.get("downsample_ratio", 0.5))
     patch, image = _side(raw.get("patch_size", 14)), _side(raw.get("image_size", 448))
     tile = whole.get("force_image_size") or image
     if tile % (patch * merge):
-        raise ValueError(f"config.json: tiles of {tile} pixels do not divide into {merge} x {merge} patches of {patch}")
+        raise ValueError(
+            f"config.json: tiles of {tile} pixels do not divide into {merge} x {merge} patches of {patch}"
+        )
     return VisionConfig(
         depth=raw["num_hidden_layers"],
         width=raw["hidden_size"],
@@ -239,6 +245,8 @@ FAMILIES = {
         vision=lambda raw, text: _vision(raw, text, "v2"),
         media=_media,
         head="files",
-        preset=PresetFiles("tiny-internvl", _preset, _preset_images, ("<img>", "<IMG_CONTEXT>", "</img>")),
+        preset=PresetFiles(
+            "tiny-internvl", _preset, _preset_images, ("<img>", "<IMG_CONTEXT>", "</img>")
+        ),
     ),
 }

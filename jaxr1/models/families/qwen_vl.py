@@ -256,7 +256,11 @@ def _qwen3_preset(preset: Preset, token_id: TokenId) -> dict:
     return {
         **preset_head("qwen3_vl", "Qwen3VLForConditionalGeneration", token_id),
         **_media_ids(token_id),
-        "text_config": {**preset_text(preset), "model_type": "qwen3_vl_text", "rope_parameters": rope},
+        "text_config": {
+            **preset_text(preset),
+            "model_type": "qwen3_vl_text",
+            "rope_parameters": rope,
+        },
         "vision_config": vision,
     }
 
