@@ -2,11 +2,14 @@
 
 from jaxr1.data.arithmetic import Arithmetic
 from jaxr1.data.example import DataError, Dataset, DataSource, Example
-from jaxr1.data.readers import Files, Sat
+from jaxr1.data.files import Files
+from jaxr1.data.sat import Sat
 from jaxr1.data.spatial import Spatial
 
 Source = Arithmetic | Spatial | Files | Sat | DataSource
-"""What may stand as the data of a stage or an evaluation; a user's own class needs only `load()`.
+"""What may stand as the data of a stage or an evaluation.
+
+A user's own class needs only `load()`.
 """
 
 __all__ = [

@@ -1,6 +1,4 @@
-"""Built-in data: arithmetic with real handwritten digits, composed into one picture. No network, no
-files to fetch.
-"""
+"""Built-in data: arithmetic with real handwritten digits in one picture. Nothing to fetch."""
 
 import functools
 import math
@@ -23,9 +21,11 @@ _TEST_SHARE = 0.22
 
 @dataclass(frozen=True)
 class _Operation:
+    """What may be asked about digits; `worked` gives what stands before "= answer"."""
+
     question: str
     answer: Callable[[list[int]], int]
-    worked: Callable[[list[int]], str]  # what stands before "= answer"
+    worked: Callable[[list[int]], str]
 
 
 _OPERATIONS: Mapping[str, _Operation] = {
@@ -111,11 +111,11 @@ class Arithmetic:
             raise DataError(f"noise must be 0 to 64 levels, got {self.noise}")
         if self.blank and not self.pictures:
             raise DataError("blank leaves pictures white, but pictures is false")
-        name = (
-            f"arithmetic-{self.split}"
-            + ("-blank" if self.blank else "")
-            + ("" if self.pictures else "-text")
-        )
+        name = f"arithmetic-{self.split}"
+        if self.blank:
+            name += "-blank"
+        if not self.pictures:
+            name += "-text"
         return Dataset(name, self.count, lambda i: self._example(self.start + i))
 
     def _example(self, row: int) -> Example:
@@ -137,9 +137,8 @@ class Arithmetic:
                 {"type": "text", "text": operation.question},
             ]
         else:
-            question = operation.question.replace(
-                "the picture", f"the list {', '.join(map(str, values))}"
-            )
+            listed = f"the list {', '.join(map(str, values))}"
+            question = operation.question.replace("the picture", listed)
             parts = [{"type": "text", "text": f"{question} Answer with one number."}]
         return Example(
             messages=({"role": "user", "content": parts},),
@@ -150,16 +149,13 @@ class Arithmetic:
         )
 
     def _picture(self, samples: list[int], rng: np.random.Generator) -> np.ndarray:
-        """uint8[cell, cell * digits]: dark ink on light paper, each digit moved a little inside its
-        cell.
-        """
+        """uint8[cell, cell * digits]: dark ink on light paper, each digit moved inside its cell."""
         image_nhw, _ = _digits()
         side = max(8, round(self.cell * 0.8))
         paper = np.zeros((self.cell, self.cell * len(samples)), np.float32)
         for place, sample in enumerate(samples):
-            ink = Image.fromarray((image_nhw[sample] * 15).astype(np.uint8)).resize(
-                (side, side), Image.Resampling.BICUBIC
-            )
+            small = Image.fromarray((image_nhw[sample] * 15).astype(np.uint8))
+            ink = small.resize((side, side), Image.Resampling.BICUBIC)
             top, left = rng.integers(self.cell - side + 1, size=2)
             left += place * self.cell
             paper[top : top + side, left : left + side] = np.asarray(ink)
@@ -168,11 +164,10 @@ class Arithmetic:
 
 
 def digit_split() -> dict[Split, np.ndarray]:
-    """Which of the 1797 digit pictures each split may show: int64 indices, sorted, disjoint, every
-    class in both.
+    """Which of the 1797 digit pictures each split may show, as sorted int64 indices.
 
-    About 22 % of every class go to "test", by one fixed permutation, whatever the seed of a data
-    set.
+    The splits are disjoint, and every class is in both: about 22 % of each go to "test", by one
+    fixed permutation, whatever the seed of a data set.
     """
     return {name: np.sort(np.concatenate(_samples_by_class(name))) for name in SPLITS}
 

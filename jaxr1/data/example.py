@@ -1,4 +1,4 @@
-"""What a data set holds: examples, in a plain sequence. Nothing here knows of models or tokenizers."""
+"""What a data set holds: examples, in a plain sequence, without models or tokenizers."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,9 +12,8 @@ class DataError(UserError):
     """A data set that cannot be used; the message names file, row and field."""
 
 
-@dataclass(
-    frozen=True, eq=False
-)  # examples hold arrays and dicts: neither equality nor hashing would mean anything
+# eq=False: examples hold arrays and dicts, so neither equality nor hashing would mean anything
+@dataclass(frozen=True, eq=False)
 class Example:
     """One question with its media and its reference answer.
 
@@ -41,13 +40,7 @@ class Example:
         texts = []
         for message in self.messages:
             if message["role"] == "user":
-                content = message["content"]
-                parts = (
-                    [content]
-                    if isinstance(content, str)
-                    else [p["text"] for p in content if p["type"] == "text"]
-                )
-                texts += [part.strip() for part in parts if part.strip()]
+                texts += [text.strip() for text in _texts(message["content"]) if text.strip()]
         return "\n".join(texts)
 
     @property
@@ -61,13 +54,18 @@ class Example:
         return self._media("video")
 
     def _media(self, kind: str) -> list[Any]:
-        return [
-            part[kind]
-            for message in self.messages
-            if not isinstance(message["content"], str)
-            for part in message["content"]
-            if part["type"] == kind
-        ]
+        found = []
+        for message in self.messages:
+            if not isinstance(message["content"], str):
+                found += [part[kind] for part in message["content"] if part["type"] == kind]
+        return found
+
+
+def _texts(content: str | list[dict[str, Any]]) -> list[str]:
+    """The texts of a turn, without its media."""
+    if isinstance(content, str):
+        return [content]
+    return [part["text"] for part in content if part["type"] == "text"]
 
 
 class Dataset(Sequence[Example]):
@@ -93,7 +91,14 @@ class Dataset(Sequence[Example]):
         drop_bad: bool = False,
         advice: str = "",
     ) -> None:
-        """Args: `get(i)` returns example i and must be a pure function of i, for 0 <= i < length."""
+        """Takes the examples as a function of their place.
+
+        Args:
+          name: see above, as for the other attributes.
+          length: number of examples.
+          get: `get(i)` returns example i, for 0 <= i < length; it must be a pure function of i.
+          dropped: rows left out.
+        """
         self.name = name
         self.dropped = list(dropped)
         self.videos, self.drop_bad, self.advice = videos, drop_bad, advice
@@ -141,9 +146,8 @@ def refusal(dataset: Dataset, example: Example, error: Exception) -> DataError |
     """
     if dataset.drop_bad:
         return None
-    kinds = [
-        kind for kind, found in (("images", example.images), ("videos", example.videos)) if found
-    ]
+    media = {"images": example.images, "videos": example.videos}
+    kinds = [kind for kind, found in media.items() if found]
     field = f"field {' or '.join(map(repr, kinds))}: " if isinstance(error, MediaError) else ""
     advice = f" ({dataset.advice})" if dataset.advice and field else ""
     return DataError(f"{example.source}: {field}{error}{advice}")

@@ -1,6 +1,4 @@
-"""Built-in data: spatial scenes drawn with Pillow, with questions in the manner of SAT and
-CV-Bench.
-"""
+"""Built-in data: spatial scenes drawn with Pillow, asked about as in SAT and CV-Bench."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -44,7 +42,18 @@ class _Thing:
 
 @dataclass(frozen=True)
 class _Scene:
-    things: list[_Thing]  # in drawing order: later ones hide earlier ones
+    """What a picture shows and what is asked about it.
+
+    Attributes:
+      things: in drawing order: later ones hide earlier ones.
+      question: without its options.
+      options: the answers to choose from, not yet shuffled.
+      correct: the right one of them.
+      thought: a sentence that leads to it.
+      ground: whether there is a ground with a horizon.
+    """
+
+    things: list[_Thing]
     question: str
     options: list[str]
     correct: str
@@ -54,14 +63,14 @@ class _Scene:
 
 @dataclass(frozen=True)
 class Spatial:
-    """Scenes of coloured shapes; the question has shuffled options with letters, and the answer is
-    a letter.
+    """Scenes of coloured shapes; a question has shuffled options with letters, its answer is one.
 
     Tasks: "relation" (left, right, above or below; four options), "count" (how many of a kind; four
-      options),
-    "depth" (which of two things of one size on the ground is closer: larger, lower, in front) and
-    "distance" (which of two things is closer to a third). Example i is a pure function of (seed,
-    split, start + i) and `tasks`; the splits draw from different streams.
+    options), "depth" (which of two things of one size on the ground is closer: larger, lower, in
+    front) and "distance" (which of two things is closer to a third).
+
+    Example i is a pure function of (seed, split, start + i) and `tasks`; the splits draw from
+    different streams.
 
     Attributes:
       count: how many examples.
@@ -164,12 +173,10 @@ def _relation(rng: np.random.Generator) -> _Scene:
 def _count(rng: np.random.Generator) -> _Scene:
     target, *others = _kinds(rng, 4)
     number = int(rng.integers(1, 6))
-    kinds = [target] * number + [
-        others[int(k)] for k in rng.integers(3, size=int(rng.integers(1, 5)))
-    ]
-    cells = rng.choice(
-        16, size=len(kinds), replace=False
-    )  # one thing to a cell of a 4 x 4 grid: nothing overlaps
+    kinds = [target] * number
+    kinds += [others[int(k)] for k in rng.integers(3, size=int(rng.integers(1, 5)))]
+    # One thing to a cell of a 4 x 4 grid: nothing overlaps.
+    cells = rng.choice(16, size=len(kinds), replace=False)
     things = []
     for kind, cell in zip(kinds, cells, strict=True):
         x, y = (np.array([cell % 4, cell // 4]) + 0.5) / 4 + rng.uniform(-0.03, 0.03, size=2)
@@ -199,9 +206,8 @@ def _depth(rng: np.random.Generator) -> _Scene:
     for kind, x, scale in ((far_kind, far_x, far_scale), (near_kind, near_x, near_scale)):
         # One real size seen in perspective: radius and distance below the horizon shrink alike.
         radius = 0.16 * scale
-        things.append(
-            _Thing(*kind, float(x), float(_HORIZON + 0.55 * scale - radius), float(radius))
-        )
+        y = _HORIZON + 0.55 * scale - radius
+        things.append(_Thing(*kind, float(x), float(y), float(radius)))
     far, near = things
     names = [f"the {near.name}", f"the {far.name}"]
     asked = [names[k] for k in rng.permutation(2)]
@@ -260,22 +266,23 @@ def _draw(scene: _Scene, size: int, rng: np.random.Generator) -> np.ndarray:
         tone = tuple(int(value) - 70 for value in rng.integers(225, 251, size=3))
         canvas.rectangle((0, round(_HORIZON * side), side, side), fill=tone)
     for thing in scene.things:
-        x, y, r = thing.x * side, thing.y * side, thing.radius * side
-        fill = COLOURS[thing.colour]
-        outline = tuple(
-            value // 2 for value in fill
-        )  # tells one thing from another where they overlap
-        if thing.shape == "circle":
-            canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=outline, width=2)
-        elif thing.shape == "square":
-            canvas.rectangle(
-                (x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + r), fill=fill, outline=outline, width=2
-            )
-        elif thing.shape == "triangle":
-            canvas.polygon(
-                [(x, y - r), (x + r, y + r), (x - r, y + r)], fill=fill, outline=outline, width=2
-            )
-        else:
-            corners = [(x, y - r), (x + r, y), (x, y + r), (x - r, y)]
-            canvas.polygon(corners, fill=fill, outline=outline, width=2)
+        _draw_thing(canvas, thing, side)
     return np.asarray(image.resize((size, size), Image.Resampling.BOX))
+
+
+def _draw_thing(canvas: ImageDraw.ImageDraw, thing: _Thing, side: int) -> None:
+    """Draws a thing on a square canvas of `side` pixels."""
+    x, y, r = thing.x * side, thing.y * side, thing.radius * side
+    fill = COLOURS[thing.colour]
+    outline = tuple(value // 2 for value in fill)  # tells things apart where they overlap
+    if thing.shape == "circle":
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill, outline=outline, width=2)
+        return
+    if thing.shape == "square":
+        box = (x - 0.9 * r, y - 0.9 * r, x + 0.9 * r, y + r)
+        canvas.rectangle(box, fill=fill, outline=outline, width=2)
+        return
+    corners = [(x, y - r), (x + r, y), (x, y + r), (x - r, y)]
+    if thing.shape == "triangle":
+        corners = [(x, y - r), (x + r, y + r), (x - r, y + r)]
+    canvas.polygon(corners, fill=fill, outline=outline, width=2)

@@ -10,8 +10,9 @@ _BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"free", b"skip", b"wide")
 
 
 def check_whole(file: BinaryIO, name: str) -> None:
-    """Refuses an mp4 or Matroska file that ends before its outermost parts do; libav takes it for a
-    shorter clip.
+    """Refuses an mp4 or Matroska file that ends before its outermost parts do.
+
+    libav takes such a file for a shorter clip.
 
     Raises:
       MediaError: the file is truncated.
@@ -39,18 +40,15 @@ def _boxes_end(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(head[:4], "big")
         if length == 1:
             length = int.from_bytes(head[8:16], "big")
-        if (
-            length < 8 or not head[4:8].isalnum()
-        ):  # 0 is up to the end; what is no box after the last one is nobody's
+        # 0 is up to the end; what is no box after the last one is nobody's
+        if length < 8 or not head[4:8].isalnum():
             return size
         at += length
     return at
 
 
 def _segment_end(head: bytes) -> int | None:
-    """Where a Matroska file's segment ends (RFC 8794, section 4), None where it does not say, as in
-    live recordings.
-    """
+    """Where a Matroska file's segment ends (RFC 8794, section 4); None in live recordings."""
     length, at = _variable_int(head, len(_EBML))
     if length is None or not head.startswith(_SEGMENT, at + length):
         return None
@@ -59,9 +57,8 @@ def _segment_end(head: bytes) -> int | None:
 
 
 def _variable_int(head: bytes, at: int) -> tuple[int | None, int]:
-    """A length of EBML and where it ends; None is an unknown one. Leading zero bits tell how many
-    bytes it has.
-    """
+    """A length of EBML, None for an unknown one, and where it ends."""
+    # leading zero bits tell how many bytes it has
     width = 9 - head[at].bit_length() if at < len(head) else 9
     if width > 8:
         return None, at

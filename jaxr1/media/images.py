@@ -1,4 +1,4 @@
-"""Opening images: from any reference a row may hold to an upright RGB picture, or a clear refusal."""
+"""Opening images: from any reference a row may hold to an upright RGB picture, or a refusal."""
 
 import base64
 import binascii
@@ -20,8 +20,7 @@ from jaxr1.base.errors import UserError
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 
 MAX_PIXELS_DECODED = 1 << 26
-"""Pixels (67.1 million, 200 MB as RGB) that an image may hold before it is refused from its header.
-"""
+"""Pixels of the largest image that is opened: 67.1 million, 200 MB as RGB."""
 
 # Raster formats whose decoders only decode. Pillow also opens EPS and WMF, which run an outside
 # interpreter.
@@ -35,9 +34,7 @@ _DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re
 
 
 class MediaError(UserError):
-    """An image (or other medium) that is missing, damaged, too large or not one at all; the message
-    names it.
-    """
+    """An image or video that is missing, damaged, too large or none; the message names it."""
 
 
 def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> Image.Image:
@@ -95,8 +92,9 @@ def probe_image(
 
 
 def media_hash(image: Image.Image) -> str:
-    """16 hexadecimal digits of the SHA-256 of an image's size and RGB bytes: equal pictures, equal
-    names.
+    """16 hexadecimal digits of the SHA-256 of an image: equal pictures, equal names.
+
+    Its size and its RGB bytes count.
     """
     rgb = to_rgb(image)
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode())
@@ -116,12 +114,9 @@ def describe(source: Any) -> str:
     if isinstance(source, np.ndarray):
         return f"array {source.dtype}{list(source.shape)}"
     if isinstance(source, Image.Image):
-        origin = getattr(source, "filename", "")
-        return (
-            repr(os.fspath(origin))
-            if origin
-            else f"{source.mode} image of {source.width}x{source.height}"
-        )
+        if origin := getattr(source, "filename", ""):
+            return repr(os.fspath(origin))
+        return f"{source.mode} image of {source.width}x{source.height}"
     return f"value of type {type(source).__name__}"
 
 
@@ -141,8 +136,7 @@ def decode_data_uri(text: str) -> bytes:
 
 
 def open_file(source: Any, name: str, expected: str) -> BinaryIO:
-    """A binary reader of a path, of encoded bytes, or of a `data:` URI with base64; the caller
-    closes it.
+    """A binary reader of a path, encoded bytes, or a `data:` URI with base64; the caller closes it.
 
     Args:
       source: what the user gave.
@@ -175,12 +169,11 @@ def open_file(source: Any, name: str, expected: str) -> BinaryIO:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any Pillow mode as 8-bit RGB; transparency onto white. A mode-RGB image is
-    returned as it is.
+    """An image of any Pillow mode as 8-bit RGB, transparency onto white.
 
-    Equal to `convert_to_rgb` of transformers, but for images of more than 8 bits, which that clips:
-    mode I;16 is scaled from [0, 65535]; mode I too, unless no value exceeds 255; mode F from [0,
-    1], unless a value exceeds 1.
+    A mode-RGB image is returned as it is. Equal to `convert_to_rgb` of transformers, but for images
+    of more than 8 bits, which that clips: mode I;16 is scaled from [0, 65535]; mode I too, unless
+    no value exceeds 255; mode F from [0, 1], unless a value exceeds 1.
 
     Raises:
       MediaError: a wide image with values outside these ranges.
@@ -197,9 +190,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image of 16 or 32 bits, or of floats, as mode L; pixels of the transparent value
-    become white.
-    """
+    """A grey image of 16 or 32 bits, or of floats, as mode L; transparent pixels become white."""
     value_hw = np.asarray(image).astype(np.float64)
     low, high = float(value_hw.min()), float(value_hw.max())
     if image.mode == "F":
@@ -248,9 +239,9 @@ def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
             orientation = image.getexif().get(0x0112, 1)
         except Exception:  # damaged metadata is no reason to lose a picture
             pass
-    return (
-        (image.width, image.height) if orientation in (5, 6, 7, 8) else (image.height, image.width)
-    )
+    if orientation in (5, 6, 7, 8):  # to be shown with its sides exchanged
+        return image.width, image.height
+    return image.height, image.width
 
 
 def check_size(height: int, width: int, name: str, limit: int) -> None:

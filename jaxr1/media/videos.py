@@ -1,23 +1,23 @@
-"""Opening videos: from any reference a row may hold to the sampled frames, upright RGB, or a clear
-refusal.
+"""Opening videos: from any reference a row may hold to the sampled frames, or a clear refusal.
 
 Frames are chosen before any is decoded, from what the container says about itself; only those up to
-the last chosen one are decoded, and only the chosen ones converted. Files need PyAV, the extra
-`video`; arrays and lists of frames do not.
+the last chosen one are decoded, and only the chosen ones converted, to upright RGB. Files need
+PyAV, the extra `video`; arrays and lists of frames do not.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from jaxr1.media.containers import check_whole
-from jaxr1.media.frames import Sampling, check_rate, sample_indices
+from jaxr1.media.decoding import VideoFile, VideoInfo, upright
+from jaxr1.media.frames import EVERY_FRAME, FrameChoice, check_rate, sample_indices
 from jaxr1.media.images import (
     MAX_PIXELS_DECODED,
     ImageSource,
@@ -25,7 +25,6 @@ from jaxr1.media.images import (
     check_size,
     describe,
     load_image,
-    open_file,
     probe_image,
 )
 
@@ -36,13 +35,6 @@ Resize: TypeAlias = Callable[[int, int, int], tuple[int, int]]
 
 MAX_PIXELS_KEPT = 1 << 30
 """Pixels of all frames kept of one clip together (1.07 billion, 3.2 GB as RGB)."""
-
-# Containers that hold what they show. libav also opens playlists (HLS, DASH, concat), which name
-# other files and hosts.
-CONTAINERS = ("mov", "mp4", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "ogg", "asf", "gif")
-
-_EXPECTED = "a path, bytes, a list of frames or a uint8 array [T, H, W, 3]"
-_QUARTER_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +64,8 @@ class Video:
         """
         if self.fps is None:
             raise MediaError(
-                f"{self.name}: its frames came without their rate: give fps beside them, in frames a second"
+                f"{self.name}: its frames came without their rate: "
+                "give fps beside them, in frames a second"
             )
         return self.fps
 
@@ -86,32 +79,11 @@ class Video:
         return len(self.indices) / self.total * self.known_fps
 
 
-class VideoInfo(NamedTuple):
-    """What a clip's header says: frames, frames a second (None: unknown), height and width in
-    pixels as stored.
-    """
-
-    total: int
-    fps: float | None
-    height: int
-    width: int
-
-
-class _Packet(NamedTuple):
-    pts: int | None
-    is_shown: bool
-
-
 def load_video(
     source: VideoSource,
+    choice: FrameChoice = EVERY_FRAME,
     *,
     source_fps: float | None = None,
-    fps: float | None = None,
-    num_frames: int | None = None,
-    min_frames: int = 4,
-    max_frames: int = 768,
-    frame_factor: int = 2,
-    sampling: Sampling = "stride",
     resize: Resize | None = None,
     resample: int = int(Image.Resampling.BICUBIC),
     max_pixels_decoded: int = MAX_PIXELS_DECODED,
@@ -134,9 +106,9 @@ def load_video(
     Args:
       source: path, `data:` URI with base64, encoded bytes, list of frames (each whatever
         `load_image` takes), or uint8 array [T, H, W, 3].
+      choice: which frames to take; every one by default.
       source_fps: frames a second of a list or an array; for a file it replaces the container's
         average rate.
-      fps, num_frames, min_frames, max_frames, frame_factor, sampling: see `sample_indices`.
       resize: gives the size frames are kept at, so that a long clip is never held at its full size.
       resample: filter of that resizing, a number of `PIL.Image.Resampling`.
       max_pixels_decoded: clips with more pixels in one frame are refused before decoding.
@@ -147,44 +119,33 @@ def load_video(
 
     Raises:
       MediaError: the file is missing, empty, truncated, damaged (the message says at which frame),
-        no video in one of `CONTAINERS`, without a video stream or frames, or too large; frames
-        differ in size; the array is of another type or shape; `fps` is asked of frames whose own
-        rate is unknown; `num_frames` is more than there are.
-      ValueError: an option out of range.
+        no video in one of `jaxr1.media.decoding.CONTAINERS`, without a video stream or frames, or
+        too large; frames differ in size; the array is of another type or shape; `choice` asks for
+        frames a second of a clip whose own rate is unknown, or for more frames than there are.
+      ValueError: `source_fps` or `resample` out of range.
       ImportError: a file is given and PyAV is not installed.
     """
     name = describe_video(source)
-
-    def choose(total: int, rate: float | None) -> np.ndarray:
-        with _naming(name):
-            return sample_indices(
-                total,
-                rate,
-                fps=fps,
-                num_frames=num_frames,
-                min_frames=min_frames,
-                max_frames=max_frames,
-                frame_factor=frame_factor,
-                sampling=sampling,
-            )
-
-    is_file = not isinstance(source, np.ndarray | list | tuple)
+    file = VideoFile(source, name, max_pixels_decoded)
     info = _probe(source, name, source_fps, max_pixels_decoded)
     while True:
-        clip = _Clip(name, choose(info.total, info.fps), resize, resample, max_pixels_kept)
-        if is_file:
-            decoded = _decode_into(clip, source, info.total, max_pixels_decoded)
+        with _naming(name):
+            indices = sample_indices(info.total, info.fps, choice)
+        clip = _Clip(name, indices, resize, resample, max_pixels_kept)
+        if _is_frames(source):
+            found = _copy_into(clip, source, max_pixels_decoded)
         else:
-            decoded = _copy_into(clip, source, max_pixels_decoded)
+            found = _decode_into(clip, file, info.total)
         if clip.is_full:
             return Video(clip.frames, clip.indices, info.total, info.fps, name)
         # The decoder is at the end. Either frames are missing, or packets are there that show none.
-        shown = sum(packet.is_shown for packet in _read_packets(source, name, max_pixels_decoded))
-        if not 0 < decoded < info.total <= shown:
+        shown = file.count_shown()
+        if not 0 < found < info.total <= shown:
             raise MediaError(
-                f"{name}: ends after {decoded} of {info.total} frames; it is truncated, or its header counts wrong"
+                f"{name}: ends after {found} of {info.total} frames; "
+                "it is truncated, or its header counts wrong"
             )
-        info = info._replace(total=decoded)
+        info = dataclasses.replace(info, total=found)
 
 
 def probe_video(
@@ -193,8 +154,9 @@ def probe_video(
     source_fps: float | None = None,
     max_pixels_decoded: int = MAX_PIXELS_DECODED,
 ) -> VideoInfo:
-    """Frame count, rate and size of a clip, without decoding; a container that holds no count is
-    read through.
+    """Frame count, rate and size of a clip, without decoding.
+
+    A container that holds no count is read through.
 
     Raises:
       MediaError: as `load_video`, except for damage and truncation.
@@ -204,8 +166,9 @@ def probe_video(
 
 
 def video_hash(frames: np.ndarray) -> str:
-    """16 hexadecimal digits of the SHA-256 of a clip's shape and bytes, uint8[T, H, W, 3]: equal
-    clips, equal names.
+    """16 hexadecimal digits of the SHA-256 of a clip, uint8[T, H, W, 3]: equal clips, equal names.
+
+    Shape and bytes count.
     """
     digest = hashlib.sha256("x".join(map(str, frames.shape)).encode() + b":")
     digest.update(np.ascontiguousarray(frames).data)
@@ -265,9 +228,8 @@ class _Clip:
             )
         height, width = self.frames.shape[1:3]
         if size != (height, width):
-            pixel_hwc = np.asarray(
-                Image.fromarray(pixel_hwc).resize((width, height), resample=self.resample)
-            )
+            picture = Image.fromarray(pixel_hwc)
+            pixel_hwc = np.asarray(picture.resize((width, height), resample=self.resample))
         self.frames[self.taken] = pixel_hwc
         self.taken += 1
 
@@ -277,14 +239,20 @@ class _Clip:
                 height, width = self.resize(len(self.indices), height, width)
         if len(self.indices) * height * width > self.max_pixels_kept:
             raise MediaError(
-                f"{self.name}: {len(self.indices)} frames of {width}x{height} pixels are more than the "
-                f"{self.max_pixels_kept:,} pixels that are kept of a video; take fewer frames or resize them"
+                f"{self.name}: {len(self.indices)} frames of {width}x{height} pixels are more than "
+                f"the {self.max_pixels_kept:,} pixels that are kept of a video; "
+                "take fewer frames or resize them"
             )
         return height, width
 
 
+def _is_frames(source: Any) -> bool:
+    """Whether a source holds its frames already, and is no file."""
+    return isinstance(source, np.ndarray | list | tuple)
+
+
 def _copy_into(clip: _Clip, source: Any, limit: int) -> int:
-    """Takes the wanted frames of a list or an array."""
+    """Takes the wanted frames of a list or an array; gives their number."""
     for index in clip.indices:
         if isinstance(source, np.ndarray):
             clip.take(np.ascontiguousarray(source[index]))
@@ -295,102 +263,21 @@ def _copy_into(clip: _Clip, source: Any, limit: int) -> int:
     return len(clip.indices)
 
 
-def _decode_into(clip: _Clip, source: Any, total: int, limit: int) -> int:
-    """Decodes a file until the clip has all it wants, or to its end; gives the number of frames
-    decoded.
+def _decode_into(clip: _Clip, file: VideoFile, total: int) -> int:
+    """Decodes a file until the clip has all it wants, or to its end; gives the frames decoded.
 
     Raises:
       MediaError: a frame on the way is damaged.
     """
     decoded = 0
-    with _opened(source, clip.name, limit) as container:
-        stream = _video_stream(container, clip.name)
-        # Without "explode" a decoder paints over what it cannot read, and reports nothing.
-        stream.codec_context.options = {"err_detect": "explode", "max_pixels": str(limit)}
-        packets = container.demux(stream)
-        while not clip.is_full:
-            try:
-                packet = next(packets, None)
-            except Exception as error:  # demuxers raise whatever they like on damaged data
-                raise MediaError(
-                    f"{clip.name}: damaged: cannot be read beyond frame {decoded - 1} ({error})"
-                ) from error
-            if packet is None:
+    with contextlib.closing(file.pictures(total)) as pictures:
+        for picture in pictures:
+            if clip.wants(decoded):
+                clip.take(upright(picture, clip.name))
+            decoded += 1
+            if clip.is_full:
                 break
-            try:
-                pictures = _decode(packet)
-            except Exception as error:  # decoders do too
-                pts = error.pts if isinstance(error, _Corrupt) else packet.pts
-                place = _place(source, clip.name, pts, limit) or f"what follows frame {decoded - 1}"
-                raise MediaError(
-                    f"{clip.name}: damaged: {place} of 0..{total - 1} cannot be decoded ({error})"
-                ) from error
-            for picture in pictures:
-                if clip.wants(decoded):
-                    clip.take(_upright(picture, clip.name))
-                decoded += 1
     return decoded
-
-
-class _Corrupt(ValueError):
-    """Damage that was told without an error, of the frame shown at `pts`."""
-
-    def __init__(self, by: str, pts: int | None):
-        super().__init__(f"marked as corrupt by the {by}")
-        self.pts = pts
-
-
-def _decode(packet: Any) -> list[Any]:
-    """The frames that a packet completes; the last packet, an empty one, flushes the decoder."""
-    if packet.is_corrupt:
-        raise _Corrupt("container", packet.pts)
-    pictures = packet.decode()
-    for picture in pictures:
-        if picture.is_corrupt:
-            raise _Corrupt("decoder", picture.pts)
-    return pictures
-
-
-def _place(source: Any, name: str, pts: int | None, limit: int) -> str | None:
-    """Which frame, in the order they are shown, a packet holds: its time's rank among all times."""
-    try:
-        times = sorted(
-            p.pts for p in _read_packets(source, name, limit) if p.is_shown and p.pts is not None
-        )
-    except MediaError:
-        return None
-    return f"frame {times.index(pts)}" if pts in times else None
-
-
-def _upright(picture: Any, name: str) -> np.ndarray:
-    """A decoded frame as uint8[H, W, 3], turned and mirrored as its display matrix says.
-
-    The matrix takes column p and row q of the stored picture to column a * p + c * q and row b * p
-    + d * q (plus an offset), as in libavutil/display.h.
-
-    Raises:
-      MediaError: it cannot be converted to RGB, or is turned by no multiple of 90 degrees.
-    """
-    try:
-        pixel_hwc = picture.to_ndarray(format="rgb24")
-        matrix = picture.side_data.get("DISPLAYMATRIX")
-    except Exception as error:  # the converter raises whatever it likes
-        raise MediaError(
-            f"{name}: cannot convert {picture.format.name} to RGB ({error})"
-        ) from error
-    if matrix is None:
-        return pixel_hwc
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, count=5).astype(np.float64)
-    straight, crossed = max(abs(a), abs(d)), max(abs(b), abs(c))
-    if min(straight, crossed) > _QUARTER_TOLERANCE * max(straight, crossed):
-        raise MediaError(
-            f"{name}: its display matrix turns it by no multiple of 90 degrees ({picture.rotation})"
-        )
-    if crossed > straight:
-        pixel_hwc, rows, columns = pixel_hwc.transpose(1, 0, 2), b, c
-    else:
-        rows, columns = d, a
-    return np.ascontiguousarray(pixel_hwc[:: -1 if rows < 0 else 1, :: -1 if columns < 0 else 1])
 
 
 def _probe(source: Any, name: str, source_fps: float | None, limit: int) -> VideoInfo:
@@ -407,87 +294,7 @@ def _probe(source: Any, name: str, source_fps: float | None, limit: int) -> Vide
         with _naming(f"{name}, frame 0"):
             height, width = probe_image(source[0], max_pixels_decoded=limit)
         return VideoInfo(len(source), source_fps, height, width)
-    with _opened(source, name, limit) as container:
-        stream = _video_stream(container, name)
-        height, width = stream.codec_context.height, stream.codec_context.width
-        if not height or not width:  # what libav leaves of a header it refuses
-            raise MediaError(
-                f"{name}: a frame has more than the {limit:,} pixels that are decoded, or its header is damaged"
-            )
-        check_size(height, width, name, limit)
-        total = int(stream.frames)
-        if (
-            total and "mp4" in container.format.name
-        ):  # its count is that of the packets stored, edit list or not
-            total = sum(not entry.is_discard for entry in stream.index_entries)
-        # "or" because an unknown rate is None in one release of PyAV and 0/1 in the next.
-        rate = source_fps or stream.average_rate or stream.guessed_rate
-        seconds = (
-            float(stream.duration * stream.time_base)
-            if stream.duration and stream.time_base
-            else 0.0
-        )
-    if total < 1:
-        total = sum(packet.is_shown for packet in _read_packets(source, name, limit))
-    if total < 1:
-        raise MediaError(f"{name}: the video has no frames")
-    if not rate and seconds > 0:
-        rate = total / seconds
-    return VideoInfo(total, float(rate) if rate else None, height, width)
-
-
-def _read_packets(source: Any, name: str, limit: int) -> list[_Packet]:
-    """Reads a file through without decoding: its packets in the order they are stored."""
-    found = []
-    with _opened(source, name, limit) as container:
-        try:
-            for packet in container.demux(_video_stream(container, name)):
-                if packet.size:  # the last one only flushes
-                    found.append(_Packet(packet.pts, not packet.is_discard))
-        except Exception as error:  # demuxers raise whatever they like on damaged data
-            raise MediaError(
-                f"{name}: damaged: cannot be read beyond frame {len(found) - 1} ({error})"
-            ) from error
-    return found
-
-
-@contextlib.contextmanager
-def _opened(source: Any, name: str, limit: int) -> Iterator[Any]:
-    """Opens the container of a path or of encoded bytes."""
-    with open_file(source, name, _EXPECTED) as file:
-        try:
-            import av
-        except ImportError as error:
-            raise ImportError(f"{name}: reading video files needs PyAV: pip install av") from error
-        check_whole(file, name)
-        try:
-            # The decoder's own limit holds for what a stream says of itself, which may be more than
-            # its container says.
-            container = av.open(
-                file,
-                options={"format_whitelist": ",".join(CONTAINERS), "max_pixels": str(limit)},
-                mode="r",
-            )
-        except Exception as error:  # header parsers raise whatever they like on damaged data
-            raise MediaError(
-                f"{name}: not a video, or its header is damaged (containers: {', '.join(CONTAINERS)}): {error}"
-            ) from error
-        with container:
-            yield container
-
-
-def _video_stream(container: Any, name: str) -> Any:
-    """The first stream of moving pictures; the cover of an audio file is none."""
-    import av
-
-    for stream in container.streams.video:
-        if not stream.disposition & av.stream.Disposition.attached_pic:
-            if stream.codec_context is None:
-                raise MediaError(
-                    f"{name}: its video stream is in a codec that is unknown here, or its header is damaged"
-                )
-            return stream
-    raise MediaError(f"{name}: no video stream")
+    return VideoFile(source, name, limit).info(source_fps)
 
 
 @contextlib.contextmanager

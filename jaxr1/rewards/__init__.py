@@ -1,10 +1,9 @@
-"""Rewards from rules: what they are (`spec`), the built-in ones, and the processes that run them
-(`pool`).
-"""
+"""Rewards from rules: what a reward is (`spec`), built-in ones (`builtin`), workers (`pool`)."""
 
 from jaxr1.rewards.accuracy import accuracy_reward, parse_answer_problem
 from jaxr1.rewards.format import format_reward
-from jaxr1.rewards.pool import Grade, Pending, RewardError, RewardPool
+from jaxr1.rewards.grades import Grade, Pending, RewardError
+from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import ResolvedReward, Reward
 from jaxr1.rewards.types import Completion, Example
 

@@ -1,4 +1,4 @@
-"""Answers: finding one in a completion, and writing it without the differences that mean nothing."""
+"""Answers: finding one in a completion, and writing it without differences that mean nothing."""
 
 from __future__ import annotations
 
@@ -49,13 +49,12 @@ def _first_block(text: str, start: int) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    """The content of the last \\boxed{} or \\fbox{} whose braces balance (the outer where they
-    nest); linear time.
+    """The content of the last \\boxed{} or \\fbox{} whose braces balance; the outer of nested ones.
+
+    In linear time.
     """
     found: str | None = None
-    open_braces: list[
-        int | None
-    ] = []  # where the content of a box begins; None for any other brace
+    open_braces: list[int | None] = []  # where a box's content begins; None for any other brace
     for match in re.finditer(r"\\boxed\s{0,8}\{|\\fbox\s{0,8}\{|\\[{}]|[{}]", text):
         token = match.group()
         if token in ("\\{", "\\}"):
@@ -83,14 +82,37 @@ def _tail_answer(text: str) -> str | None:
     return last
 
 
-# --- normalisation
-# --------------------------------------------------------------------------------------------------
-
+# --- normalisation ------------------------------------------------------------------------------
 _SUPERSCRIPTS = str.maketrans({c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
 _CHARACTERS = str.maketrans(
-    {"−": "-", "–": "-", "—": "-", "×": "\\times ", "÷": "/", "⁄": "/", "·": "\\cdot ", "π": "\\pi ", "∞": "\\infty ",
-     "“": '"', "”": '"', "‘": "'", "’": "'", "\u200b": "", "\ufeff": "", "√": "\\sqrt "}
-)  # fmt: skip
+    {
+        "−": "-",
+        "–": "-",
+        "—": "-",
+        "×": "\\times ",
+        "÷": "/",
+        "⁄": "/",
+        "·": "\\cdot ",
+        "π": "\\pi ",
+        "∞": "\\infty ",
+        "√": "\\sqrt ",
+        "“": '"',
+        "”": '"',
+        "‘": "'",
+        "’": "'",
+        "\u200b": "",
+        "\ufeff": "",
+    }
+)
+_REWRITTEN = (
+    ("\\%", "%"),
+    ("\\$", ""),
+    ("{,}", ","),
+    ("\\!", ""),
+    ("\\dfrac", "\\frac"),
+    ("\\tfrac", "\\frac"),
+    ("\\cfrac", "\\frac"),
+)
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
 _WRAPPED_TEXT = re.compile(
     r"\\(?:text|textbf|textit|mathrm|mathbf|mathit|mbox|operatorname|emph)\s?\{([^{}]*)\}"
@@ -102,16 +124,15 @@ _DEGREES = re.compile(r"\^?\s?\{?\s?\\circ\s?\}?|°")
 
 
 def normalise(answer: str) -> str:
-    """An answer without the differences that mean nothing; letter case is kept. Idempotent on what
-    it returns.
+    """An answer without the differences that mean nothing; letter case is kept.
 
-    Unicode forms, minus signs and vulgar fractions; dollar signs and other maths delimiters;
-    \\left, \\right, \\text{}, spacing commands, \\dfrac; degree signs; markdown emphasis, quotes, a
-    final full stop; runs of whitespace.
+    Idempotent on what it returns. Taken out, or made one of several forms: Unicode forms, minus
+    signs and vulgar fractions; dollar signs and other maths delimiters; \\left, \\right, \\text{},
+    spacing commands, \\dfrac; degree signs; markdown emphasis, quotes, a final full stop; runs of
+    whitespace.
     """
-    for _ in range(
-        8
-    ):  # removing one layer can uncover another ("**$5$.**"); each pass shortens or settles the string
+    # removing one layer can uncover another ("**$5$.**"); each pass shortens or settles the string
+    for _ in range(8):
         simpler = _normalise_once(answer)
         if simpler == answer:
             break
@@ -120,19 +141,18 @@ def normalise(answer: str) -> str:
 
 
 def _normalise_once(answer: str) -> str:
-    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), answer).translate(
-        _SUPERSCRIPTS
-    )
-    text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    text = text.replace("\\%", "%").replace("\\$", "").replace("{,}", ",").replace("\\!", "")
-    text = (
-        text.replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac").replace("\\cfrac", "\\frac")
-    )
+    # a space first: 1½ is not 11/2
+    text = _VULGAR.sub(lambda m: " " + unicodedata.normalize("NFKC", m.group()), answer)
+    # superscripts become powers before Unicode's own normalisation makes them plain digits
+    text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).translate(_CHARACTERS)
+    for written, meant in _REWRITTEN:
+        text = text.replace(written, meant)
     text = _DELIMITERS.sub("", text)
     text = _SPACING.sub(" ", text)
     text = _WRAPPED_TEXT.sub(r"\1", text)
     text = _DEGREES.sub("", text)
-    text = text.replace("**", " ").replace("`", "") if "**" in text[:2] or "`" in text else text
+    if text.startswith("**") or "`" in text:
+        text = text.replace("**", " ").replace("`", "")
     text = " ".join(text.split())
     text = text.strip("\"' ")
     while text.endswith((".", ",", ";")) and not text.endswith(".."):

@@ -11,14 +11,16 @@ block is empty.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from jaxr1.rewards.types import Completion, Example
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-VARIANTS = ("strict", "whitespace", "lenient")
+Variant = Literal["strict", "whitespace", "lenient"]
 
 
 def format_reward(
-    completion: Completion, example: Example | None = None, *, variant: str = "strict"
+    completion: Completion, example: Example | None = None, *, variant: Variant = "strict"
 ) -> float:
     """1.0 if the whole completion has the asked form, else 0.0.
 
@@ -36,9 +38,9 @@ def format_reward(
     Raises:
       ValueError: unknown variant.
     """
-    if variant not in VARIANTS:
+    if variant not in get_args(Variant):
         raise ValueError(
-            f"format reward: variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+            f"format reward: variant must be one of {', '.join(get_args(Variant))}, got {variant!r}"
         )
     text = completion.text
     if completion.finish_reason == "length" or any(text.count(tag) != 1 for tag in TAGS):
@@ -50,13 +52,10 @@ def format_reward(
     answered = text[answer + len(TAGS[2]) : answer_end]
     if not thought.strip() or not answered.strip():
         return 0.0
-    outside = (
-        text[:think],
-        text[think_end + len(TAGS[1]) : answer],
-        text[answer_end + len(TAGS[3]) :],
-    )
+    between = text[think_end + len(TAGS[1]) : answer]
+    outside = text[:think] + between + text[answer_end + len(TAGS[3]) :]
     if variant == "strict":
-        return float(not any(outside))
+        return float(not outside)
     if variant == "whitespace":
-        return float(not any(part.strip() for part in outside))
+        return float(not outside.strip())
     return 1.0

@@ -21,14 +21,12 @@ _LETTERS = re.compile(r"\(?[A-J]\)?(?:(?: ?[,;&/] ?| )(?:and )?\(?[A-J]\)?)+")
 
 
 def is_choice_letter(answer: str) -> bool:
-    """Whether the answer is one of the letters A to J and nothing else but brackets or punctuation."""
+    """Whether the answer is one letter from A to J, and otherwise only brackets or punctuation."""
     return _LETTER_ALONE.fullmatch(normalise(answer)) is not None
 
 
 def choice_letters(answer: str) -> frozenset[str] | None:
-    """The letters of an answer that is a list of them ("A, C", "(A) and (C)"); None for anything
-    else.
-    """
+    """The letters of an answer that lists them ("A, C", "(A) and (C)"); None for anything else."""
     text = normalise(answer)
     if len(text) > 40 or not _LETTERS.fullmatch(text):
         return None
@@ -36,8 +34,7 @@ def choice_letters(answer: str) -> frozenset[str] | None:
 
 
 def choice_letter(answer: str) -> str | None:
-    """The one choice letter that an answer names, in upper case; None if it names none, or more
-    than one.
+    """The one choice letter that an answer names, in upper case; None for none, or more than one.
 
     Letters have word boundaries: "a cat" names no option, and neither does "Bad". Two different
     letters are a hedge.
@@ -50,29 +47,38 @@ def choice_letter(answer: str) -> str | None:
         return None
     alone = _LETTER_ALONE.fullmatch(text)
     if alone:
-        return alone.group(1).upper()
-    marked = {(m.group(1) or m.group(2)).upper() for m in _LETTER_MARKED.finditer(text)}
+        return _letter(alone)
+
+    # "(B)" and "B." are meant as letters wherever they stand
+    marked = _letters_found(_LETTER_MARKED, text)
     if len(marked) > 1:
         return None
     first = _LETTER_FIRST.fullmatch(text)
-    if first and (not marked or marked == {(first.group(1) or first.group(2)).upper()}):
-        return (first.group(1) or first.group(2)).upper()
-    named = marked | {
-        m.group(1) for pattern in (_LETTER_LONE, _LETTER_SAID) for m in pattern.finditer(text)
-    }
-    named |= {m.group(1).upper() for m in _LETTER_OPTION.finditer(text)}
+    if first and marked <= {_letter(first)}:
+        return _letter(first)
+
+    # letters among words
+    named = marked | _letters_found(_LETTER_LONE, text)
+    named |= _letters_found(_LETTER_SAID, text) | _letters_found(_LETTER_OPTION, text)
     if len(named) == 1:
         return named.pop()
     last = _LETTER_SAID_LAST.search(text)
     if last and last.end() == len(text) and not named:
-        return last.group(1).upper()
+        return _letter(last)
     return None
 
 
+def _letters_found(pattern: re.Pattern[str], text: str) -> set[str]:
+    return {_letter(match) for match in pattern.finditer(text)}
+
+
+def _letter(match: re.Match[str]) -> str:
+    """The letter that a pattern found, in upper case; each alternative has a group for it."""
+    return next(filter(None, match.groups())).upper()
+
+
 def choice_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """{letter: normalised text} of the options in a row's `choices` or `options` column; {} where
-    there are none.
-    """
+    """{letter: normalised text} of the options in a row's `choices` or `options` column, or {}."""
     choices = metadata.get("choices", metadata.get("options"))
     if isinstance(choices, Mapping):
         pairs = [(str(k).strip().upper(), str(v)) for k, v in choices.items()]

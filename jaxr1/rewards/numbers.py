@@ -14,17 +14,23 @@ RELATIVE_TOLERANCE = Fraction(1, 1_000_000)  # math-verify rounds to six places 
 
 _UNSIGNED = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d*)?|\d+(?:\.\d*)?|\.\d+)"
 _DECIMAL = re.compile(
-    rf"([+-]?)({_UNSIGNED})(?:[eE]([+-]?\d{{1,3}})|\s*(?:\\times|\*|x)\s*10\^\{{?([+-]?\d{{1,3}})\}}?)?"
+    rf"(?P<sign>[+-]?)(?P<digits>{_UNSIGNED})"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,3})"
+    r"|\s*(?:\\times|\*|x)\s*10\^\{?(?P<power>[+-]?\d{1,3})\}?)?"
 )
-_RATIO = re.compile(rf"([+-]?)(?:(\d+)\s+)?({_UNSIGNED})\s*/\s*([+-]?{_UNSIGNED})")
+_RATIO = re.compile(
+    rf"(?P<sign>[+-]?)(?:(?P<whole>\d+)\s+)?(?P<top>{_UNSIGNED})\s*/\s*(?P<bottom>[+-]?{_UNSIGNED})"
+)
+# \frac takes a group in braces, or a single digit: \frac12
 _FRAC = re.compile(
-    rf"([+-]?)(\d*)\s*\\frac\s*(?:\{{\s*([+-]?{_UNSIGNED})\s*\}}|(\d))\s*(?:\{{\s*([+-]?{_UNSIGNED})\s*\}}|(\d))"
+    r"(?P<sign>[+-]?)(?P<whole>\d*)\s*\\frac\s*"
+    rf"(?:\{{\s*(?P<top>[+-]?{_UNSIGNED})\s*\}}|(?P<top_digit>\d))\s*"
+    rf"(?:\{{\s*(?P<bottom>[+-]?{_UNSIGNED})\s*\}}|(?P<bottom_digit>\d))"
 )
 
 
 def parse_number(answer: str) -> tuple[Fraction, bool] | None:
-    """The exact value of an answer that is a plain number, and whether it was written as a
-    percentage.
+    """The exact value of an answer that is a number, and whether it was written as a percentage.
 
     Integers, decimals, thousands separators, scientific notation, percentages, fractions a/b and
     \\frac{a}{b}, mixed numbers, "minus" or a currency sign before. The value of "15%" is 15/100.
@@ -48,36 +54,44 @@ def parse_number(answer: str) -> tuple[Fraction, bool] | None:
 
 
 def _plain_value(text: str) -> Fraction | None:
-    def fraction(digits: str) -> Fraction:
-        digits = digits.replace(",", "")
-        return Fraction((digits + "0" if digits.endswith(".") else digits) or "0")
-
-    match = _DECIMAL.fullmatch(text)
-    if match:
-        sign, digits, exponent, power = match.groups()
-        shift = int(exponent or power or 0)
-        if abs(shift) > MAX_EXPONENT:
-            return None
-        return fraction(digits) * Fraction(10) ** shift * (-1 if sign == "-" else 1)
-    match = _RATIO.fullmatch(text)
-    if match:
-        sign, whole, top, bottom = match.groups()
+    """The value of a number without currency and percent signs; None for anything else."""
+    if match := _DECIMAL.fullmatch(text):
+        value = _decimal_value(match)
+    elif match := _RATIO.fullmatch(text) or _FRAC.fullmatch(text):
+        value = _quotient(match)
     else:
-        match = _FRAC.fullmatch(text)
-        if not match:
-            return None
-        sign, whole, top, top_digit, bottom, bottom_digit = match.groups()
-        top, bottom = top or top_digit, bottom or bottom_digit
-    below = fraction(bottom)
+        return None
+    return -value if value is not None and match["sign"] == "-" else value
+
+
+def _decimal_value(match: re.Match[str]) -> Fraction | None:
+    shift = int(match["exponent"] or match["power"] or 0)
+    if abs(shift) > MAX_EXPONENT:
+        return None
+    return _fraction(match["digits"]) * Fraction(10) ** shift
+
+
+def _quotient(match: re.Match[str]) -> Fraction | None:
+    """The value of a fraction or a mixed number."""
+    found = match.groupdict()
+    top = found["top"] or found["top_digit"]
+    below = _fraction(found["bottom"] or found["bottom_digit"])
+    whole = found["whole"]
+    # the parts of a mixed number have one sign, which stands before both
     if below == 0 or (whole and (top.startswith("-") or below < 0)):
         return None
-    value = Fraction(int(whole)) if whole else Fraction(0)
-    return (value + fraction(top) / below) * (-1 if sign == "-" else 1)
+    return int(whole or 0) + _fraction(top) / below
+
+
+def _fraction(digits: str) -> Fraction:
+    digits = digits.replace(",", "")
+    return Fraction(digits + "0" if digits.endswith(".") else digits)
 
 
 _SIGN_IN_WORDS = re.compile(r"(?i)\b(?:negative|minus)\s+(?=[\d.])")
 _COMPARED = re.compile(
-    r"(?i)\b(?:not|never|no|between|at (?:least|most)|(?:less|fewer|more|greater|larger|smaller|other) than)\b|n't\b"
+    r"(?i)\b(?:not|never|no|between|at (?:least|most)"
+    r"|(?:less|fewer|more|greater|larger|smaller|other) than)\b|n't\b"
 )
 _NUMBER_IN_WORDS = re.compile(rf"(?<![\w.,])[+-]?{_UNSIGNED}\s?%?(?!\d|[.,]\d|[eE][+-]?\d)")
 _OPERATION = re.compile(r"[\\^=+*/<>{}|]")
@@ -89,11 +103,10 @@ def has_operation(text: str) -> bool:
 
 
 def lone_number(text: str) -> tuple[Fraction, bool] | None:
-    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50"); None
-    if there are several.
+    """The one number that a sentence without mathematics names ("3 dogs", "It costs $4.50").
 
-    Two different numbers are a hedge ("3 or 4"), "less than 3" and "not 3" name no number, and with
-    operators in it the text is an expression.
+    None if there are several: two different numbers are a hedge ("3 or 4"). "less than 3" and
+    "not 3" name no number, and with operators in it the text is an expression.
     """
     if len(text) > MAX_ANSWER_CHARS or has_operation(text) or _COMPARED.search(text):
         return None
@@ -122,42 +135,76 @@ def numbers_equal(one: tuple[Fraction, bool], other: tuple[Fraction, bool]) -> b
     return False
 
 
-# --- units
-# ----------------------------------------------------------------------------------------------------------
-
+# --- units --------------------------------------------------------------------------------------
 _UNIT_NAMES = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "km": "km kilometer kilometre",
-    "in": "in inch inches", "ft": "ft foot feet", "mi": "mi mile", "mph": "mph",
-    "mg": "mg milligram", "g": "g gram", "kg": "kg kilogram", "lb": "lb pound",
-    "ms": "ms millisecond", "s": "s sec second", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
-    "month": "month", "year": "year", "am": "am a.m", "pm": "pm p.m",
-    "ml": "ml milliliter millilitre", "l": "l liter litre", "dollar": "dollar", "cent": "cent", "euro": "euro",
-}  # fmt: skip
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in names.split()}
-_UNITS |= {
-    f"{name}s": unit for name, unit in _UNITS.items() if len(name) > 2 and not name.endswith("s")
+    "mm": "mm millimeter millimetre",
+    "cm": "cm centimeter centimetre",
+    "m": "m meter metre",
+    "km": "km kilometer kilometre",
+    "in": "in inch inches",
+    "ft": "ft foot feet",
+    "mi": "mi mile",
+    "mph": "mph",
+    "mg": "mg milligram",
+    "g": "g gram",
+    "kg": "kg kilogram",
+    "lb": "lb pound",
+    "ms": "ms millisecond",
+    "s": "s sec second",
+    "min": "min minute",
+    "h": "h hr hour",
+    "day": "day",
+    "week": "week",
+    "month": "month",
+    "year": "year",
+    "am": "am a.m",
+    "pm": "pm p.m",
+    "ml": "ml milliliter millilitre",
+    "l": "l liter litre",
+    "dollar": "dollar",
+    "cent": "cent",
+    "euro": "euro",
 }
+
+
+def _units_by_name() -> dict[str, str]:
+    """{name: unit} for all names, longer ones also in the plural."""
+    units = {}
+    for unit, names in _UNIT_NAMES.items():
+        for name in names.split():
+            units[name] = unit
+            if len(name) > 2 and not name.endswith("s"):
+                units[f"{name}s"] = unit
+    return units
+
+
+_UNITS = _units_by_name()
 _NAME = "|".join(sorted((re.escape(n) for n in _UNITS if len(n) > 1), key=len, reverse=True))
 _LETTER_NAME = "|".join(n for n in _UNITS if len(n) == 1)
-_POWER = r"(?: ?\^ ?\{?([23])\}?)?"
+_POWER = r"(?: ?\^ ?\{{?(?P<{}>[23])\}}?)?"
 # A single letter is a unit after a space only: "5m" may as well be five times m.
 _UNIT_AT_END = re.compile(
-    rf"(?i)(?<=[\d)}}%])(?: ?({_NAME})| ({_LETTER_NAME})){_POWER}(?: ?(?:/|per) ?({_NAME}|{_LETTER_NAME}){_POWER})?\.?"
+    rf"(?i)(?<=[\d)}}%])(?: ?(?P<name>{_NAME})| (?P<letter>{_LETTER_NAME}))"
+    rf"{_POWER.format('power')}"
+    rf"(?: ?(?:/|per) ?(?P<below>{_NAME}|{_LETTER_NAME}){_POWER.format('below_power')})?\.?"
 )
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """A normalised text without the unit of measurement at its end, and that unit ("cm^2", "km/h");
-    "" where it has none.
+    """A normalised text without the unit of measurement at its end, and that unit.
 
-    Names of a unit are one unit: "5 cm" and "5 centimeters". Units are not converted.
+    The unit is written as "cm^2" or "km/h", and is "" where there is none. Names of a unit are one
+    unit: "5 cm" and "5 centimeters". Units are not converted.
     """
     start = max(0, len(text) - 40)
     match = next((m for m in _UNIT_AT_END.finditer(text, start) if m.end() == len(text)), None)
     if match is None:
         return text, ""
-    name, letter, power, below, below_power = match.groups()
-    unit = _UNITS[(name or letter).lower()] + (f"^{power}" if power else "")
-    if below:
-        unit += f"/{_UNITS[below.lower()]}" + (f"^{below_power}" if below_power else "")
+    unit = _unit(match["name"] or match["letter"], match["power"])
+    if match["below"]:
+        unit += "/" + _unit(match["below"], match["below_power"])
     return text[: match.start()], unit
+
+
+def _unit(name: str, power: str | None) -> str:
+    return _UNITS[name.lower()] + (f"^{power}" if power else "")

@@ -1,6 +1,4 @@
-"""One worker process seen from outside: JSON lines to it and from it, deadlines, and its end with
-all that it started.
-"""
+"""One worker process seen from outside: JSON lines to and from it, deadlines, and its end."""
 
 from __future__ import annotations
 
@@ -31,7 +29,14 @@ class Late(Exception):
 
 
 class Process:
-    """One worker process and its pipes. Used by one thread."""
+    """One worker process and its pipes. Used by one thread.
+
+    Attributes:
+      process: as `subprocess` has it; the leader of a process group of its own.
+      graded: items graded so far.
+      at: index of the reward function that runs, -1 where it is not known.
+      tail: the last bytes that it printed.
+    """
 
     def __init__(self, hello: dict[str, Any], forward: Forward):
         """Starts it and sends `hello`; what it prints goes to `forward`. Raises Ended as `send`."""
@@ -52,11 +57,13 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # a group of its own: Ctrl-C is the trainer's, and kills reach its children
+            # a group of its own: Ctrl-C is the trainer's, and kills reach its children
+            start_new_session=True,
         )
-        self.buffer = b""
         self.graded = 0
+        self.at = -1
         self.tail = b""
+        self._received = b""  # not yet a whole line
         self._forward = forward
         self._drain = threading.Thread(target=self._read_stderr, daemon=True)
         self._drain.start()
@@ -92,19 +99,20 @@ class Process:
         """
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        while b"\n" not in self.buffer:
+        while b"\n" not in self._received:
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise Late
             data = os.read(descriptor, 1 << 20)
             if not data:
                 raise Ended
-            self.buffer += data
-        line, _, self.buffer = self.buffer.partition(b"\n")
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
         try:
             return json.loads(line)
         except ValueError:
-            raise Ended from None  # something wrote to a descriptor that was private: nothing it says can be trusted
+            # something wrote to a descriptor that was private: nothing it says can be trusted
+            raise Ended from None
 
     def kill(self) -> None:
         """Ends the process and everything it started: SIGTERM, a short wait, SIGKILL."""
@@ -116,10 +124,12 @@ class Process:
             os.killpg(self.process.pid, signal.SIGKILL)  # its children too, after it is gone itself
         self.process.wait()
         self._drain.join(1.0)
-        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
-            if pipe is not None and not (pipe is self.process.stderr and self._drain.is_alive()):
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        pipes = [self.process.stdin, self.process.stdout]
+        if not self._drain.is_alive():  # else it is still being read
+            pipes.append(self.process.stderr)
+        for pipe in filter(None, pipes):
+            with contextlib.suppress(OSError):
+                pipe.close()
 
     def describe_end(self) -> str:
         """How the process ended, and the last line it printed."""
@@ -128,20 +138,16 @@ class Process:
         except subprocess.TimeoutExpired:
             return "the worker closed its answers"
         self._drain.join(1.0)
-        text = (
-            f"the worker was killed by {signal.Signals(-code).name}"
-            if code < 0
-            else f"the worker exited with {code}"
-        )
+        text = f"the worker exited with {code}"
+        if code < 0:
+            text = f"the worker was killed by {signal.Signals(-code).name}"
         lines = self.tail.decode(errors="replace").strip().splitlines()
         return f"{text}; it last printed: {lines[-1][:300]}" if lines else text
 
 
 @dataclass
 class Forward:
-    """Passes on what reward functions print, up to a limit: a print in a reward must not fill a
-    log.
-    """
+    """Passes on what reward functions print, up to a limit: a print must not fill a log."""
 
     left: int = MAX_FORWARDED
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -150,12 +156,14 @@ class Forward:
         with self.lock:
             if self.left <= 0:
                 return
-            part, self.left = data[: self.left], self.left - len(data)
-            text = part.decode(errors="replace")
+            text = data[: self.left].decode(errors="replace")
+            self.left -= len(data)
             if self.left <= 0:
-                text += f"\n[jaxr1: reward functions have printed {MAX_FORWARDED} bytes; the rest is not shown]\n"
-        with contextlib.suppress(
-            Exception
-        ):  # a closed or replaced stderr is no reason to lose grades
+                text += (
+                    f"\n[jaxr1: reward functions have printed {MAX_FORWARDED} bytes; "
+                    "the rest is not shown]\n"
+                )
+        # a closed or replaced stderr is no reason to lose grades
+        with contextlib.suppress(Exception):
             sys.stderr.write(text)
             sys.stderr.flush()

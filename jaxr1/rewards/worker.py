@@ -1,16 +1,18 @@
-"""The process that runs reward functions: `python -m jaxr1.rewards.worker`, started by
-`jaxr1.rewards.pool`.
+"""The process that runs reward functions: `python -m jaxr1.rewards.worker`, started by the pool.
 
 It speaks JSON, one object a line, over its standard input and output as it found them. Before any
 user code runs it moves both to private descriptors: what a reward function prints goes to standard
 error, and what it reads is empty.
 
-    parent -> worker    {"rewards": [...], "memory_gib": 4.0}      once
-    worker -> parent    {"ready": true}                            or {"failed": {"reward", "where", "traceback"}}
-    parent -> worker    {"items": [{"id", "completion", "example"}, ...]}
-    worker -> parent    {"loading": true}, {"loaded": true}        around a slow import, which no item is charged for
-                        {"at": reward index}                       a user function begins
-                        {"id", "values": [...], "status", "detail", "traceback", "reward"}      for each item, in order
+    parent -> worker   {"rewards": [...], "memory_gib": 4.0}     once
+    worker -> parent   {"ready": true}                           once
+                or     {"failed": {"reward", "where", "traceback", "detail"}}, and ends
+    parent -> worker   {"items": [{"id", "completion", "example"}, ...]}
+    worker -> parent   {"loading": true}, {"loaded": true}       around a slow import, which no item
+                                                                 is charged for
+                       {"at": reward index}                      a user function begins
+                       {"id", "values": [...], "status",
+                        "detail", "traceback", "reward"}         for each item, in order
 
 The parent's deadlines rest on these lines: an item begins when the line of the one before it has
 come. This process never imports jax.
@@ -31,22 +33,18 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
-from jaxr1.rewards.accuracy import (
-    accuracy_reward,
-    extract_answer,
-    math_verify_module,
-    needs_math_verify,
-)
-from jaxr1.rewards.format import format_reward
+from jaxr1.rewards.accuracy import needs_math_verify
+from jaxr1.rewards.algebra import math_verify_module
+from jaxr1.rewards.answers import extract_answer
+from jaxr1.rewards.builtin import BUILT_IN
 from jaxr1.rewards.types import Completion, Example
 
 MAX_TEXT = 4000  # of a traceback sent to the parent
 
 RewardFunction = Callable[..., Any]
-
-BUILTIN: dict[str, RewardFunction] = {"accuracy": accuracy_reward, "format": format_reward}
 
 
 def load_function(path: str, name: str) -> RewardFunction:
@@ -69,21 +67,26 @@ def load_function(path: str, name: str) -> RewardFunction:
     if root != file.parent:
         module = importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
     else:
-        module_name = f"jaxr1_reward_{file.stem}"
-        loaded = sys.modules.get(module_name)  # two rewards of one file share its globals
-        if loaded is not None and getattr(loaded, "__file__", None) == str(file):
-            module = loaded
-        else:
-            spec = importlib.util.spec_from_file_location(module_name, file)
-            if spec is None or spec.loader is None:
-                raise ImportError(f"{file} cannot be imported")
-            module = importlib.util.module_from_spec(spec)
-            sys.modules[module_name] = module
-            spec.loader.exec_module(module)
+        module = _load_file(file)
     function = getattr(module, name)
     if not callable(function):
         raise TypeError(f"{name} in {path} is a {type(function).__name__}, not a function")
     return function
+
+
+def _load_file(file: Path) -> ModuleType:
+    """A file that is in no package, as a module; two rewards of one file share its globals."""
+    name = f"jaxr1_reward_{file.stem}"
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
+        return loaded
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def _number(value: Any) -> float | None:
@@ -109,23 +112,24 @@ class Grader:
         self.rewards = rewards
         self.emit = emit
         self.functions: list[RewardFunction] = []
-        self.uses_math = any(not r["path"] and r["function"] == "accuracy" for r in rewards)
+        self.uses_math = False
         self.math_loaded = False
 
     def load(self) -> dict[str, str] | None:
         """Loads all functions; what failed, if one did."""
         for reward in self.rewards:
+            path, function = reward["path"], reward["function"]
             try:
-                if reward["path"]:
-                    self.functions.append(load_function(reward["path"], reward["function"]))
+                if path:
+                    self.functions.append(load_function(path, function))
                 else:
-                    self.functions.append(BUILTIN[reward["function"]])
-            except (
-                BaseException
-            ) as error:  # a file that calls sys.exit() at import is a failure to report as well
+                    self.functions.append(BUILT_IN[function].load())
+                    self.uses_math |= BUILT_IN[function].uses_math
+            # whatever it is: a file that calls sys.exit() at import is a failure to report as well
+            except BaseException as error:
                 return {
                     "reward": reward["name"],
-                    "where": f"{reward['function']} in {reward['path']}",
+                    "where": f"{function} in {path}",
                     "traceback": traceback.format_exc()[-MAX_TEXT:],
                     "detail": f"{type(error).__name__}: {error}"[:MAX_TEXT],
                 }
@@ -143,47 +147,41 @@ class Grader:
             self.emit({"loaded": True})
 
     def grade(self, item: dict[str, Any]) -> dict[str, Any]:
-        completion, example = (
-            Completion.from_json(item["completion"]),
-            Example.from_json(item["example"]),
-        )
+        """The line that answers an item; the first thing that goes wrong gives it its status."""
+        completion = Completion.from_json(item["completion"])
+        example = Example.from_json(item["example"])
         values: list[float | None] = []
-        answer: dict[str, Any] = {
-            "id": item["id"],
-            "status": "ok",
-            "detail": "",
-            "traceback": "",
-            "reward": -1,
-        }
-        for index, (reward, function) in enumerate(zip(self.rewards, self.functions, strict=True)):
-            where = f"{reward['function']} in {reward['path'] or 'jaxr1'}"
-            value: float | None = None
-            try:
-                if reward["path"]:
-                    self.emit({"at": index})
-                value = _number(function(completion, example, **reward["options"]))
-                if value is not None and not math.isfinite(value):
-                    if answer["status"] == "ok":
-                        answer |= {
-                            "status": "nan",
-                            "detail": f"{where} returned {value}",
-                            "reward": index,
-                        }
-                    value = None
-            except (
-                Exception
-            ) as error:  # SystemExit and KeyboardInterrupt end the process: the parent sees a crash
-                if answer["status"] == "ok":
-                    last = "".join(traceback.format_exception_only(error)).strip()
-                    answer |= {
-                        "status": "error",
-                        "detail": f"{where}: {last}"[:MAX_TEXT],
-                        "traceback": traceback.format_exc()[-MAX_TEXT:],
-                        "reward": index,
-                    }
+        problem: dict[str, Any] = {}
+        for index in range(len(self.rewards)):
+            value, found = self._apply(index, completion, example)
             values.append(value)
-        answer["values"] = values
-        return answer
+            problem = problem or found
+        fine = {"status": "ok", "detail": "", "traceback": "", "reward": -1}
+        return {"id": item["id"], "values": values} | fine | problem
+
+    def _apply(
+        self, index: int, completion: Completion, example: Example
+    ) -> tuple[float | None, dict[str, Any]]:
+        """The value that one reward function gives an item, and what went wrong, {} if nothing."""
+        reward, function = self.rewards[index], self.functions[index]
+        where = f"{reward['function']} in {reward['path'] or 'jaxr1'}"
+        if reward["path"]:
+            self.emit({"at": index})
+        try:
+            value = _number(function(completion, example, **reward["options"]))
+        # SystemExit and KeyboardInterrupt are let through and end the process: the parent sees a
+        # crash
+        except Exception as error:
+            last = "".join(traceback.format_exception_only(error)).strip()
+            return None, {
+                "status": "error",
+                "detail": f"{where}: {last}"[:MAX_TEXT],
+                "traceback": traceback.format_exc()[-MAX_TEXT:],
+                "reward": index,
+            }
+        if value is not None and not math.isfinite(value):
+            return None, {"status": "nan", "detail": f"{where} returned {value}", "reward": index}
+        return value, {}
 
 
 def _needs_import(item: dict[str, Any]) -> bool:
@@ -192,18 +190,16 @@ def _needs_import(item: dict[str, Any]) -> bool:
     if not gold:
         return False
     answer = extract_answer(item["completion"]["text"], tail=True)
-    return (
-        needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold
-    )  # such a reference is itself parsed
+    # a reference with a command or a power is itself parsed
+    return needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold
 
 
 def _follow_parent(parent: int) -> None:
     """Ends this process group when the parent is gone, also while a reward function hangs."""
     while os.getppid() == parent:
         time.sleep(1.0)
-    if (
-        os.getpgrp() == os.getpid()
-    ):  # the pool starts us as the leader of a group; what we started goes too
+    # the pool starts us as the leader of a group; what we started goes too
+    if os.getpgrp() == os.getpid():
         os.killpg(os.getpgrp(), signal.SIGKILL)
     os._exit(1)
 

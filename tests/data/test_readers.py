@@ -1,6 +1,4 @@
-"""Readers: every form of a row gives the same example, and every bad row is named by file, row and
-field.
-"""
+"""Readers: all forms of a row give one example, and a bad row is named by file, row and field."""
 
 import base64
 import io
@@ -14,7 +12,9 @@ import pytest
 from PIL import Image
 
 from jaxr1.data.example import DataError
-from jaxr1.data.readers import Files, Sat, parse_printed_bytes
+from jaxr1.data.files import Files
+from jaxr1.data.rows import parse_printed_bytes
+from jaxr1.data.sat import Sat
 from jaxr1.media.images import MediaError, load_image
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -43,9 +43,9 @@ def write(folder, rows, name="rows.jsonl"):
     elif name.endswith(".json"):
         path.write_text(json.dumps(rows))
     else:
-        columns = dict.fromkeys(
-            key for row in rows for key in row
-        )  # pyarrow looks at the first row only
+        columns = {}  # of all rows: pyarrow looks at the first one only
+        for row in rows:
+            columns |= dict.fromkeys(row)
         pq.write_table(pa.table({key: [row.get(key) for row in rows] for key in columns}), path)
     return str(path)
 
@@ -238,9 +238,8 @@ def test_bad_rows_name_file_row_and_field(bad_folder, case):
     path = write(bad_folder, [GOOD, "", row, GOOD])
     with pytest.raises(DataError, match=reason) as caught:
         Files(path).load()
-    assert str(caught.value).startswith(
-        f"{path}:3: "
-    )  # the blank line counts: an editor shows the same number
+    # the blank line counts: an editor shows the same number
+    assert str(caught.value).startswith(f"{path}:3: ")
     dataset = Files(path, bad_rows="drop").load()
     assert len(dataset) == 2
     assert [drop["source"] for drop in dataset.dropped] == [f"{path}:3"]
@@ -407,9 +406,8 @@ def test_videos_of_rows(tmp_path, rng):
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     first, second = Files(str(tmp_path / "rows.jsonl")).load()
     parts = first.messages[0]["content"]
-    assert [p["type"] for p in parts] == ["text", "video", "text"] and parts[1]["video"] == str(
-        tmp_path / "a.mp4"
-    )
+    assert [p["type"] for p in parts] == ["text", "video", "text"]
+    assert parts[1]["video"] == str(tmp_path / "a.mp4")
     assert second.messages[0]["content"] == "What does <video> mean?"
     (tmp_path / "bad.jsonl").write_text(
         json.dumps({"prompt": "<video>", "videos": ["none.mp4"], "answer": "1"})

@@ -1,6 +1,4 @@
-"""Videos: the right frames come back from every container, whatever is damaged or foreign is
-refused by name.
-"""
+"""Videos: the right frames come back from every container; damaged or foreign files are refused."""
 
 import base64
 import io
@@ -14,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxr1.media import videos as module
-from jaxr1.media.frames import sample_indices
+from jaxr1.media import decoding, videos
+from jaxr1.media.decoding import VideoInfo
+from jaxr1.media.frames import FrameChoice, sample_indices
 from jaxr1.media.images import MediaError
 from jaxr1.media.videos import load_video, probe_video, video_hash
 
@@ -25,8 +24,9 @@ HEIGHT, WIDTH, BITS = 64, 96, 8
 
 
 def picture(number, height=HEIGHT, width=WIDTH):
-    """A frame that holds its number: eight blocks in two rows, one a bit, black or white. Survives
-    any lossy codec.
+    """A frame that holds its number: eight blocks in two rows, one a bit, black or white.
+
+    Survives any lossy codec.
     """
     bits = [(number >> k) & 1 for k in range(BITS)]
     block = np.array(bits, np.uint8).reshape(2, 4) * 255
@@ -129,14 +129,13 @@ def test_the_right_frames_come_back(kind, tmp_path, rng):
     count = int(rng.integers(20, 70))
     fps = float(rng.choice([5, 10, 24, 25, 30000 / 1001, 30]))
     path = write(tmp_path / kind, count, fps=fps, **KINDS[kind])
-    everything = load_video(path, max_frames=1000)
+    everything = load_video(path, FrameChoice(max_frames=1000))
     assert numbers(everything) == list(range(count)) and everything.total == count
-    assert (
-        everything.frames.shape == (count, HEIGHT, WIDTH, 3) and everything.frames.dtype == np.uint8
-    )
+    assert everything.frames.shape == (count, HEIGHT, WIDTH, 3)
+    assert everything.frames.dtype == np.uint8
     assert everything.fps == pytest.approx(fps, rel=2e-3)
     info = probe_video(path)
-    assert info == (count, everything.fps, HEIGHT, WIDTH)
+    assert info == VideoInfo(count, everything.fps, HEIGHT, WIDTH)
     for _ in range(6):
         options = {
             "sampling": str(rng.choice(["stride", "ends"])),
@@ -144,21 +143,19 @@ def test_the_right_frames_come_back(kind, tmp_path, rng):
             "max_frames": int(rng.integers(6, 40)),
             "frame_factor": int(rng.integers(1, 4)),
         }
-        options |= (
-            {"fps": float(rng.uniform(0.5, 12))}
-            if rng.random() < 0.7
-            else {"num_frames": int(rng.integers(1, 16))}
-        )
-        video = load_video(path, **options)
-        np.testing.assert_array_equal(video.indices, sample_indices(count, video.fps, **options))
-        assert numbers(video) == list(video.indices), options
+        if rng.random() < 0.7:
+            options["fps"] = float(rng.uniform(0.5, 12))
+        else:
+            options["num_frames"] = int(rng.integers(1, 16))
+        choice = FrameChoice(**options)
+        video = load_video(path, choice)
+        np.testing.assert_array_equal(video.indices, sample_indices(count, video.fps, choice))
+        assert numbers(video) == list(video.indices), choice
         np.testing.assert_array_equal(video.frames, everything.frames[video.indices])
 
 
 def by_the_letter(total, source_fps, fps, low, high, factor):
-    """`sample_frames` of the Qwen2-VL video processor in exact arithmetic, one frame after the
-    other.
-    """
+    """`sample_frames` of the Qwen2-VL video processor in exact arithmetic, frame by frame."""
     wanted = Fraction(total) / Fraction(source_fps) * Fraction(fps)
     wanted = min(max(wanted, low), min(high, total) // factor * factor, total)
     count = math.floor(wanted / factor) * factor
@@ -168,53 +165,48 @@ def by_the_letter(total, source_fps, fps, low, high, factor):
 def test_stride_by_the_letter(rng):
     for _ in range(2000):
         factor = int(rng.integers(1, 5))
-        total, low, high = (
-            int(rng.integers(factor, 3000)),
-            int(rng.integers(factor, 9)),
-            int(rng.integers(9, 800)),
-        )
+        total = int(rng.integers(factor, 3000))
+        low, high = int(rng.integers(factor, 9)), int(rng.integers(9, 800))
         # Powers of two, so that the quotient is exact in floating point too.
         source_fps, fps = 2.0 ** rng.integers(1, 6), 2.0 ** rng.integers(-2, 4)
-        found = sample_indices(
-            total,
-            source_fps,
-            fps=fps,
-            min_frames=low,
-            max_frames=high,
-            frame_factor=factor,
-            sampling="stride",
+        choice = FrameChoice(
+            fps=fps, min_frames=low, max_frames=high, frame_factor=factor, sampling="stride"
         )
+        found = sample_indices(total, source_fps, choice)
         assert found.tolist() == by_the_letter(total, source_fps, fps, low, high, factor)
         assert found.dtype == np.int64 and (np.diff(found) > 0).all()
 
 
 def test_drawn_sampling():
     """The drawing in `sample_indices`."""
-    options = {"fps": 2, "frame_factor": 2}
-    assert sample_indices(10, 5, sampling="stride", **options).tolist() == [0, 2, 5, 7]
-    assert sample_indices(10, 5, sampling="ends", **options).tolist() == [0, 3, 6, 9]
+    stride = FrameChoice(fps=2, frame_factor=2, sampling="stride")
+    assert sample_indices(10, 5, stride).tolist() == [0, 2, 5, 7]
+    ends = FrameChoice(fps=2, frame_factor=2, sampling="ends")
+    assert sample_indices(10, 5, ends).tolist() == [0, 3, 6, 9]
 
 
 def test_sampling_at_its_borders():
-    assert sample_indices(1, 30, fps=2).tolist() == [0]  # shorter than a pair: all of it
-    assert sample_indices(3, 30, fps=2).tolist() == [0, 1]
-    assert sample_indices(3, 30, fps=2, sampling="ends").tolist() == [0, 1, 2]
-    assert sample_indices(7).tolist() == list(range(7))
-    assert sample_indices(7, max_frames=5).tolist() == [0, 1, 3, 5]
-    assert sample_indices(7, max_frames=5, sampling="ends").tolist() == [0, 2, 3, 4, 6]
-    assert sample_indices(100, 1, fps=1, min_frames=1, max_frames=1, frame_factor=2).tolist() == [
-        0,
-        50,
-    ]
-    assert sample_indices(9, num_frames=1).tolist() == [0, 4]
+    def indices(total, source_fps=None, **options):
+        return sample_indices(total, source_fps, FrameChoice(**options)).tolist()
+
+    assert indices(1, 30, fps=2) == [0]  # shorter than a pair: all of it
+    assert indices(3, 30, fps=2) == [0, 1]
+    assert indices(3, 30, fps=2, sampling="ends") == [0, 1, 2]
+    assert indices(7) == list(range(7)) == sample_indices(7).tolist()
+    assert indices(7, max_frames=5) == [0, 1, 3, 5]
+    assert indices(7, max_frames=5, sampling="ends") == [0, 2, 3, 4, 6]
+    assert indices(100, 1, fps=1, min_frames=1, max_frames=1, frame_factor=2) == [0, 50]
+    assert indices(9, num_frames=1) == [0, 4]
     with pytest.raises(MediaError, match="8 frames are wanted of a video of 7"):
-        sample_indices(7, num_frames=7)
+        indices(7, num_frames=7)
     with pytest.raises(MediaError, match="9 frames are wanted of a video of 7"):
-        sample_indices(7, num_frames=9, sampling="ends")
+        indices(7, num_frames=9, sampling="ends")
     with pytest.raises(MediaError, match="no frames"):
-        sample_indices(0, 30, fps=2)
+        indices(0, 30, fps=2)
     with pytest.raises(MediaError, match="give fps beside the video"):
-        sample_indices(10, None, fps=2)
+        indices(10, None, fps=2)
+    with pytest.raises(ValueError, match="fps of the source"):
+        indices(10, -1.0)
     for options, reason in (
         ({"fps": 2, "num_frames": 4}, "exclude each other"),
         ({"fps": 0}, "fps must be"),
@@ -226,13 +218,13 @@ def test_sampling_at_its_borders():
         ({"sampling": "middle"}, "stride, ends"),
     ):
         with pytest.raises(ValueError, match=reason):
-            sample_indices(10, 30, **options)
+            FrameChoice(**options)
 
 
 def test_only_what_is_wanted_is_decoded_and_converted(tmp_path, monkeypatch):
     path = write(tmp_path / "long.mp4", 100, codec="mpeg4")
     seen = {"packets": 0, "pictures": 0}
-    decode, upright = module._decode, module._upright
+    decode, upright = decoding.decode, videos.upright
 
     def count_packet(packet):
         seen["packets"] += 1
@@ -242,9 +234,9 @@ def test_only_what_is_wanted_is_decoded_and_converted(tmp_path, monkeypatch):
         seen["pictures"] += 1
         return upright(frame, name)
 
-    monkeypatch.setattr(module, "_decode", count_packet)
-    monkeypatch.setattr(module, "_upright", count_picture)
-    video = load_video(path, num_frames=4)
+    monkeypatch.setattr(decoding, "decode", count_packet)
+    monkeypatch.setattr(videos, "upright", count_picture)
+    video = load_video(path, FrameChoice(num_frames=4))
     assert video.indices.tolist() == [0, 25, 50, 75] and numbers(video) == [0, 25, 50, 75]
     assert seen["pictures"] == 4
     assert 76 <= seen["packets"] <= 78  # the decoder may hold one back
@@ -254,37 +246,36 @@ def test_every_kind_of_source_gives_the_same_clip(tmp_path, rng):
     path = write(tmp_path / "a.mp4", 30, fps=10)
     data = path.read_bytes()
     uri = "data:video/mp4;base64," + base64.b64encode(data).decode()
-    expected = load_video(path, fps=3)
-    assert numbers(expected) == list(expected.indices) == sample_indices(30, 10.0, fps=3).tolist()
+    three = FrameChoice(fps=3)
+    expected = load_video(path, three)
+    assert numbers(expected) == list(expected.indices) == sample_indices(30, 10.0, three).tolist()
     for source in (str(path), data, bytearray(data), uri):
-        video = load_video(source, fps=3)
+        video = load_video(source, three)
         np.testing.assert_array_equal(video.frames, expected.frames)
         assert (video.total, video.fps) == (30, 10.0)
-    array = load_video(path, max_frames=30).frames
+    array = load_video(path).frames
     images = [Image.fromarray(frame) for frame in array]
     files = [tmp_path / f"{k}.png" for k in range(len(images))]
     for file, image in zip(files, images, strict=True):
         image.save(file)
     for source in (array, list(array), images, tuple(files), [str(file) for file in files]):
-        video = load_video(source, source_fps=10, fps=3)
+        video = load_video(source, three, source_fps=10)
         np.testing.assert_array_equal(video.frames, expected.frames)
         np.testing.assert_array_equal(video.indices, expected.indices)
         assert video_hash(video.frames) == video_hash(expected.frames)
-        assert probe_video(source, source_fps=10) == (30, 10, HEIGHT, WIDTH)
+        assert probe_video(source, source_fps=10) == VideoInfo(30, 10, HEIGHT, WIDTH)
     video.frames[:] = 0
     assert array.any()
     assert video_hash(video.frames) != video_hash(expected.frames)
-    assert (
-        load_video(path, fps=3, source_fps=30).indices.tolist()
-        == sample_indices(30, 30, fps=3).tolist()
-    )
+    faster = load_video(path, three, source_fps=30)
+    assert faster.indices.tolist() == sample_indices(30, 30, three).tolist()
 
 
 def test_only_the_wanted_frames_of_a_list_are_opened(tmp_path):
     frames = [tmp_path / "absent.png"] * 10
     for k in (0, 5):
         frames[k] = picture(k)
-    assert numbers(load_video(frames, num_frames=2)) == [0, 5]
+    assert numbers(load_video(frames, FrameChoice(num_frames=2))) == [0, 5]
     with pytest.raises(
         MediaError, match=r"list of 10 frames, frame 1: .*absent\.png.*no such file"
     ):
@@ -293,19 +284,22 @@ def test_only_the_wanted_frames_of_a_list_are_opened(tmp_path):
 
 def test_rates_are_asked_for_where_they_are_needed():
     array = np.stack([picture(k) for k in range(12)])
+    two = FrameChoice(fps=2)
     for source in (array, list(array)):
         with pytest.raises(MediaError, match=r"(array|list of 12 frames).*give fps"):
-            load_video(source, fps=2)
+            load_video(source, two)
         video = load_video(source)
         assert numbers(video) == list(range(12)) and video.fps is None
         with pytest.raises(MediaError, match="give fps"):
             _ = video.sampled_fps
-        assert load_video(source, source_fps=6, fps=2).sampled_fps == pytest.approx(2)
+        assert load_video(source, two, source_fps=6).sampled_fps == pytest.approx(2)
     with pytest.raises(ValueError, match="fps of the source"):
         load_video(array, source_fps=0)
 
 
-TURNS = {  # of the stored picture, to be shown; (a, b, c, d) of the display matrix: column a p + c q, row b p + d q
+# How the stored picture is turned to be shown; (a, b, c, d) of the display matrix, which takes
+# column p and row q to column a p + c q and row b p + d q.
+TURNS = {
     "as stored": ((1, 0, 0, 1), lambda x: x),
     "mirrored": ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
     "upside down": ((1, 0, 0, -1), lambda x: x[::-1]),
@@ -318,12 +312,14 @@ TURNS = {  # of the stored picture, to be shown; (a, b, c, d) of the display mat
 
 
 def with_matrix(data, a, b, c, d):
-    """The bytes of an mp4 file with another matrix in its track header (ISO/IEC 14496-12, 8.3.2)."""
+    """The bytes of an mp4 file with another matrix in its track header.
+
+    ISO/IEC 14496-12, section 8.3.2.
+    """
     at = data.index(b"tkhd") + 4 + 40
     fixed = [int(v * 65536) for v in (a, b)]
-    x = (
-        HEIGHT if c < 0 or (a < 0 and not c) else 0
-    ) * 65536  # offsets keep the picture in place; nobody looks at them
+    # offsets keep the picture in place; nobody looks at them
+    x = 65536 * HEIGHT if c < 0 or (a < 0 and not c) else 0
     rows = [*fixed, 0, int(c * 65536), int(d * 65536), 0, x, 0, 1 << 30]
     return data[:at] + struct.pack(">9i", *rows) + data[at + 36 :]
 
@@ -398,9 +394,7 @@ def test_a_damaged_frame_is_named(kind, fill, tmp_path, rng):
 
 
 def write_texture(path, rng, codec, options):
-    """Thirty frames of noise that drifts: packets of kilobytes, each of which needs the ones
-    before.
-    """
+    """Thirty frames of noise that drifts: packets of kilobytes, each needs the ones before."""
     texture = rng.integers(0, 256, (240, 320, 3), np.uint8)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10, options=options)
@@ -413,9 +407,7 @@ def write_texture(path, rng, codec, options):
 
 
 def test_damage_that_a_decoder_would_paint_over(tmp_path, rng):
-    """HEVC's decoder fills in or leaves out a damaged picture and says nothing, unless it is asked
-    to.
-    """
+    """HEVC's decoder fills in or leaves out a damaged picture, and says so only when asked to."""
     if "libx265" not in av.codecs_available:
         pytest.skip("PyAV has no HEVC encoder here")
     packets, data = write_texture(
@@ -425,12 +417,10 @@ def test_damage_that_a_decoder_would_paint_over(tmp_path, rng):
     k = int(rng.integers(3, 27))
     position, size, pts = packets[k]
     damaged = bytearray(data)
-    damaged[position + 7 : position + size] = bytes(
-        size - 7
-    )  # behind the length and the kind of the data
-    with pytest.raises(
-        MediaError, match=rf"frame {sorted(p[2] for p in packets).index(pts)} of 0\.\.29"
-    ):
+    # behind the length and the kind of the data
+    damaged[position + 7 : position + size] = bytes(size - 7)
+    frame = sorted(p[2] for p in packets).index(pts)
+    with pytest.raises(MediaError, match=rf"frame {frame} of 0\.\.29"):
         load_video(bytes(damaged))
 
 
@@ -452,13 +442,11 @@ def test_half_a_frame_is_damaged(tmp_path, rng):
 
 
 def test_a_frame_marked_by_the_decoder():
-    """Whether libav marks a frame or raises depends on how the encoder cut it into slices: here the
-    mark alone.
-    """
+    """Here libav marks the frame only; whether it raises too depends on the encoder's slices."""
     frame = types.SimpleNamespace(is_corrupt=True, pts=7)
     packet = types.SimpleNamespace(is_corrupt=False, decode=lambda: [frame])
     with pytest.raises(ValueError, match="marked as corrupt by the decoder") as caught:
-        module._decode(packet)
+        decoding.decode(packet)
     assert caught.value.pts == 7
 
 
@@ -467,15 +455,15 @@ def test_a_gap_in_a_transport_stream(tmp_path):
     path = write(tmp_path / "a.ts", 40, codec="libx264")
     data = path.read_bytes()
     pieces = [data[at : at + 188] for at in range(0, len(data), 188)]
-    video = [
-        k for k, piece in enumerate(pieces) if piece[1] & 0x1F == 1 and piece[2] == 0
-    ]  # of stream 0x100
+    # those of stream 0x100
+    video = [k for k, piece in enumerate(pieces) if piece[1] & 0x1F == 1 and piece[2] == 0]
     assert numbers(load_video(data)) == list(range(40))
     del pieces[video[len(video) // 2]]
     path.write_bytes(b"".join(pieces))
     with pytest.raises(
         MediaError,
-        match=r"a\.ts.*frame [0-9]+ of 0\.\.[0-9]+ cannot be decoded \(marked as corrupt by the con",
+        match=r"a\.ts.*frame [0-9]+ of 0\.\.[0-9]+ cannot be decoded "
+        r"\(marked as corrupt by the con",
     ):
         load_video(path)
 
@@ -486,9 +474,9 @@ def test_damage_beyond_the_last_wanted_frame_is_not_met(tmp_path):
     data = bytearray(path.read_bytes())
     data[position : position + size] = bytes(size)
     path.write_bytes(data)
-    assert numbers(load_video(path, num_frames=4)) == [0, 10, 20, 30]
+    assert numbers(load_video(path, FrameChoice(num_frames=4))) == [0, 10, 20, 30]
     with pytest.raises(MediaError, match="frame 35"):
-        load_video(path, num_frames=4, sampling="ends")
+        load_video(path, FrameChoice(num_frames=4, sampling="ends"))
 
 
 def boxes(data):
@@ -521,9 +509,7 @@ def test_truncated_files(kind, tmp_path, rng):
 
 
 def test_files_that_may_end_anywhere(tmp_path):
-    """A live recording says nowhere how long it is; what comes after an mp4 file's last box is
-    nobody's.
-    """
+    """A live recording has no length; what is behind an mp4 file's last box is ignored."""
     path = write(tmp_path / "live.mkv", 30, muxer={"live": "1"})
     data = path.read_bytes()
     assert numbers(load_video(data)) == list(range(30))
@@ -548,20 +534,17 @@ def test_frames_hidden_by_an_edit_list(tmp_path):
     path.write_bytes(data)
     video = load_video(path)
     assert numbers(video) == list(range(hidden, 40)) and video.total == 40 - hidden
-    video = load_video(path, num_frames=4, sampling="ends")
+    video = load_video(path, FrameChoice(num_frames=4, sampling="ends"))
     assert numbers(video) == [15, 23, 31, 39]
 
 
 def not_coded(packet):
-    """The packet without its picture (ISO/IEC 14496-2, section 6.2.5: vop_coded = 0), at the same
-    time.
-    """
+    """The packet without its picture (ISO/IEC 14496-2, section 6.2.5: vop_coded = 0)."""
     bits = "".join(f"{byte:08b}" for byte in bytes(packet))
     kind = bits.index(f"{0x1B6:032b}") + 32
     marker = bits.index("0", kind + 2) + 1  # after a one for each second passed
-    header = (
-        bits[:kind] + "01" + bits[kind + 2 : marker + 6] + "0"
-    )  # predicted; time in tenths between two markers
+    # predicted; at the same time, in tenths between two markers
+    header = bits[:kind] + "01" + bits[kind + 2 : marker + 6] + "0"
     header += "0" + "1" * (-(len(header) + 1) % 8)  # stuffing up to a whole byte
     return int(header, 2).to_bytes(len(header) // 8, "big")
 
@@ -576,19 +559,15 @@ def test_packets_that_show_nothing(kind, tmp_path):
             if packet.size:
                 data = not_coded(packet) if k in (20, 30, 35) else bytes(packet)
                 copy = av.Packet(data)
-                copy.pts, copy.dts, copy.time_base, copy.stream = (
-                    packet.pts,
-                    packet.dts,
-                    packet.time_base,
-                    stream,
-                )
+                copy.stream, copy.time_base = stream, packet.time_base
+                copy.pts, copy.dts = packet.pts, packet.dts
                 copy.is_keyframe, copy.duration = packet.is_keyframe, 100
                 new.mux(copy)
     shown = [k for k in range(40) if k not in (20, 30, 35)]
     assert len(packets_of(tmp_path / kind)) == probe_video(tmp_path / kind).total == 40
     video = load_video(tmp_path / kind)
     assert numbers(video) == shown and video.total == 37
-    video = load_video(tmp_path / kind, num_frames=5, sampling="ends")
+    video = load_video(tmp_path / kind, FrameChoice(num_frames=5, sampling="ends"))
     assert numbers(video) == [shown[k] for k in (0, 9, 18, 27, 36)]
 
 
@@ -691,7 +670,7 @@ def test_large_frames_are_refused_before_decoding(tmp_path, monkeypatch):
     def decode(packet):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(module, "_decode", decode)
+    monkeypatch.setattr(decoding, "decode", decode)
     for source in (path, path.read_bytes(), np.zeros((2, 64, 96, 3), np.uint8), [picture(0)]):
         for function in (load_video, probe_video):
             with pytest.raises(MediaError, match=r"more than the 6,000 (pixels )?that are decoded"):

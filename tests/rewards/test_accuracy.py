@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from jaxr1.rewards import Completion, Example, accuracy_reward, parse_answer_problem
-from jaxr1.rewards import accuracy as acc
-from jaxr1.rewards.answers import normalise
+from jaxr1.rewards import Completion, Example, accuracy_reward, algebra, parse_answer_problem
+from jaxr1.rewards.accuracy import answers_match
+from jaxr1.rewards.answers import extract_answer, normalise
+from jaxr1.rewards.letters import choice_letter
 
 EXTRACTED = [
     ("<think>a</think><answer>7</answer>", "7"),
@@ -28,7 +29,7 @@ EXTRACTED = [
 
 @pytest.mark.parametrize(("text", "expected"), EXTRACTED)
 def test_extract(text, expected):
-    assert acc.extract_answer(text) == expected
+    assert extract_answer(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_extract(text, expected):
     ],
 )
 def test_extract_tail(text, expected):
-    assert acc.extract_answer(text, tail=True) == expected
+    assert extract_answer(text, tail=True) == expected
 
 
 def test_truncated_has_no_tail_but_may_have_a_block():
@@ -100,7 +101,7 @@ LETTERS = [
 
 @pytest.mark.parametrize(("text", "letter"), LETTERS)
 def test_choice_letter(text, letter):
-    assert acc.choice_letter(text) == letter
+    assert choice_letter(text) == letter
 
 
 NUMBERS_SAME = [
@@ -186,16 +187,16 @@ NUMBERS_DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "answer"), NUMBERS_SAME)
 def test_same_numbers(gold, answer):
-    assert acc.answers_match(gold, answer, math=False)
-    assert acc.answers_match(answer, gold, math=False)
-    assert acc.answers_match(gold, answer)  # the optional library changes nothing
+    assert answers_match(gold, answer, math=False)
+    assert answers_match(answer, gold, math=False)
+    assert answers_match(gold, answer)  # the optional library changes nothing
 
 
 @pytest.mark.parametrize(("gold", "answer"), NUMBERS_DIFFERENT)
 def test_different_numbers(gold, answer):
-    assert not acc.answers_match(gold, answer, math=False)
-    assert not acc.answers_match(answer, gold, math=False)
-    assert not acc.answers_match(gold, answer)
+    assert not answers_match(gold, answer, math=False)
+    assert not answers_match(answer, gold, math=False)
+    assert not answers_match(gold, answer)
 
 
 EXPRESSIONS_SAME = [
@@ -232,12 +233,12 @@ EXPRESSIONS_DIFFERENT = [
 
 @pytest.mark.parametrize(("gold", "answer"), EXPRESSIONS_SAME)
 def test_same_expressions(gold, answer):
-    assert acc.answers_match(gold, answer)
+    assert answers_match(gold, answer)
 
 
 @pytest.mark.parametrize(("gold", "answer"), EXPRESSIONS_DIFFERENT)
 def test_different_expressions(gold, answer):
-    assert not acc.answers_match(gold, answer)
+    assert not answers_match(gold, answer)
 
 
 def reward(gold, answer, **metadata):
@@ -308,10 +309,10 @@ def test_gold_goes_first_and_without_alarms(monkeypatch):
             calls.append((gold, answer))
             return True
 
-    monkeypatch.setattr(acc, "math_verify_module", Spy)
-    acc._parsed_math.cache_clear()
-    assert acc.answers_match("2\\sqrt{2}", "\\sqrt{8}")
-    acc._parsed_math.cache_clear()
+    monkeypatch.setattr(algebra, "math_verify_module", Spy)
+    algebra.parsed_math.cache_clear()
+    assert answers_match("2\\sqrt{2}", "\\sqrt{8}")
+    algebra.parsed_math.cache_clear()
     assert calls == [(["2\\sqrt{2}"], ["\\sqrt{8}"])]
 
 
@@ -328,12 +329,13 @@ def test_random_junk_never_raises_and_is_symmetric():
     rng = random.Random(seed)
     words = ["".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(1500)]
     for one, other in zip(words, reversed(words), strict=True):
-        assert acc.answers_match(one, one, math=False)
-        assert acc.answers_match(one, other, math=False) == acc.answers_match(
-            other, one, math=False
-        ), (one, other)
-        acc.extract_answer(one + other, tail=True)
-        acc._math_problem(normalise(one))
+        assert answers_match(one, one, math=False)
+        assert answers_match(one, other, math=False) == answers_match(other, one, math=False), (
+            one,
+            other,
+        )
+        extract_answer(one + other, tail=True)
+        algebra.math_problem(normalise(one))
     for one, other in zip(words[:120], words[120:], strict=False):
         assert reward(one, other) in (None, 0.0, 1.0)
         parse_answer_problem(one)
@@ -373,8 +375,8 @@ LONG = [
 def test_bounded_time(text):
     start = time.perf_counter()
     parse_answer_problem(text)
-    acc.answers_match("7", text)
-    acc.answers_match(text, "7")
-    acc.extract_answer(text, tail=True)
+    answers_match("7", text)
+    answers_match(text, "7")
+    extract_answer(text, tail=True)
     reward("\\sqrt{2}", text)
     assert time.perf_counter() - start < 5.0  # generous: the first case may import sympy

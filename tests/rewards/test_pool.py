@@ -1,6 +1,4 @@
-"""The worker pool: whatever a reward function does, other items are graded, in order, and nothing
-is lost silently.
-"""
+"""The worker pool: whatever a reward function does, the other items are graded, in order."""
 
 import os
 import random
@@ -28,6 +26,12 @@ def user(function, **kwargs):
     return Reward(f"{FILE}:{function}", **kwargs)
 
 
+def is_running(pid):
+    """Whether there is such a process that is no zombie."""
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "\nState:\tZ" not in status.read_text()
+
+
 def test_totals_weights_and_none():
     rewards = [
         Reward("accuracy", 2.0),
@@ -46,9 +50,8 @@ def test_totals_weights_and_none():
     assert right.by_name == {"accuracy": 1.0, "format": 1.0, "length": pytest.approx(3.4)}
     assert right.total == pytest.approx(2.0 + 0.5 + 3.4) and right.status == "ok"
     assert wrong.by_name["accuracy"] == 0.0 and wrong.total == pytest.approx(0.1)
-    assert no_gold.by_name["accuracy"] is None and no_gold.total == pytest.approx(
-        0.1
-    )  # None skips one component
+    # None skips one component
+    assert no_gold.by_name["accuracy"] is None and no_gold.total == pytest.approx(0.1)
 
 
 def test_none_from_all_has_no_total():
@@ -103,10 +106,7 @@ def test_a_kill_takes_the_whole_process_group(tmp_path):
     assert (stubborn.status, fine.total) == ("timeout", 1.0)
     for pid in map(int, pids.read_text().split()):
         for _ in range(50):
-            if (
-                not Path(f"/proc/{pid}").exists()
-                or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-            ):
+            if not is_running(pid):
                 break
             time.sleep(0.1)
         else:
@@ -160,9 +160,7 @@ def test_a_function_that_fails_for_every_item_is_a_bug():
 
 
 def test_one_example_that_always_fails_costs_only_its_samples():
-    """A hard question hangs the grader, a row lacks a column: others were graded, so the run goes
-    on.
-    """
+    """A question hangs the grader, a row lacks a column: others were graded, the run goes on."""
     of = lambda question, *texts: [(Completion(text), Example(question)) for text in texts]
     with RewardPool([user("behave")], timeout_s=0.5) as pool:
         assert [g.status for g in pool.grade(of("a", "1", "2"))] == ["ok", "ok"]
@@ -227,15 +225,15 @@ def test_workers_end_with_a_killed_parent():
         "import os, sys, time\nfrom jaxr1.rewards import *\n"
         "pool = RewardPool([Reward(sys.argv[1] + ':behave')], timeout_s=100)\n"
         "pool.submit([(Completion('hang'), Example())])\ntime.sleep(0.8)\n"
-        "print(*(worker.process.pid for worker in pool._live), flush=True)\nos.kill(os.getpid(), 9)\n"
+        "print(*(worker.process.pid for worker in pool._live), flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(FILE)], stdout=subprocess.PIPE, text=True
     )
     (pid,) = done.stdout.split()
     for _ in range(100):
-        status = Path(f"/proc/{pid}/status")
-        if not status.exists() or "\nState:\tZ" in status.read_text():
+        if not is_running(pid):
             break
         time.sleep(0.1)
     else:

@@ -1,6 +1,4 @@
-"""Naming rewards: built-in, in files, as function objects and from notebooks; refusals say why and
-what to do.
-"""
+"""Naming rewards: built-in, in files, as function objects, from notebooks; and refusals."""
 
 import dataclasses
 import json
@@ -18,9 +16,7 @@ FILE = Path(__file__).with_name("user_rewards.py")
 
 
 def cell(source, name="notebook", **globals_):
-    """Runs source the way a notebook does: no file, but lines that inspect can find. Returns its
-    namespace.
-    """
+    """The namespace of source run as a notebook does: no file, but lines that inspect can find."""
     filename = f"<ipython-input-{abs(hash((source, name)))}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     module = types.ModuleType("__main__")
@@ -33,15 +29,11 @@ def test_construction():
     reward = Reward("format", 0.5, options={"variant": "lenient"})
     assert reward.options == (("variant", "lenient"),) and reward.label == "format"
     assert hash(reward) == hash(dataclasses.replace(reward))
-    assert (
-        Reward(accuracy_reward).function == "accuracy"
-        and Reward(format_reward).function == "format"
-    )
+    assert Reward(accuracy_reward).function == "accuracy"
+    assert Reward(format_reward).function == "format"
     assert Reward("a/b.py:brevity").label == "brevity"
-    assert (
-        json.loads(json.dumps(Reward(cell(NOTEBOOK)["brevity"]).to_json()))["function"]
-        == "(notebook):brevity"
-    )
+    saved = json.loads(json.dumps(Reward(cell(NOTEBOOK)["brevity"]).to_json()))
+    assert saved["function"] == "(notebook):brevity"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +111,8 @@ def test_relative_paths_follow_the_working_directory(tmp_path, monkeypatch):
 def test_module_function_keeps_its_file(tmp_path):
     function = load_function(str(FILE), "scaled")
     resolved = Reward(function).resolve(tmp_path)
-    assert (resolved.path, resolved.function) == (str(FILE), "scaled") and not list(
-        tmp_path.iterdir()
-    )
+    assert (resolved.path, resolved.function) == (str(FILE), "scaled")
+    assert not list(tmp_path.iterdir())
 
 
 def test_files_beside_and_packages_can_be_imported(tmp_path):
@@ -169,9 +160,8 @@ def test_notebook_function_runs_in_a_worker(tmp_path):
         assert [g.total for g in grades] == [0.5, 1.0], grades
     (written,) = tmp_path.iterdir()
     assert re.fullmatch(r"reward_brevity_[0-9a-f]{10}\.py", written.name)
-    assert Reward(function).resolve(tmp_path).path == str(
-        written
-    )  # the same source is the same file
+    # the same source is the same file
+    assert Reward(function).resolve(tmp_path).path == str(written)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Reward functions for the tests of the pool; what one does depends on the completion's text. Run
-in workers only.
+"""Reward functions for the tests of the pool, to be run in workers only.
+
+What one does depends on the completion's text.
 """
 
 import os

@@ -1,0 +1,69 @@
+"""Reading one's own data: files of prompts, images, videos and answers."""
+
+import functools
+from dataclasses import dataclass
+from typing import get_args
+
+from jaxr1.data.example import Dataset
+from jaxr1.data.rows import CheckImages, make_example
+from jaxr1.data.tables import BadRows, check_choice, load_rows
+
+
+@dataclass(frozen=True)
+class Files:
+    """Rows of one's own, from `.jsonl`, `.json` (a list of objects) or `.parquet`.
+
+    Columns of a row:
+      prompt or messages: a string, or chat turns ({"role", "content"}; content is a string or
+        parts). In a string of a system or user turn `<image>` marks the places of the images. A
+        part of a list is {"type": "text", "text"} or {"type": "image"}, which names its image
+        ("image", "path" or "url") or takes the next one of `images`; in the text of a part
+        `<image>` stays text.
+      images or image: one or more of path (relative to `image_root`), bytes, base64, `data:` URI,
+        {"bytes", "path"}, or the printed form of a byte string. Paths are kept, and opened when the
+        picture is needed.
+      videos or video: the same for videos, whose places `<video>` marks (only in rows that have
+        this column); a part {"type": "video"} names its file ("video" or "path") or takes the next
+        one.
+      answer: text or a number. Where it is missing it is the final assistant turn, or its answer
+        block where that holds exactly one.
+      response: a worked response; a final assistant turn of the messages counts as one.
+      Any other column goes to `metadata` (values that hold bytes are left out).
+
+    Attributes:
+      path: a file, or a pattern such as "data/part-*.parquet" (read in alphabetical order).
+      image_root: folder that relative image paths start from; None is the folder of the file.
+      bad_rows: "error" refuses the data set at the first load; "drop" leaves bad rows out and lists
+        them in `Dataset.dropped` (in a run, in dropped.jsonl; there also those whose media prove
+        damaged only when they are used).
+      limit: keep only the first so many good rows.
+      require_answer: whether a row without an answer is a bad row.
+      check_images: "header" opens every image and video without decoding it, "decode" decodes it
+        too (finds truncated files, takes longer), "no" leaves all to the moment of use.
+    """
+
+    path: str
+    image_root: str | None = None
+    bad_rows: BadRows = "error"
+    limit: int | None = None
+    require_answer: bool = True
+    check_images: CheckImages = "header"
+
+    def load(self) -> Dataset:
+        """Reads and checks every row.
+
+        Raises:
+          DataError: a file cannot be read, there is no usable row, or (with bad_rows="error") a row
+            is bad. Rows are counted from 1 and, in JSON lines, are the lines of the file.
+        """
+        check_choice("check_images", self.check_images, get_args(CheckImages))
+        make = functools.partial(
+            make_example, require_answer=self.require_answer, check_images=self.check_images
+        )
+        return load_rows(
+            self.path,
+            make,
+            image_root=self.image_root,
+            bad_rows=self.bad_rows,
+            limit=self.limit,
+        )

@@ -1,0 +1,120 @@
+"""Reading SAT, the spatial aptitude data set (arXiv:2412.07755)."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+
+from jaxr1.data.choices import shuffle_options, with_options
+from jaxr1.data.example import Dataset, Example
+from jaxr1.data.rows import CheckImages, as_list, make_example
+from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, load_rows
+
+# Columns that a parquet row does not hand on as they are: they are rewritten, or are no part of SAT
+# but would mean something to `make_example`.
+_REPLACED = (
+    "image_bytes",
+    "question",
+    "answers",
+    "correct_answer",
+    "answer",
+    "response",
+    "messages",
+    "image",
+)
+
+
+@dataclass(frozen=True)
+class Sat:
+    """SAT, the spatial aptitude data set (arXiv:2412.07755), in either of its two usual forms.
+
+    Parquet (array/SAT): `image_bytes` (one or two images), `question`, `answers`, `question_type`,
+    `correct_answer`. The options are shuffled by a hash of `seed` and the row, so a row always
+    looks the same, and are listed with letters after the question; the answer is the letter, and
+    the metadata hold `choices`, `answer_text` and `question_type`. JSON (VisualThinker-R1-Zero,
+    arXiv:2503.05132): rows of `messages` and `images` where the question already lists its options
+    and images may be printed byte strings; the answer is the assistant's text, never a letter.
+
+    Attributes:
+      path: file or pattern, as in `Files`.
+      image_root: as in `Files`.
+      seed: of the order of options.
+      single_image_only: leave out rows with more than one image; they are listed in
+        `Dataset.dropped`.
+      limit: keep only the first so many rows. VisualThinker-R1-Zero trains on the first 15000 of
+        the static part.
+      bad_rows: as in `Files`.
+      check_images: as in `Files`.
+    """
+
+    path: str
+    image_root: str | None = None
+    seed: int = 0
+    single_image_only: bool = True
+    limit: int | None = None
+    bad_rows: BadRows = "error"
+    check_images: CheckImages = "header"
+
+    def load(self) -> Dataset:
+        """Reads and checks every row; errors are those of `Files.load`."""
+        check_choice("check_images", self.check_images, get_args(CheckImages))
+        return load_rows(
+            self.path,
+            self._example,
+            image_root=self.image_root,
+            bad_rows=self.bad_rows,
+            limit=self.limit,
+        )
+
+    def _example(self, row: Row) -> Example:
+        columns = row.columns
+        is_parquet = "image_bytes" in columns
+        if is_parquet:
+            images = columns["image_bytes"]
+        else:
+            images = columns.get("images") or columns.get("image")
+        count = len(as_list(images))
+        if self.single_image_only and count != 1:
+            raise LeftOut(f"{count} images; single_image_only keeps rows with one")
+        if is_parquet:
+            row = dataclasses.replace(row, value=self._asked(columns))
+        return make_example(row, require_answer=True, check_images=self.check_images)
+
+    def _asked(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns of a parquet row of SAT as those of a row of `Files`."""
+        for name in ("question", "answers", "correct_answer"):
+            if columns.get(name) is None:
+                raise BadField(name, "missing")
+        question, correct = str(columns["question"]), str(columns["correct_answer"])
+        options = [str(option) for option in columns["answers"]]
+        images = as_list(columns["image_bytes"])
+        rng = _rng_of([self.seed, question, options, correct], images)
+        try:
+            choices, letter = shuffle_options(options, correct, rng)
+        except ValueError as error:
+            raise BadField("correct_answer", str(error)) from error
+        parts: list[dict[str, Any]] = [{"type": "image"} for _ in images]
+        parts.append({"type": "text", "text": with_options(question, choices)})
+        other = {name: value for name, value in columns.items() if name not in _REPLACED}
+        return {
+            **other,
+            "prompt": [{"role": "user", "content": parts}],
+            "images": images,
+            "answer": letter,
+            "choices": choices,
+            "answer_text": correct,
+        }
+
+
+def _rng_of(values: list[Any], images: list[Any]) -> np.random.Generator:
+    """A random generator of a row's own: its seed is a hash of what the row holds."""
+    # Hashed, not counted: dropping or adding rows must not reshuffle the others.
+    digest = hashlib.sha256(json.dumps(values).encode())
+    for image in images:
+        data = image.get("bytes") if isinstance(image, Mapping) else image
+        digest.update(data if isinstance(data, bytes) else str(data).encode())
+    return np.random.default_rng(int.from_bytes(digest.digest()[:8], "little"))

@@ -1,0 +1,105 @@
+"""The built-in rewards, one row each: a new one is a file of its own and a row in this table."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+
+@dataclass(frozen=True)
+class BuiltIn:
+    """Where a built-in reward is, and what it is able to do.
+
+    Its options are the keyword-only parameters of its function. The annotation of each says what it
+    accepts: `Literal[...]`, `bool`, `int`, `float` or `str`.
+
+    Attributes:
+      module: the module of its function, imported only when the reward is used.
+      function: the function's name in that module.
+      needs_reference: whether it compares with the reference answer, and so can say nothing where
+        that cannot be parsed.
+      uses_math: whether it may call math-verify, whose slow import no item is charged for.
+    """
+
+    module: str
+    function: str
+    needs_reference: bool = False
+    uses_math: bool = False
+
+    def load(self) -> Callable[..., float | None]:
+        """The function itself."""
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def options(self) -> dict[str, Any]:
+        """Its options by name, each with its annotation, in the order of the signature."""
+        parameters = inspect.signature(self.load(), eval_str=True).parameters.values()
+        return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+BUILT_IN: dict[str, BuiltIn] = {
+    "accuracy": BuiltIn(
+        "jaxr1.rewards.accuracy", "accuracy_reward", needs_reference=True, uses_math=True
+    ),
+    "format": BuiltIn("jaxr1.rewards.format", "format_reward"),
+}
+"""The rewards that a config may name without a file."""
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str, "a string"),
+}
+
+
+def name_of(function: Callable[..., Any]) -> str | None:
+    """Which built-in reward a function object is; None for any other function."""
+    home = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    for name, reward in BUILT_IN.items():
+        if home == (reward.module, reward.function):
+            return name
+    return None
+
+
+def check_builtin(name: str, options: Mapping[str, Any]) -> None:
+    """Refuses a name that is not in the table, and options that its reward does not take.
+
+    Raises:
+      ValueError: unknown name or option (near misses are named), or a value that is not accepted.
+    """
+    if name not in BUILT_IN:
+        hint = _did_you_mean(name, BUILT_IN)
+        if name.endswith(".py"):
+            hint = f" (a function in a file is '{name}:function_name')"
+        raise ValueError(
+            f"no built-in reward is called {name!r}{hint}; built in are "
+            f"{', '.join(map(repr, BUILT_IN))}, and your own is 'path.py:function'"
+        )
+    accepted = BUILT_IN[name].options()
+    for key, value in options.items():
+        if key not in accepted:
+            hint = _did_you_mean(key, accepted)
+            raise ValueError(
+                f"the built-in reward {name!r} has no option {key!r}{hint}; "
+                f"it has {', '.join(accepted) or 'none'}"
+            )
+        if wanted := wanted_instead(accepted[key], value):
+            raise ValueError(f"the built-in reward {name!r}: {key} must be {wanted}, got {value!r}")
+
+
+def wanted_instead(annotation: Any, value: object) -> str:
+    """What an option of this annotation must be, for a message; "" where the value fits."""
+    choices = (True, False) if annotation is bool else get_args(annotation)
+    if choices:
+        return "" if value in choices else f"one of {', '.join(map(repr, choices))}"
+    kind, words = _KINDS[annotation]
+    # Python counts True as a whole number; who writes it for one has mistaken the option
+    return "" if isinstance(value, kind) and not isinstance(value, bool) else words
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""

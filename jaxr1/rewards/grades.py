@@ -1,0 +1,153 @@
+"""Grades: the rewards of one completion, and those still on their way from the workers."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxr1.base.errors import UserError
+from jaxr1.rewards.spec import ResolvedReward
+
+Status = Literal["ok", "timeout", "crash", "error", "nan"]
+
+
+class RewardError(UserError):
+    """A reward function that does not load, or fails for every item; names function and file."""
+
+
+@dataclass
+class Grade:
+    """The reward of one completion.
+
+    Attributes:
+      total: sum of weight x value over the components that gave a value; None if none did, or if
+        the status is not "ok": the sample then stays out of its group's baseline.
+      by_name: the unweighted value of every component, None where it gave none.
+      status: "ok"; "timeout" (over its deadline), "crash" (the worker process ended), "error" (an
+        exception, or a value that is no number), "nan" (NaN or infinite).
+      detail: for people: function, file, and the last line of the traceback.
+    """
+
+    total: float | None
+    by_name: dict[str, float | None]
+    status: Status = "ok"
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item has no grade.
+
+    Attributes:
+      reward: index of the component that failed, -1 if it is not known.
+      text: the traceback, or a description.
+    """
+
+    reward: int
+    text: str
+
+
+class Pending:
+    """Grades on their way; made by `RewardPool.submit`."""
+
+    def __init__(
+        self,
+        rewards: Sequence[ResolvedReward],
+        count: int,
+        examples: int = 2,
+        worked: Callable[[], bool] = lambda: False,
+    ):
+        """An empty place for each grade.
+
+        Args:
+          rewards: the components.
+          count: items to wait for.
+          examples: how many different examples the items have.
+          worked: tells whether the pool has ever graded an item.
+        """
+        self._rewards, self._examples, self._worked = rewards, examples, worked
+        self._grades: list[Grade | None] = [None] * count
+        self._failures: dict[int, Failure] = {}
+        self._error: RewardError | None = None
+        self._left = count
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        if count == 0:
+            self._done.set()
+
+    def done(self) -> bool:
+        """Whether `result` would return at once."""
+        return self._done.is_set()
+
+    def result(self, timeout_s: float | None = None) -> list[Grade]:
+        """Waits for all grades; they are in the order of the submitted items.
+
+        Raises:
+          RewardError: a function does not load, or the same one failed for every item (two or more)
+            and that is a bug in it, not bad luck: nothing was ever graded, or it raised an
+            exception for different examples. (One example that always hangs costs only its own
+            samples.) The message names function and file and holds the first traceback.
+          TimeoutError: `timeout_s` seconds have passed.
+        """
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(
+                f"{self._left} of {len(self._grades)} items are not graded after {timeout_s} s"
+            )
+        if self._error is not None:
+            raise self._error
+        grades = [grade for grade in self._grades if grade is not None]
+        if self._is_bug(grades):
+            first = self._failures[min(self._failures)]
+            raise RewardError(
+                f"the reward function {where(self._rewards, first.reward)} failed for all "
+                f"{len(grades)} items; the first:\n{first.text}"
+            )
+        return grades
+
+    def set_grade(self, index: int, grade: Grade, failure: Failure | None = None) -> None:
+        """Puts a grade in its place, with the failure behind it; the first one to come counts."""
+        with self._lock:
+            if self._grades[index] is not None:
+                return
+            self._grades[index] = grade
+            if failure is not None:
+                self._failures[index] = failure
+            self._left -= 1
+            if self._left == 0:
+                self._done.set()
+
+    def fail(self, error: RewardError) -> None:
+        """Ends the waiting: `result` raises this error, unless all grades are there."""
+        with self._lock:
+            if not self._done.is_set():
+                self._error = error
+                self._done.set()
+
+    def _is_bug(self, grades: Sequence[Grade]) -> bool:
+        """Whether every item failed in a way that shows a bug in one reward function."""
+        if len(grades) < 2 or len(self._failures) < len(grades):
+            return False
+        culprits = {failure.reward for failure in self._failures.values()}
+        raised = self._examples >= 2 and all(grade.status == "error" for grade in grades)
+        return len(culprits) == 1 and (raised or not self._worked())
+
+
+def wait_for(pending: Sequence[Pending], check: Callable[[], None]) -> list[Grade]:
+    """All grades, in the order of submission; what `check` raises ends the waiting."""
+    grades: list[Grade] = []
+    for one in pending:
+        while not one.done():
+            check()
+            time.sleep(0.001)
+        grades += one.result()
+    return grades
+
+
+def where(rewards: Sequence[ResolvedReward], index: int) -> str:
+    """How messages call the reward function at an index; all of them where it is -1, not known."""
+    if index >= 0:
+        return rewards[index].where
+    return " or ".join(reward.where for reward in rewards)

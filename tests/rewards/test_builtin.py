@@ -1,0 +1,88 @@
+"""The table of built-in rewards: every row names a function, and tells its options."""
+
+import inspect
+import subprocess
+import sys
+from typing import Literal
+
+import pytest
+
+from jaxr1.rewards import Completion, Example, Reward, accuracy_reward
+from jaxr1.rewards.builtin import BUILT_IN, name_of, wanted_instead
+from jaxr1.rewards.worker import Grader
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_row(name):
+    row = BUILT_IN[name]
+    function = row.load()
+    assert name_of(function) == name and Reward(function).function == name
+    assert Reward(name).needs_reference == row.needs_reference
+    assert Reward(name).resolve(".").where == f"built-in {name}"
+    parameters = inspect.signature(function).parameters
+    assert list(parameters)[:2] == ["completion", "example"]
+    assert set(parameters) == {"completion", "example", *row.options()}
+    defaults = {key: parameters[key].default for key in row.options()}
+    for key, annotation in row.options().items():
+        assert not wanted_instead(annotation, defaults[key]), key  # it accepts its own default
+    Reward(name, options=defaults)
+    answered = Completion("<think>1 + 1</think><answer>2</answer>")
+    assert function(answered, Example("1 + 1?", "2"), **defaults) == 1.0
+
+
+def test_options_are_read_from_the_signature():
+    assert BUILT_IN["accuracy"].options() == {
+        "unparsable_gold": Literal["none", "one"],
+        "tail": bool,
+    }
+    assert list(BUILT_IN["format"].options()) == ["variant"]
+    with pytest.raises(ValueError, match=r"tail must be one of True, False, got 'yes'"):
+        Reward("accuracy", options={"tail": "yes"})
+    with pytest.raises(ValueError, match="no option 'strict'; it has unparsable_gold, tail"):
+        Reward("accuracy", options={"strict": True})
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad", "words"),
+    [
+        (Literal["a", "b"], ["a", "b"], ["c", 1, True], "one of 'a', 'b'"),
+        (bool, [True, False], ["True", 2], "one of True, False"),
+        (int, [0, -3], [0.5, "1", True], "a whole number"),
+        (float, [0, 0.5], ["1", True], "a number"),
+        (str, ["", "x"], [1, True], "a string"),
+    ],
+)
+def test_what_an_annotation_accepts(annotation, good, bad, words):
+    assert [wanted_instead(annotation, value) for value in good] == [""] * len(good)
+    assert [wanted_instead(annotation, value) for value in bad] == [words] * len(bad)
+
+
+def test_only_comparing_rewards_need_a_reference():
+    assert Reward("accuracy").needs_reference and Reward(accuracy_reward).needs_reference
+    assert not Reward("format").needs_reference
+    assert not Reward("mine.py:accuracy").needs_reference
+
+
+def test_math_verify_is_loaded_off_the_clock():
+    """Before the first item that can need it, and only where a reward uses it."""
+
+    def lines(reward, gold):
+        said = []
+        grader = Grader([Reward(reward).resolve(".").to_json()], said.append)
+        assert grader.load() is None
+        item = {"completion": {"text": "<answer>\\sqrt{8}</answer>"}, "example": {"answer": gold}}
+        grader.prepare([item])
+        return said
+
+    assert lines("accuracy", "2\\sqrt{2}") == [{"loading": True}, {"loaded": True}]
+    assert lines("accuracy", "red") == []
+    assert lines("format", "2\\sqrt{2}") == []
+
+
+def test_naming_a_reward_is_cheap():
+    code = (
+        "import sys, jaxr1.rewards as r\n"
+        "r.Reward('accuracy', options={'tail': True})\n"
+        "sys.exit(bool({'jax', 'numpy', 'sympy', 'math_verify'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
