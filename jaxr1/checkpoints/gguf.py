@@ -1,5 +1,4 @@
-"""GGUF files of llama.cpp, turned into complete Hugging Face directories: weights, configs,
-tokenizer, chat template.
+"""GGUF files of llama.cpp, turned into complete Hugging Face directories.
 
 Reading and dequantising are the `gguf` package's. Nothing here needs torch.
 """
@@ -17,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr1.checkpoints.huggingface import replacing
-from jaxr1.checkpoints.tensors import CheckpointError, LazyTensor, listed, write_checkpoint
+from jaxr1.checkpoints.tensors import (
+    CheckpointError,
+    LazyTensor,
+    itemised,
+    listed,
+    write_checkpoint,
+)
 from jaxr1.checkpoints.tokenizers import (
     BYTE,
     UNKNOWN,
@@ -26,25 +31,55 @@ from jaxr1.checkpoints.tokenizers import (
     sentencepiece_pipeline,
 )
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
 # Settings of files whose computation the plain models do not do.
-REFUSED = ("expert_count", "attention.sliding_window", "rope.scaling.factor", "rope.scale_linear", "logit_scale",
-           "residual_scale", "embedding_scale", "attention.scale")  # fmt: skip
+REFUSED = (
+    "expert_count",
+    "attention.sliding_window",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+    "logit_scale",
+    "residual_scale",
+    "embedding_scale",
+    "attention.scale",
+)
+# Per tensor the Hugging Face name and the sizes of its dimensions: vocabulary v, width d,
+# feed-forward f, n = heads * head size, k = key/value heads * head size.
 TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    "token_embd.weight": ("model.embed_tokens.weight", "vd"),
+    "output_norm.weight": ("model.norm.weight", "d"),
+    "output.weight": ("lm_head.weight", "vd"),
 }
 LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_norm": ("input_layernorm", "d"),
+    "attn_q": ("self_attn.q_proj", "nd"),
+    "attn_k": ("self_attn.k_proj", "kd"),
+    "attn_v": ("self_attn.v_proj", "kd"),
+    "attn_output": ("self_attn.o_proj", "dn"),
+    "ffn_norm": ("post_attention_layernorm", "d"),
+    "ffn_gate": ("mlp.gate_proj", "fd"),
+    "ffn_up": ("mlp.up_proj", "fd"),
+    "ffn_down": ("mlp.down_proj", "df"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """How the files of one llama.cpp architecture become a Hugging Face model.
+
+    Attributes:
+      model: Hugging Face's class.
+      biased: blocks that have a bias beside their weight.
+      permuted: blocks whose rows llama.cpp orders by rotated pairs (see `_unpermute`).
+    """
+
+    model: str
+    biased: tuple[str, ...] = ()
+    permuted: tuple[str, ...] = ()
+
+
+ARCHITECTURES = {
+    "llama": Architecture("LlamaForCausalLM", permuted=("attn_q", "attn_k")),
+    "qwen2": Architecture("Qwen2ForCausalLM", biased=("attn_q", "attn_k", "attn_v")),
 }
 
 
@@ -126,9 +161,8 @@ def convert_gguf(path: Path, out: Path, dtype: str = "bfloat16") -> Path:
         (partial / "generation_config.json").write_text(json.dumps(_generation(file), indent=2))
         tokenizer.save_pretrained(partial)
         settings = json.loads((partial / "tokenizer_config.json").read_text())
-        settings["tokenizer_class"] = (
-            "PreTrainedTokenizerFast"  # the name that transformers 4 knows too
-        )
+        # the name that transformers 4 knows too
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
         (partial / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
         write_checkpoint(partial, tensors)
     return Path(out)
@@ -144,7 +178,8 @@ def _config(file: GgufFile, dtype: str) -> dict:
     kind = file.get("general.architecture", str)
     if kind not in ARCHITECTURES:
         raise CheckpointError(
-            f"{file.path}: architecture {kind!r} is not supported; supported: {', '.join(ARCHITECTURES)}"
+            f"{file.path}: architecture {kind!r} is not supported; supported: "
+            f"{', '.join(ARCHITECTURES)}"
         )
     said = {key: file.values.get(f"{kind}.{key}") for key in REFUSED}
     refused = [f"{key} = {value}" for key, value in said.items() if value not in (None, 0, 1)]
@@ -157,18 +192,19 @@ def _config(file: GgufFile, dtype: str) -> dict:
     embed = file.tensors.get("token_embd.weight")
     if embed is None:
         raise CheckpointError(f"{file.path}: tensor token_embd.weight is missing")
-    sizes = {file.get(f"{kind}.{key}", int, width // heads)
-             for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")}  # fmt: skip
+    sizes = {
+        file.get(f"{kind}.{key}", int, width // heads)
+        for key in ("attention.key_length", "attention.value_length", "rope.dimension_count")
+    }
     if len(sizes) != 1:
         raise CheckpointError(
             f"{file.path}: heads whose keys, values and rotary part differ in size: {sorted(sizes)}"
         )
     return {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [ARCHITECTURES[kind].model],
         "model_type": kind,
-        "vocab_size": int(
-            embed.shape[1]
-        ),  # the file's order of dimensions is the reverse of Hugging Face's
+        # the file's order of dimensions is the reverse of Hugging Face's
+        "vocab_size": int(embed.shape[1]),
         "hidden_size": width,
         "intermediate_size": file.get(f"{kind}.feed_forward_length", int),
         "num_hidden_layers": file.get(f"{kind}.block_count", int),
@@ -205,64 +241,23 @@ def _generation(file: GgufFile) -> dict:
     """The generation_config.json."""
     ids = _ids(file)
     stops = list(dict.fromkeys(ids[name] for name in ("eos", "eot") if name in ids))
-    said = {"bos_token_id": ids.get("bos"), "eos_token_id": stops[0] if len(stops) == 1 else stops or None,
-            "pad_token_id": ids.get("pad")}  # fmt: skip
-    return {"do_sample": False, **{key: value for key, value in said.items() if value is not None}}
+    said: dict[str, Any] = {"do_sample": False}
+    if "bos" in ids:
+        said["bos_token_id"] = ids["bos"]
+    if stops:
+        said["eos_token_id"] = stops[0] if len(stops) == 1 else stops
+    if "pad" in ids:
+        said["pad_token_id"] = ids["pad"]
+    return said
 
 
 def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTensor]]:
     """Every tensor under its Hugging Face name, dequantised when it is written."""
-    d, f, h = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    n, k, v = (
-        config["num_attention_heads"] * h,
-        config["num_key_value_heads"] * h,
-        config["vocab_size"],
-    )
-    shapes = {
-        "token_embd.weight": (v, d),
-        "output_norm.weight": (d,),
-        "output.weight": (v, d),
-        "attn_norm.weight": (d,),
-        "attn_q.weight": (n, d),
-        "attn_k.weight": (k, d),
-        "attn_v.weight": (k, d),
-        "attn_output.weight": (d, n),
-        "ffn_norm.weight": (d,),
-        "ffn_gate.weight": (f, d),
-        "ffn_up.weight": (f, d),
-        "ffn_down.weight": (d, f),
-    }
-    if config["model_type"] == "qwen2":
-        shapes |= {"attn_q.bias": (n,), "attn_k.bias": (k,), "attn_v.bias": (k,)}
-    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for own, shape in shapes.items():
-        if own in TOP:
-            if own in file.tensors or own != "output.weight":
-                wanted[own] = TOP[own], shape
-            continue
-        block, ending = own.rsplit(".", 1)
-        for i in range(config["num_hidden_layers"]):
-            wanted[f"blk.{i}.{own}"] = f"model.layers.{i}.{LAYER[block]}.{ending}", shape
-    stored = {
-        name: tuple(int(size) for size in reversed(t.shape)) for name, t in file.tensors.items()
-    }
-    missing = [name for name in wanted if name not in stored]
-    wrong = [
-        f"{name} is {list(stored[name])}, the settings say {list(shape)}"
-        for name, (_, shape) in wanted.items()
-        if name in stored and stored[name] != shape
-    ]
-    extra = [name for name in stored if name not in wanted]
-    problems = [
-        ("missing tensors", missing),
-        ("tensors of another shape", wrong),
-        ("unexpected tensors", extra),
-    ]
-    if any(names for _, names in problems):
-        text = "".join(
-            f"\n  {what} ({len(names)}): {listed(names)}" for what, names in problems if names
-        )
-        raise CheckpointError(f"{file.path}: the tensors do not fit the settings{text}")
+    wanted = _wanted(config, headless="output.weight" not in file.tensors)
+    stored = {name: tuple(map(int, reversed(t.shape))) for name, t in file.tensors.items()}
+    _check_tensors(file, wanted, stored)
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    permuted = ARCHITECTURES[config["model_type"]].permuted
 
     def make(name: str) -> np.ndarray:
         tensor = file.tensors[name]
@@ -272,9 +267,8 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
             raise CheckpointError(
                 f"{file.path}: tensor {name} is quantised as {tensor.tensor_type.name}"
             ) from e
-        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
         block = name.split(".")[-2]
-        if config["model_type"] == "llama" and block in heads:
+        if block in permuted:
             array = _unpermute(array, heads[block])
         return array.astype(jnp.dtype(dtype))
 
@@ -282,6 +276,51 @@ def _tensors(file: GgufFile, config: dict, dtype: str) -> list[tuple[str, LazyTe
         (hf_name, LazyTensor(shape, jnp.dtype(dtype), functools.partial(make, name)))
         for name, (hf_name, shape) in wanted.items()
     ]
+
+
+def _wanted(config: dict, headless: bool) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """{the file's name: (Hugging Face name, shape)} of all tensors that the settings ask for."""
+    size = {
+        "v": config["vocab_size"],
+        "d": config["hidden_size"],
+        "f": config["intermediate_size"],
+        "n": config["num_attention_heads"] * config["head_dim"],
+        "k": config["num_key_value_heads"] * config["head_dim"],
+    }
+    biased = ARCHITECTURES[config["model_type"]].biased
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for own, (name, sizes) in TOP.items():
+        if not (headless and own == "output.weight"):
+            wanted[own] = name, tuple(size[letter] for letter in sizes)
+    for block, (name, sizes) in LAYER.items():
+        shape = tuple(size[letter] for letter in sizes)
+        for i in range(config["num_hidden_layers"]):
+            wanted[f"blk.{i}.{block}.weight"] = f"model.layers.{i}.{name}.weight", shape
+            if block in biased:
+                wanted[f"blk.{i}.{block}.bias"] = f"model.layers.{i}.{name}.bias", shape[:1]
+    return wanted
+
+
+def _check_tensors(
+    file: GgufFile,
+    wanted: dict[str, tuple[str, tuple[int, ...]]],
+    stored: dict[str, tuple[int, ...]],
+) -> None:
+    """Refuses a file with tensors that are missing, unknown or of another shape."""
+    wrong = [
+        f"{name} is {list(stored[name])}, the settings say {list(shape)}"
+        for name, (_, shape) in wanted.items()
+        if name in stored and stored[name] != shape
+    ]
+    problems = {
+        "missing tensors": [name for name in wanted if name not in stored],
+        "tensors of another shape": wrong,
+        "unexpected tensors": [name for name in stored if name not in wanted],
+    }
+    if any(problems.values()):
+        raise CheckpointError(
+            f"{file.path}: the tensors do not fit the settings{itemised(problems)}"
+        )
 
 
 def _unpermute(array: np.ndarray, heads: int) -> np.ndarray:

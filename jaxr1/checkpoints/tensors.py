@@ -1,5 +1,4 @@
-"""Safetensors files: read through a memory map, tensor by tensor; written tensor by tensor, in
-shards with an index.
+"""Safetensors files: read through a memory map and written in shards, tensor by tensor.
 
 The format is a length, a JSON header and raw bytes, so nothing in a file is ever executed.
 """
@@ -12,7 +11,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -129,16 +128,14 @@ class TensorFile:
         return b"".join(self._bytes[start : start + size].tobytes() for start in starts)
 
     def drop(self, name: str) -> None:
-        """Gives the mapped pages of a tensor back, so that resident memory does not grow with what
-        was read.
+        """Gives a tensor's mapped pages back: resident memory does not grow with what was read.
 
         Views of the tensor stay valid: what is used again is mapped again.
         """
         begin, end = (self.start + offset for offset in self.header[name]["data_offsets"])
         first = begin // mmap.PAGESIZE * mmap.PAGESIZE
-        if end > begin and hasattr(
-            mmap, "MADV_DONTNEED"
-        ):  # Windows has no such call; its pages go under pressure
+        # Windows has no such call; its pages go under pressure
+        if end > begin and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
@@ -171,7 +168,8 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
         return dict.fromkeys(file.header, file)
     found = sorted(p.name for p in directory.iterdir()) if directory.is_dir() else []
     raise CheckpointError(
-        f"{directory}: no weights here (expected {SINGLE} or {INDEX}); the folder holds {', '.join(found) or 'nothing'}"
+        f"{directory}: no weights here (expected {SINGLE} or {INDEX}); the folder holds "
+        f"{', '.join(found) or 'nothing'}"
     )
 
 
@@ -191,6 +189,12 @@ def listed(names: Iterable[str], most: int = 12) -> str:
     """The first names, and how many more."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def itemised(problems: Mapping[str, Sequence[str]]) -> str:
+    """One line for each kind of problem that has any: what, how many, and the first names."""
+    lines = [f"\n  {what} ({len(n)}): {listed(n)}" for what, n in problems.items() if n]
+    return "".join(lines)
 
 
 def copy_into(
@@ -274,8 +278,7 @@ def _bytes_of(tensor: Source) -> int:
 def write_checkpoint(
     directory: Path, tensors: Iterable[tuple[str, Source]], max_bytes: int = SHARD_BYTES
 ) -> None:
-    """Writes tensors in order into shards of at most `max_bytes` (one file where they fit), with an
-    index.
+    """Writes tensors in order into shards of at most `max_bytes`, with an index if several.
 
     Which shard a tensor goes to is planned from the sizes alone, so that `LazyTensor`s are in
     memory one at a time.
@@ -324,7 +327,8 @@ def _write_file(path: Path, tensors: list[tuple[str, Source]]) -> None:
             array = np.asarray(tensor)
             if (array.shape, array.dtype) != (tuple(tensor.shape), np.dtype(tensor.dtype)):
                 raise ValueError(
-                    f"{path}: {name}: planned {tensor.dtype}{tensor.shape}, got {array.dtype}{array.shape}"
+                    f"{path}: {name}: planned {tensor.dtype}{tensor.shape}, got "
+                    f"{array.dtype}{array.shape}"
                 )
             f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             del array  # before the next one is made

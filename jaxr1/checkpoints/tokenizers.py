@@ -1,5 +1,4 @@
-"""Tokenizers for models that come without a tokenizer.json: built from a sentencepiece model or a
-GGUF vocabulary.
+"""Tokenizers without a tokenizer.json: from a sentencepiece model or a GGUF vocabulary.
 
 What is built is a `tokenizers` pipeline, saved and loaded like any other fast tokenizer. No code of
 the directory runs.
@@ -111,9 +110,7 @@ def _vocab(pieces: Sequence[Piece]) -> dict[str, int]:
 
 
 def _merges(pieces: Sequence[Piece], vocab: dict[str, int]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first: sentencepiece merges the pair with
-    the best result.
-    """
+    """Every way to make a piece of two others, best score first, as sentencepiece merges."""
     plain = {p.text for p in pieces if p.kind == NORMAL}
     found = []
     for p in pieces:
@@ -148,18 +145,19 @@ def byte_level_pipeline(pieces: Sequence[Piece], merges: Sequence[str], split: s
             f"the vocabulary's splitting rule {split!r} is not supported; supported: {known}"
         )
     vocab = _vocab(pieces)
-    broken = [
-        m
-        for m in merges
-        if m.count(" ") != 1
-        or any(part not in vocab for part in (*m.split(" "), m.replace(" ", "")))
-    ]
+    pairs: list[tuple[str, str]] = []
+    broken: list[str] = []
+    for merge in merges:
+        left, *right = merge.split(" ")
+        if len(right) == 1 and vocab.keys() >= {left, right[0], left + right[0]}:
+            pairs.append((left, right[0]))
+        else:
+            broken.append(merge)
     if broken:
         raise CheckpointError(
             f"merges that make no piece of the vocabulary ({len(broken)}): {listed(broken)}"
         )
     # Llama 3 takes a word that is a piece as it is, whether or not the merges lead to it.
-    pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
     tokenizer = Tokenizer(BPE(vocab, pairs, ignore_merges=split == "llama-bpe"))
     if split in words:
         cut = pre.Split(Regex(words[split]), behavior="isolated")
@@ -200,8 +198,7 @@ def _sentencepiece_model(file: Path):
 
 
 def internlm2_tokenizer(directory: Path):
-    """The fast tokenizer of a directory whose tokenizer is InternLM2's: a sentencepiece
-    `tokenizer.model`.
+    """The fast tokenizer of a directory with InternLM2's: a sentencepiece `tokenizer.model`.
 
     Its `tokenizer_config.json` names code (`auto_map`) that is never run: the ids are those of
     sentencepiece, with `<s>` in front unless `add_bos_token` is false, and the added tokens at the
@@ -314,8 +311,7 @@ def _added_token(token: dict):
 
 
 def load_tokenizer(directory: Path, *, with_media: bool = False):
-    """The tokenizer of a directory. transformers is told not to look for torch, which jaxr1 does
-    not use.
+    """The tokenizer of a directory; transformers is told not to look for torch.
 
     Args:
       with_media: the chat template of the directory's processor, where it has one, takes the place

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from jaxr1.checkpoints import huggingface
+from jaxr1.checkpoints import huggingface, weights
 from jaxr1.checkpoints.tensors import open_checkpoint
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import CHATML
@@ -22,7 +22,7 @@ from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
 
 
 def resolve(path: str | os.PathLike) -> Path:
-    """The directory of a model: a directory, a preset (made in the cache on first use) or a hub id."""
+    """Where a model lies: a directory, a preset (made in the cache on first use) or a hub id."""
     if str(path) in presets.PRESETS and not Path(path).is_dir():
         return presets.preset_directory(str(path))
     return huggingface.find_directory(path)
@@ -65,9 +65,7 @@ def load_model(
         tied = not any(name.endswith("lm_head.weight") for name in open_checkpoint(directory))
         model = dataclasses.replace(model, text=dataclasses.replace(model.text, tied=tied))
     tables = {layout: model.table(layout) for layout in family.layouts}
-    flat = huggingface.load_params(
-        directory, tables, param_dtype, mesh or single_device_mesh(), rules
-    )
+    flat = weights.load_params(directory, tables, param_dtype, mesh or single_device_mesh(), rules)
     return model, nest(flat)
 
 

@@ -1,6 +1,4 @@
-"""Built-in models: made on first use as Hugging Face directories, so that they go through the same
-loader as real ones.
-"""
+"""Built-in models, made on first use as Hugging Face directories, loaded like real ones."""
 
 from __future__ import annotations
 
@@ -13,8 +11,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from jaxr1.checkpoints.huggingface import hf_tensors
 from jaxr1.checkpoints.tensors import write_checkpoint
+from jaxr1.checkpoints.weights import hf_tensors
 from jaxr1.models.families.family import Preset, PresetFiles
 from jaxr1.models.families.table import FAMILIES
 from jaxr1.models.vlm import describe
@@ -42,13 +40,14 @@ CHAT_TEMPLATE = (
 )
 # The words of the built-in data; other text falls back to single bytes.
 CORPUS = (
-    "user assistant system What is the sum of the digits in the picture product difference largest smallest? "
-    "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it. "
-    "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer. "
-    "User: Assistant: Let me solve this step by step. "
-    "How many Which object is left right above below behind in front of closer to farther from camera than "
-    "red green blue yellow orange purple black white circle square triangle star diamond shapes are there relation "
-    "count depth distance options answer with letter (A) (B) (C) (D) one two three four five six seven eight nine "
+    "user assistant system What is the sum of the digits in the picture product difference largest "
+    "smallest? A conversation between User and Assistant. The user asks a question about the "
+    "image, and the Assistant solves it. The assistant first thinks about the reasoning process in "
+    "the mind and then provides the user with the answer. User: Assistant: Let me solve this step "
+    "by step. How many Which object is left right above below behind in front of closer to farther "
+    "from camera than red green blue yellow orange purple black white circle square triangle star "
+    "diamond shapes are there relation count depth distance options answer with letter (A) (B) (C) "
+    "(D) one two three four five six seven eight nine "
 )
 
 
@@ -64,9 +63,7 @@ def cache_folder() -> Path:
 
 
 def make_tokenizer(vocab: int, special: tuple[str, ...] = SPECIAL):
-    """A byte-level BPE tokenizer trained on the words of the built-in data; digits stay single
-    tokens.
-    """
+    """A byte-level BPE tokenizer of the built-in data's words; digits stay single tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +93,7 @@ def make_tokenizer(vocab: int, special: tuple[str, ...] = SPECIAL):
 
 
 def preset_directory(name: str) -> Path:
-    """The directory of a preset, made by atomic rename where it is not in the cache (two may race)."""
+    """The directory of a preset in the cache, made by an atomic rename (two may race)."""
     files, sizes = PRESETS[name], Preset()
     written = [files.config(sizes, str), files.images(sizes), files.tokens]
     parts = [dataclasses.asdict(sizes), CHAT_TEMPLATE, CORPUS, written, DRAWING]

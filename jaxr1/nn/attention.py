@@ -2,8 +2,8 @@
 
 Scores, softmaxes and sums of weighted values are float32, whatever the dtype of queries and keys: a
 score of 50, as Qwen2's biases make them, has no digit behind the point in bfloat16. Grouped-query
-attention keeps its keys once: queries
-[.., N, H] are viewed as [.., K, N / K, H]. Rows without any key give finite values, which carry weight 0 in every loss.
+attention keeps its keys once: queries [.., N, H] are viewed as [.., K, N / K, H]. Rows without any
+key give finite values, which carry weight 0 in every loss.
 """
 
 from __future__ import annotations
@@ -28,6 +28,19 @@ def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
 def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
     """float32 products of queries and keys, over the square root of the head size."""
     return _product(spec, q, k) * q.shape[-1] ** -0.5
+
+
+def _joint_softmax(
+    on_prompt: jax.Array, on_own: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One softmax over the keys of two score arrays [..., keys], through a shared maximum.
+
+    Returns:
+      The two arrays of weights, still to be divided by the third, their sum [...].
+    """
+    top = jax.lax.stop_gradient(jnp.maximum(on_prompt.max(-1), on_own.max(-1)))[..., None]
+    on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
+    return on_prompt, on_own, on_prompt.sum(-1) + on_own.sum(-1)
 
 
 def segment_attention(
@@ -63,15 +76,14 @@ def paired_attention(
     pair_rp2: jax.Array,
     block: int,
 ) -> jax.Array:
-    """`segment_attention` on long rows of many images, of which only the needed blocks of the score
-    matrix are computed.
+    """`segment_attention` on long rows of many images: only the blocks with a shared segment.
 
         row, blocks of 4    a a a a | a a b b | b b b b | c c - -          segments of any length
 
               0  1  2  3
-        0     x  x                  the host lists the pairs (query block, key block) that share an image:
-        1     x  x  x               (0 0) (0 1) (1 0) (1 1) (1 2) (2 1) (2 2) (3 3)
-        2        x  x               and inside a pair the segments decide
+        0     x  x             the host lists the pairs (query block, key block) that share
+        1     x  x  x          an image: (0 0) (0 1) (1 0) (1 1) (1 2) (2 1) (2 2) (3 3),
+        2        x  x          and inside a pair the segments decide
         3              x
 
     One softmax runs over all pairs of a query, through a shared maximum.
@@ -100,9 +112,8 @@ def paired_attention(
     of_query, of_key = take(segment, query)[..., :, None], take(segment, key)[..., None, :]
     seen = (of_query == of_key) & (of_query > 0) & (pair_rp2[..., 1] >= 0)[..., None, None]
     score = jnp.where(seen[:, :, None], score, MASKED)
-    top = jnp.maximum(
-        most(jax.lax.stop_gradient(score.max(-1)), query), MASKED
-    )  # [R, blocks, N, block]
+    highest = most(jax.lax.stop_gradient(score.max(-1)), query)
+    top = jnp.maximum(highest, MASKED)  # [R, blocks, N, block]
     weight = jnp.exp(score - take(top, query)[..., None])
     total = jnp.moveaxis(add(weight.sum(-1), query), 2, 3)[..., None]
     out = add(
@@ -136,9 +147,11 @@ def window_attention(
     """
     rows, windows, size = index_rwk.shape
     flat = lambda x: x.reshape(rows, x.shape[1], -1)
-    gather = lambda x: jnp.take_along_axis(flat(x), index_rwk.reshape(rows, -1, 1), 1).reshape(
-        rows * windows, size, *x.shape[2:]
-    )
+
+    def gather(x):
+        taken = jnp.take_along_axis(flat(x), index_rwk.reshape(rows, -1, 1), 1)
+        return taken.reshape(rows * windows, size, *x.shape[2:])
+
     out = segment_attention(
         gather(q_rmnh), gather(k_rmnh), gather(v_rmnh), segment_rwk.reshape(-1, size)
     )
@@ -163,10 +176,8 @@ def causal_attention(
     q = _grouped(q_bpnh, k_bpkh.shape[2])
     score = _scores("bpkgh,bukh->bkgpu", q, k_bpkh)
     length = q_bpnh.shape[1]
-    seen = (
-        jnp.tril(jnp.ones((length, length), bool))
-        & (jnp.arange(length) < length_b[:, None])[:, None, :]
-    )
+    real_bu = jnp.arange(length) < length_b[:, None]
+    seen = jnp.tril(jnp.ones((length, length), bool)) & real_bu[:, None, :]
     score = jnp.where(seen[:, None, None], score, MASKED)
     out = jnp.einsum("bkgpu,bukh->bpkgh", jax.nn.softmax(score, -1).astype(v_bpkh.dtype), v_bpkh)
     return out.reshape(q_bpnh.shape)
@@ -196,8 +207,7 @@ def strip_attention(
     own_kv: tuple[jax.Array, jax.Array],
     segment_bst: jax.Array,
 ) -> jax.Array:
-    """Attention of packed responses: the whole prompt of their row, and their own earlier tokens
-    (`strip_mask`).
+    """Attention of packed responses: to the whole prompt, and by `strip_mask` to themselves.
 
     The prompt's keys are used in place, once for all S strips: nothing of size S x prompt keys is
     made. One softmax runs over both parts, through a shared maximum.
@@ -216,15 +226,11 @@ def strip_attention(
     own_k, own_v = own_kv
     q = _grouped(q_bstnh, prompt_k.shape[2])
     on_prompt = _scores("bstkgh,bpkh->bkgstp", q, prompt_k)
-    in_prompt = (jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None])[
-        :, None, None, None, None, :
-    ]
-    on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
+    real_bp = jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None]
+    on_prompt = jnp.where(real_bp[:, None, None, None, None, :], on_prompt, MASKED)
     on_own = _scores("bstkgh,bsukh->bkgstu", q, own_k)
     on_own = jnp.where(strip_mask(segment_bst)[:, None, None], on_own, MASKED)
-    top = jax.lax.stop_gradient(jnp.maximum(on_prompt.max(-1), on_own.max(-1)))[..., None]
-    on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
-    total = on_prompt.sum(-1) + on_own.sum(-1)
+    on_prompt, on_own, total = _joint_softmax(on_prompt, on_own)
     out = _product("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
     out += _product("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
     out = out / jnp.moveaxis(total, (1, 2), (3, 4))[..., None]
@@ -257,13 +263,11 @@ def decode_attention(
     own_k, own_v = own_kv
     q = _grouped(q_bsnh, prompt_k.shape[1])
     on_prompt = _scores("bskgh,bkph->bksgp", q, prompt_k)
-    in_prompt = (jnp.arange(prompt_k.shape[2]) < prompt_len_b[:, None])[:, None, None, None, :]
-    on_prompt = jnp.where(in_prompt, on_prompt, MASKED)
+    real_bp = jnp.arange(prompt_k.shape[2]) < prompt_len_b[:, None]
+    on_prompt = jnp.where(real_bp[:, None, None, None, :], on_prompt, MASKED)
     on_own = _scores("bskgh,bskch->bksgc", q, own_k)
     on_own = jnp.where(jnp.arange(own_k.shape[3]) <= step, on_own, MASKED)
-    top = jnp.maximum(on_prompt.max(-1), on_own.max(-1))[..., None]
-    on_prompt, on_own = jnp.exp(on_prompt - top), jnp.exp(on_own - top)
-    total = on_prompt.sum(-1) + on_own.sum(-1)
+    on_prompt, on_own, total = _joint_softmax(on_prompt, on_own)
     out = _product("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
     out += _product("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
     out = out / jnp.moveaxis(total, 1, 2)[..., None]

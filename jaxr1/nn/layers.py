@@ -10,9 +10,7 @@ import numpy as np
 
 
 def dense(x: jax.Array, w: dict, key: str, inputs: int = 1) -> jax.Array:
-    """x [..., *in] times w[key] [*in, *out], plus the adapter (`nn.lora`) and the bias beside it
-    where there are any.
-    """
+    """x [..., *in] @ w[key] [*in, *out], plus adapter (`nn.lora`) and bias where there are any."""
     y = jnp.tensordot(x, w[key], inputs)
     if f"{key}_a" in w:
         y += jnp.tensordot(jnp.tensordot(x, w[f"{key}_a"], inputs), w[f"{key}_b"], 1)
@@ -29,9 +27,7 @@ def add(x: jax.Array, vector: jax.Array) -> jax.Array:
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis (arXiv:1910.07467), computed in float32, returned in
-    x's dtype.
-    """
+    """Root-mean-square norm (arXiv:1910.07467), computed in float32, returned in x's dtype."""
     wide = x.astype(jnp.float32)
     normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
     return (scale * normed).astype(x.dtype)
@@ -103,7 +99,9 @@ def mrope_angles(
 
         sections (2, 3, 3):   i = 0 1 | 2 3 4 | 5 6 7
                               t t | h h h | w w w
-        interleaved, (4, 2, 2):   t h w t h w t t          (Qwen3-VL: high and low frequencies for each axis)
+        interleaved, (4, 2, 2):   t h w t h w t t
+
+    Qwen3-VL interleaves, so that each axis has high and low frequencies.
 
     Text tokens carry three equal positions, for which this is ordinary RoPE. An empty `sections`
     means ordinary RoPE.

@@ -11,9 +11,7 @@ FORBIDDEN = -1e30  # finite, so that p * log p of a forbidden id is 0 and not Na
 
 
 def vocabulary_bias(vocab: int, forbidden: tuple[int, ...]) -> jax.Array:
-    """float32[V]: 0, or `FORBIDDEN` at ids that may never be sampled. They leave the normaliser
-    too.
-    """
+    """float32[V]: 0, or `FORBIDDEN` at ids that are never sampled and not normalised over."""
     bias = jnp.zeros(vocab, jnp.float32)
     return bias.at[jnp.asarray(forbidden, jnp.int32)].set(FORBIDDEN) if forbidden else bias
 
@@ -21,9 +19,7 @@ def vocabulary_bias(vocab: int, forbidden: tuple[int, ...]) -> jax.Array:
 def tempered_logits(
     hidden: jax.Array, head_vd: jax.Array, temperature, forbidden: tuple[int, ...]
 ) -> jax.Array:
-    """float32[..., V]: logits at the sampling temperature, after the media mask. The sampler and
-    the trainer share it.
-    """
+    """float32[..., V]: masked logits at the sampling temperature, of sampler and trainer."""
     logit = jnp.einsum("...d,vd->...v", hidden, head_vd, preferred_element_type=jnp.float32)
     return logit / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
 
@@ -74,7 +70,7 @@ def reduce_tokens(
     151936: 1.3 GiB of temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes
     some tokens of every row, so that devices which share a batch each compute their own rows:
 
-        hidden [B, M, D]  ->  [chunks, B, c, D]        B x c is about `chunk` tokens for each of them
+        hidden [B, M, D]  ->  [chunks, B, c, D]      B x c is about `chunk` tokens a device
 
     Args:
       hidden_bmd: [B, M, D], the hidden state that predicts each target.

@@ -1,5 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv:2106.09685): a frozen matrix W and a small trained update, x W + s
-(x A) B.
+"""Low-rank adapters (LoRA, arXiv:2106.09685): x W + s (x A) B, with only A and B trained.
 
     x [.., in] --- W [in, out] (frozen) ----------------+--> y
               \\-- A [in, r] -- B [r, out] -- s = alpha/r -/
@@ -66,6 +65,31 @@ def inputs(p: Param) -> int:
     return next(k for k in range(1, len(shape)) if math.prod(shape[k:]) == rows)
 
 
+def _adapter(path: str, p: Param, rank: int) -> Table:
+    """The two entries of one matrix: a [in..., rank], normal, and b [rank, out...], zero."""
+    lead, lead_axes = (p.shape[:1], p.axes[:1]) if p.layers else ((), ())
+    shape, axes, k = p.layer_shape, p.axes[len(lead) :], inputs(p)
+    a, b = (*shape[:k], rank), (rank, *shape[k:])
+    return {
+        f"{path}/a": Param(
+            shape=(*lead, *a),
+            axes=(*lead_axes, *axes[:k], None),
+            name=f"{path}.lora_a",
+            hf_shape=a,
+            scale=math.prod(shape[:k]) ** -0.5,
+            layers=p.layers,
+        ),
+        f"{path}/b": Param(
+            shape=(*lead, *b),
+            axes=(*lead_axes, None, *axes[k:]),
+            name=f"{path}.lora_b",
+            hf_shape=b,
+            init="zeros",
+            layers=p.layers,
+        ),
+    }
+
+
 def adapter_table(table: Table, options: Lora) -> Table:
     """Entries "decoder/layers/q/a" and ".../b" for every target.
 
@@ -80,17 +104,11 @@ def adapter_table(table: Table, options: Lora) -> Table:
         deepest = max(deepest, p.layers)
         if p.layers and options.layers and options.layers[0] >= p.layers:
             continue  # a shallower stack: a tower beside a decoder
-        shape, k, lead = p.layer_shape, inputs(p), p.shape[: 1 if p.layers else 0]
-        axes, lead_axes = p.axes[len(lead) :], p.axes[: len(lead)]
-        a, b = (*lead, *shape[:k], options.rank), (*lead, options.rank, *shape[k:])
-        into = math.prod(shape[:k])
-        found[f"{path}/a"] = Param(a, (*lead_axes, *axes[:k], None), f"{path}.lora_a", a[len(lead) :],
-                                   scale=into**-0.5, layers=p.layers)  # fmt: skip
-        found[f"{path}/b"] = Param(b, (*lead_axes, None, *axes[k:]), f"{path}.lora_b", b[len(lead) :],
-                                   init="zeros", layers=p.layers)  # fmt: skip
+        found |= _adapter(path, p, options.rank)
     if options.layers and 0 < deepest <= options.layers[1]:
         raise ValueError(
-            f"lora: layers {options.layers} are not inside the {deepest} layers of any stack that matches"
+            f"lora: layers {options.layers} are not inside "
+            f"the {deepest} layers of any stack that matches"
         )
     if not found:
         known = ", ".join(path for path, p in table.items() if p.transpose)
@@ -99,9 +117,7 @@ def adapter_table(table: Table, options: Lora) -> Table:
 
 
 def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) -> dict:
-    """Fresh adapters, float32: A normal with standard deviation 1 / sqrt(in), B zero, so that the
-    model is unchanged.
-    """
+    """Fresh adapters, float32: A normal, of deviation 1 / sqrt(in), B zero: no change yet."""
     flat = {}
     for path, p in adapter_table(table, options).items():
         host = np.zeros(p.shape, np.float32)
@@ -117,9 +133,7 @@ def without_adapters(params: dict) -> dict:
 
 
 def _scales(options: Lora, b: jax.Array, layers: int) -> np.ndarray | float:
-    """alpha / r, or one number per layer that is 0 outside the range (where A and B then get no
-    gradient).
-    """
+    """alpha / r, or one number per layer, 0 outside the range (no gradient there)."""
     scale = options.alpha / options.rank
     if not layers or options.layers is None:
         return scale
@@ -138,9 +152,7 @@ def _adapters(lora: dict) -> dict[str, dict]:
 
 
 def attach(params: dict, table: Table, options: Lora) -> dict:
-    """The parameter tree with its adapters beside the matrices they belong to ("q", "q_a", "q_b";
-    `nn.layers.dense`).
-    """
+    """The parameters, adapters beside their matrices: "q", "q_a", "q_b" (`nn.layers.dense`)."""
     base = flatten(without_adapters(params))
     for path, pair in _adapters(params[ADAPTERS]).items():
         scale = _scales(options, pair["b"], table[path].layers)

@@ -28,8 +28,7 @@ Table = dict[str, "Param"]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Where an entry lies in a fused Hugging Face tensor [out, in...]: in out = prod(shape), a
-    slice along one axis.
+    """Where an entry lies in a fused tensor [out, in...]: in out = prod(shape), along one axis.
 
       qkv [3 * N * H, D]            shape (3, N, H), axis 0:      q = 0..1, k = 1..2, v = 2..3
       wqkv [K * (G + 2) * H, D]     shape (K, G + 2, H), axis 1:  q = 0..G, k = G..G+1, v = G+1..G+2
@@ -114,9 +113,7 @@ class Param:
 
     @property
     def own_hf_shape(self) -> tuple[int, ...]:
-        """Shape of what the entry is of the Hugging Face tensor: `hf_shape`, or [*part.own_shape,
-        in...].
-        """
+        """Shape of the entry's share of the tensor: `hf_shape`, or [*part.own_shape, in...]."""
         return (*self.part.own_shape, *self.hf_shape[1:]) if self.part else self.hf_shape
 
     def names(self) -> list[str]:
@@ -124,9 +121,7 @@ class Param:
         return [self.name.format(i) for i in range(self.layers)] if self.layers else [self.name]
 
     def of(self, whole: np.ndarray) -> np.ndarray:
-        """What the entry is of a whole Hugging Face tensor: all of it, or a view of its part. It
-        has `own_hf_shape`.
-        """
+        """The entry's share of a Hugging Face tensor: all of it, or a view [*own_hf_shape]."""
         return self.part.of(whole) if self.part else whole
 
     def from_hf(self, whole: np.ndarray) -> np.ndarray:
@@ -141,9 +136,7 @@ class Param:
         return array.reshape(self.layer_shape)
 
     def to_hf(self, array: np.ndarray) -> np.ndarray:
-        """The inverse of `from_hf`: our array (without the layer dimension) as a view of
-        `own_hf_shape`.
-        """
+        """The inverse of `from_hf`: our array (without layers) as a view of `own_hf_shape`."""
         if self.transpose:
             array = array.reshape(-1, math.prod(self.own_hf_shape[: self._outer])).T
         return array.reshape(self.own_hf_shape)
@@ -192,9 +185,7 @@ def vector(
     hf_shape: tuple[int, ...] | None = None,
     part: Part | None = None,
 ) -> Param:
-    """A vector [prod(shape)] there (or the same values as `hf_shape`, or a part of a longer one),
-    `shape` here.
-    """
+    """A vector [prod(shape)] there (or `hf_shape`, or a part of a longer one), `shape` here."""
     default = (math.prod(part.shape if part else shape),)
     return Param(shape, axes, name, hf_shape or default, init=init, part=part)
 
@@ -234,8 +225,7 @@ def shardings(table: Table, mesh, rules: Rules) -> dict:
 
 
 def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict:
-    """Random parameters, each drawn from (seed, its path): adding a tensor to a model changes no
-    other.
+    """Random parameters, each drawn from (seed, its path): a new tensor changes no other.
 
     A fused Hugging Face tensor is drawn whole, so that its values do not depend on how it is cut
     into entries.

@@ -1,5 +1,6 @@
-"""Host memory of loading and saving a Llama-shaped model of any size: python
-tests/checkpoints/scale.py --help.
+"""Host memory of loading and saving a Llama-shaped model of any size.
+
+    python tests/checkpoints/scale.py --help
 
 The checkpoint is made of sparse files of zeros, so it takes no disk. Linux only (peak memory is
 read from /proc). On a CPU the parameters are host memory themselves: they are subtracted.
@@ -21,11 +22,19 @@ jax.config.update("jax_num_cpu_devices", int(os.environ.get("SCALE_DEVICES", "1"
 
 import numpy as np
 
-from jaxr1.checkpoints import huggingface, tensors
+from jaxr1.checkpoints import huggingface, tensors, weights
 from jaxr1.nn.params import Param, Table, linear, stack, vector
 from jaxr1.parallel import DEFAULT_RULES, MeshOptions
 
 MIB = 1 << 20
+QWEN2_7B = {
+    "layers": 28,
+    "width": 3584,
+    "mlp": 18944,
+    "heads": 28,
+    "kv-heads": 4,
+    "vocab": 152064,
+}
 
 
 def llama_table(layers: int, d: int, f: int, n: int, k: int, h: int, vocab: int) -> Table:
@@ -52,8 +61,9 @@ def llama_table(layers: int, d: int, f: int, n: int, k: int, h: int, vocab: int)
 
 
 def write_sparse(folder: Path, table: Table, max_bytes: int) -> int:
-    """A bfloat16 checkpoint of zeros in shards whose data are holes; returns the bytes of its
-    largest tensor.
+    """A bfloat16 checkpoint of zeros in shards whose data are holes.
+
+    Returns the bytes of its largest tensor.
     """
     shards: list[dict] = [{}]
     where, largest, end = {}, 0, 0
@@ -74,19 +84,15 @@ def write_sparse(folder: Path, table: Table, max_bytes: int) -> int:
         with open(folder / f"{i + 1}.safetensors", "wb") as f:
             f.write(len(text).to_bytes(8, "little") + text)
             f.truncate(8 + len(text) + max(e["data_offsets"][1] for e in header.values()))
-    (folder / tensors.INDEX).write_text(
-        json.dumps({"weight_map": {name: f"{i}.safetensors" for name, i in where.items()}})
-    )
+    files = {name: f"{i}.safetensors" for name, i in where.items()}
+    (folder / tensors.INDEX).write_text(json.dumps({"weight_map": files}))
     return largest
 
 
 def memory(field: str) -> int:
     """VmRSS or VmHWM (the peak) of this process, in bytes."""
-    [line] = [
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith(field)
-    ]
+    status = Path("/proc/self/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith(field)]
     return int(line.split()[1]) * 1024
 
 
@@ -104,33 +110,23 @@ class Peak:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    for name, default in {
-        "layers": 28,
-        "width": 3584,
-        "mlp": 18944,
-        "heads": 28,
-        "kv-heads": 4,
-        "vocab": 152064,
-    }.items():
+    for name, default in QWEN2_7B.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--stack-mib", type=int, default=huggingface.STACK_BYTES // MIB)
+    parser.add_argument("--stack-mib", type=int, default=weights.STACK_BYTES // MIB)
     parser.add_argument("--shard-mib", type=int, default=5 << 10)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--tmp", default=None)
     args = parser.parse_args()
     mesh = MeshOptions().build()
-    with tempfile.TemporaryDirectory(
-        dir=args.tmp
-    ) as folder:  # the first load also maps XLA's compiler into memory
+    # The first load also maps XLA's compiler into memory.
+    with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
         small = llama_table(2, 64, 128, 4, 4, 16, 256)
         write_sparse(Path(folder), small, 1 << 30)
-        huggingface.STACK_BYTES = 0
-        flat = huggingface.load_params(
-            Path(folder), {"hub": small}, args.dtype, mesh, DEFAULT_RULES
-        )
+        weights.STACK_BYTES = 0
+        flat = weights.load_params(Path(folder), {"hub": small}, args.dtype, mesh, DEFAULT_RULES)
         huggingface.save_directory(Path(folder) / "m", flat, small, "{}", None, args.dtype)
-    huggingface.STACK_BYTES = args.stack_mib * MIB
+    weights.STACK_BYTES = args.stack_mib * MIB
     head = args.width // args.heads
     table = llama_table(
         args.layers, args.width, args.mlp, args.heads, args.kv_heads, head, args.vocab
@@ -138,7 +134,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.tmp) as folder:
         largest = write_sparse(Path(folder), table, args.shard_mib * MIB)
         with Peak() as load:
-            flat = huggingface.load_params(
+            flat = weights.load_params(
                 Path(folder), {"hub": table}, args.dtype, mesh, DEFAULT_RULES
             )
     host = all(d.platform == "cpu" for d in mesh.devices.flat)

@@ -1,18 +1,21 @@
-"""Entries that are parts of a Hugging Face tensor reach their place and come back, on any mesh and
-in any order; what a device gets does not depend on how it was read; saving never leaves the folder
-without a complete directory.
+"""Entries that are parts of a Hugging Face tensor reach their place and come back.
+
+On any mesh and in any order; what a device gets does not depend on how it was read; and saving
+never leaves the folder without a complete directory.
 """
 
+import dataclasses
 import json
 import os
+from pathlib import Path
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
-from jaxr1.checkpoints import huggingface, tensors
-from jaxr1.checkpoints.huggingface import hf_tensors, load_params, replacing, save_directory
+from jaxr1.checkpoints import huggingface, tensors, weights
+from jaxr1.checkpoints.huggingface import replacing, save_directory
 from jaxr1.checkpoints.tensors import (
     INDEX,
     CheckpointError,
@@ -21,6 +24,7 @@ from jaxr1.checkpoints.tensors import (
     open_checkpoint,
     write_checkpoint,
 )
+from jaxr1.checkpoints.weights import hf_tensors, load_params
 from jaxr1.nn.params import Param, Part, linear, stack, vector
 from jaxr1.parallel import DEFAULT_RULES, MeshOptions, single_device_mesh
 
@@ -29,22 +33,23 @@ G = N // K
 
 
 def make_table():
-    """A vision layer with a fused qkv, a decoder layer with InternLM2's grouped one, and tensors
-    stored otherwise.
+    """A vision layer with a fused qkv, a decoder layer with InternLM2's, and odd tensors.
+
+    InternLM2's is grouped; the others are stored in another shape than ours.
     """
-    vit, at = "vision.{}.attn.", "model.{}."
+    at = "model.{}."
     grouped = (K, G + 2, H)
     layer = {
-        **{f"vision_{c}": linear(vit + "qkv.weight", (N, H), (D,), ("embed", "heads", None), part=Part((3, N, H), 0, i, i + 1))
-           for i, c in enumerate("qkv")},
-        **{f"vision_{c}_bias": vector(vit + "qkv.bias", (N, H), ("heads", None), part=Part((3, N, H), 0, i, i + 1))
-           for i, c in enumerate("qkv")},
-        "q": linear(at + "wqkv.weight", (N, H), (D,), ("embed", "heads", None), part=Part(grouped, 1, 0, G)),
-        "k": linear(at + "wqkv.weight", (K, H), (D,), ("embed", "kv_heads", None), part=Part(grouped, 1, G, G + 1)),
-        "v": linear(at + "wqkv.weight", (K, H), (D,), ("embed", "kv_heads", None), part=Part(grouped, 1, G + 1, G + 2)),
+        "q": fused(at + "wqkv.weight", "heads", Part(grouped, 1, 0, G)),
+        "k": fused(at + "wqkv.weight", "kv_heads", Part(grouped, 1, G, G + 1)),
+        "v": fused(at + "wqkv.weight", "kv_heads", Part(grouped, 1, G + 1, G + 2)),
         "o": linear(at + "wo.weight", (D,), (N, H), ("heads", None, "embed")),
         "scale": vector(at + "ls", (), ()),
-    }  # fmt: skip
+    }
+    for i, name in enumerate("qkv"):
+        part, vit = Part((3, N, H), 0, i, i + 1), "vision.{}.attn.qkv."
+        layer[f"vision_{name}"] = fused(vit + "weight", "heads", part)
+        layer[f"vision_{name}_bias"] = vector(vit + "bias", (N, H), ("heads", None), part=part)
     return {
         **{f"layers/{key}": p for key, p in stack(layer, L).items()},
         "class": vector("class_embedding", (D,), ("embed",), hf_shape=(1, 1, D)),
@@ -53,20 +58,38 @@ def make_table():
     }
 
 
+def fused(name: str, heads: str, part: Part) -> Param:
+    """Queries, keys or values that are a part of one matrix."""
+    size = K if heads == "kv_heads" else N
+    return linear(name, (size, H), (D,), ("embed", heads, None), part=part)
+
+
+@dataclasses.dataclass
+class Stored:
+    """A directory of random tensors, and the tensors."""
+
+    folder: Path
+    tensors: dict[str, np.ndarray]
+
+    def load(self, mesh):
+        return load_params(self.folder, {"hub": make_table()}, "float32", mesh, DEFAULT_RULES)
+
+
 @pytest.fixture
 def stored(rng, tmp_path):
     """A directory of random tensors under the table's names, in three dtypes and several shards."""
     kinds = [np.float32, ml_dtypes.bfloat16, np.float16]
-    shapes = {name: p.hf_shape for p in make_table().values() for name in p.names()}
-    made = {
-        n: rng.standard_normal(s).astype(kinds[i % 3])
-        for i, (n, s) in enumerate(sorted(shapes.items()))
-    }
+    shapes = {}
+    for p in make_table().values():
+        shapes |= dict.fromkeys(p.names(), p.hf_shape)
+    made = {}
+    for i, name in enumerate(sorted(shapes)):
+        made[name] = rng.standard_normal(shapes[name]).astype(kinds[i % 3])
     folder = tmp_path / "m"
     folder.mkdir()
     write_checkpoint(folder, made.items(), 600)
     assert (folder / INDEX).is_file()
-    return folder, made
+    return Stored(folder, made)
 
 
 def expected(made) -> dict[str, np.ndarray]:
@@ -74,22 +97,20 @@ def expected(made) -> dict[str, np.ndarray]:
     wide = {name: x.astype(np.float32) for name, x in made.items()}
     layers = {path: [] for path in make_table() if path.startswith("layers/")}
     for i in range(L):
-        fused = wide[f"vision.{i}.attn.qkv.weight"]
-        for j, c in enumerate("qkv"):
+        weight, bias = wide[f"vision.{i}.attn.qkv.weight"], wide[f"vision.{i}.attn.qkv.bias"]
+        for j, name in enumerate("qkv"):
             rows = slice(j * N * H, (j + 1) * N * H)
-            layers[f"layers/vision_{c}"].append(fused[rows].T.reshape(D, N, H))
-            layers[f"layers/vision_{c}_bias"].append(
-                wide[f"vision.{i}.attn.qkv.bias"][rows].reshape(N, H)
-            )
-        groups = [
-            wide[f"model.{i}.wqkv.weight"][g * (G + 2) * H :][: (G + 2) * H] for g in range(K)
-        ]
-        heads = [
-            [group[j * H : (j + 1) * H] for j in range(G + 2)] for group in groups
-        ]  # [K][G + 2][H, D]
-        layers["layers/q"].append(np.stack([h.T for group in heads for h in group[:G]], 1))
-        layers["layers/k"].append(np.stack([group[G].T for group in heads], 1))
-        layers["layers/v"].append(np.stack([group[G + 1].T for group in heads], 1))
+            layers[f"layers/vision_{name}"].append(weight[rows].T.reshape(D, N, H))
+            layers[f"layers/vision_{name}_bias"].append(bias[rows].reshape(N, H))
+        q, k, v = [], [], []
+        for group in np.split(wide[f"model.{i}.wqkv.weight"], K):
+            *queries, key, value = (head.T for head in np.split(group, G + 2))
+            q += queries
+            k.append(key)
+            v.append(value)
+        layers["layers/q"].append(np.stack(q, 1))
+        layers["layers/k"].append(np.stack(k, 1))
+        layers["layers/v"].append(np.stack(v, 1))
         layers["layers/o"].append(wide[f"model.{i}.wo.weight"].T.reshape(N, H, D))
         layers["layers/scale"].append(wide[f"model.{i}.ls"].reshape(()))
     return {
@@ -112,12 +133,10 @@ MESHES = {
 @pytest.mark.parametrize("mesh", MESHES)
 def test_parts_reach_their_place(stored, mesh, most, monkeypatch, tmp_path):
     """Every value, on every device; and the same tensors come back, fused, bit for bit."""
-    monkeypatch.setattr(huggingface, "STACK_BYTES", most)
-    folder, made = stored
+    monkeypatch.setattr(weights, "STACK_BYTES", most)
     options = MESHES[mesh]
-    devices = options.build(jax.devices()[:4]) if options else single_device_mesh()
-    flat = load_params(folder, {"hub": make_table()}, "float32", devices, DEFAULT_RULES)
-    for path, x in expected(made).items():
+    flat = stored.load(options.build(jax.devices()[:4]) if options else single_device_mesh())
+    for path, x in expected(stored.tensors).items():
         assert flat[path].shape == make_table()[path].shape and flat[path].dtype == np.float32
         np.testing.assert_array_equal(np.asarray(flat[path]), x, err_msg=path)
         for shard in flat[path].addressable_shards:
@@ -127,26 +146,24 @@ def test_parts_reach_their_place(stored, mesh, most, monkeypatch, tmp_path):
 
     save_directory(tmp_path / "out", flat, make_table(), "{}", None, "float32", max_bytes=1000)
     found = open_checkpoint(tmp_path / "out")
-    assert set(found) == set(made) and len({f.path for f in found.values()}) > 3
-    for name, x in made.items():
+    assert set(found) == set(stored.tensors) and len({f.path for f in found.values()}) > 3
+    for name, x in stored.tensors.items():
         np.testing.assert_array_equal(found[name].read(name), x.astype(np.float32), err_msg=name)
 
 
 def test_a_large_stack_is_never_whole_on_the_host(stored, monkeypatch):
     """What is placed at once is a tensor, a layer, or a stack of at most STACK_BYTES."""
     sizes = {}
-    place = huggingface._place
+    place = weights._place
 
     def counted(shape, dtype, target, fill):
         sizes.setdefault(limit, []).append(int(np.prod(shape)) * dtype.itemsize)
         return place(shape, dtype, target, fill)
 
-    monkeypatch.setattr(huggingface, "_place", counted)
+    monkeypatch.setattr(weights, "_place", counted)
     for limit in (0, 800, 1 << 20):
-        monkeypatch.setattr(huggingface, "STACK_BYTES", limit)
-        load_params(
-            stored[0], {"hub": make_table()}, "float32", single_device_mesh(), DEFAULT_RULES
-        )
+        monkeypatch.setattr(weights, "STACK_BYTES", limit)
+        stored.load(single_device_mesh())
     layer = 4 * D * N * H
     assert max(sizes[0]) == layer and len(sizes[0]) == 11 * L + 3
     assert max(sizes[800]) == layer and len(sizes[800]) < len(sizes[0])
@@ -186,9 +203,8 @@ def test_parts_that_cannot_be(make):
 
 @pytest.mark.parametrize("drop", ["layers/k", "layers/vision_v_bias"])
 def test_missing_or_doubled_parts_are_not_saved(stored, drop):
-    folder, _ = stored
     table = make_table()
-    flat = load_params(folder, {"hub": table}, "float32", single_device_mesh(), DEFAULT_RULES)
+    flat = stored.load(single_device_mesh())
     whole = table.pop(drop)
     with pytest.raises(ValueError, match=f"{whole.names()[0]}.*are not the parts of one tensor"):
         hf_tensors(flat, table, np.float32)
@@ -199,31 +215,29 @@ def test_missing_or_doubled_parts_are_not_saved(stored, drop):
 
 def test_integers_are_no_weights(stored):
     """A quantised checkpoint is refused, with the names of the tensors and their file."""
-    folder, made = stored
-    for path in folder.iterdir():
+    for path in stored.folder.iterdir():
         path.unlink()
-    made["patch.weight"] = (made["patch.weight"] * 10).astype(np.int8)
-    write_checkpoint(folder, made.items())
-    with pytest.raises(
-        CheckpointError, match=r"not floating point \(1\): patch.weight is I8 \(model.safetensors\)"
-    ):
-        load_params(folder, {"hub": make_table()}, "float32", single_device_mesh(), DEFAULT_RULES)
+    small = (stored.tensors["patch.weight"] * 10).astype(np.int8)
+    write_checkpoint(stored.folder, (stored.tensors | {"patch.weight": small}).items())
+    said = r"not floating point \(1\): patch.weight is I8 \(model.safetensors\)"
+    with pytest.raises(CheckpointError, match=said):
+        stored.load(single_device_mesh())
 
 
 def test_loaded_arrays_are_their_own(stored, monkeypatch):
-    """A parameter that a step overwrites in place (donation) changes no other device's copy, no
-    other tensor, no file.
+    """A parameter that a step overwrites in place (donation) changes nothing else.
+
+    No other device's copy, no other tensor, no file.
     """
-    folder, made = stored
     mesh = MeshOptions(4, 1, 1).build(jax.devices()[:4])
-    first = load_params(folder, {"hub": make_table()}, "float32", mesh, DEFAULT_RULES)
+    first = stored.load(mesh)
     step = jax.jit(lambda x: x + 1, donate_argnums=0)
-    for path, x in expected(made).items():
+    for path, x in expected(stored.tensors).items():
         added = step(first[path])
         for shard in added.addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), x + 1, err_msg=path)
-    again = load_params(folder, {"hub": make_table()}, "float32", mesh, DEFAULT_RULES)
-    for path, x in expected(made).items():
+    again = stored.load(mesh)
+    for path, x in expected(stored.tensors).items():
         np.testing.assert_array_equal(np.asarray(again[path]), x)
 
 
@@ -243,8 +257,7 @@ def test_blocks_copy_everything(rng, size, monkeypatch):
         np.testing.assert_array_equal(out, source.astype(kinds[1]))
 
 
-# ---------------------------------------------------------------- one directory takes another's
-# place
+# ---------------------------------------------------------------- writing a directory
 
 
 def test_tensors_are_made_one_at_a_time(tmp_path):
@@ -261,39 +274,30 @@ def test_tensors_are_made_one_at_a_time(tmp_path):
         assert len(alive) == 1
         return np.full((4, 4), i, np.float32).view(Counted)
 
-    lazy = [
-        (f"t{i}", LazyTensor((4, 4), np.dtype(np.float32), lambda i=i: make(i))) for i in range(7)
-    ]
+    f32 = np.dtype(np.float32)
+    lazy = [(f"t{i}", LazyTensor((4, 4), f32, lambda i=i: make(i))) for i in range(7)]
     write_checkpoint(tmp_path, lazy, max_bytes=130)
     assert made == list(range(7))
     files = open_checkpoint(tmp_path)
-    assert [files[f"t{i}"].path.name for i in range(7)] == [
-        f"model-{1 + i // 2:05d}-of-00004.safetensors" for i in range(7)
-    ]
-    assert all((files[f"t{i}"].read(f"t{i}") == i).all() for i in range(7))
+    for i in range(7):
+        file = files[f"t{i}"]
+        assert file.path.name == f"model-{1 + i // 2:05d}-of-00004.safetensors"
+        assert (file.read(f"t{i}") == i).all()
     index = json.loads((tmp_path / INDEX).read_text())
     assert index["metadata"]["total_size"] == 7 * 64
     with pytest.raises(ValueError, match="t0: planned"):
-        write_checkpoint(
-            tmp_path,
-            [("t0", LazyTensor((4,), np.dtype(np.float32), lambda: np.zeros(3, np.float32)))],
-        )
+        write_checkpoint(tmp_path, [("t0", LazyTensor((4,), f32, lambda: np.zeros(3, f32)))])
     with pytest.raises(CheckpointError, match="'c': safetensors has no dtype complex64"):
         write_checkpoint(tmp_path, [("c", np.zeros(2, np.complex64))])
 
 
 def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
-    """Whatever call of the swap fails or is looked at from outside, an old or a new directory is
-    there, whole.
-    """
+    """At any moment of the swap, whichever of its calls fails, one whole directory is there."""
     out = tmp_path / "m"
 
     def complete():
-        return [
-            p.read_text()
-            for p in sorted(tmp_path.glob("*/config.json"))
-            + sorted(tmp_path.glob(".*/config.json"))
-        ]
+        files = [*tmp_path.glob("*/config.json"), *tmp_path.glob(".*/config.json")]
+        return [file.read_text() for file in files]
 
     with replacing(out) as partial:
         (partial / "config.json").write_text("old")
@@ -354,50 +358,34 @@ def test_transformers_loads_shards(tmp_path):
 
     theirs = make_checkpoint(tmp_path / "m", 0)
     model, params = jaxr1.load_model(tmp_path / "m")
-    save_directory(
-        tmp_path / "out",
-        flatten(params),
-        model.table(),
-        model.raw_config,
-        tmp_path / "m",
-        "float32",
-        max_bytes=50_000,
-    )
+    what = (flatten(params), model.table(), model.raw_config, tmp_path / "m", "float32")
+    save_directory(tmp_path / "out", *what, max_bytes=50_000)
     shards = sorted((tmp_path / "out").glob("model-*.safetensors"))
     assert len(shards) > 5 and not (tmp_path / "out" / "model.safetensors").exists()
     back, info = Qwen2VLForConditionalGeneration.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    for (name, a), (_, b) in zip(
-        theirs.state_dict().items(), back.state_dict().items(), strict=True
-    ):
-        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=name)
+    ours, theirs = back.state_dict(), theirs.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(tensor.numpy(), ours[name].numpy(), err_msg=name)
 
 
 def test_other_peoples_files_are_not_replaced(tmp_path):
-    """A folder that holds anything but a model's files, or a folder in it, is refused and stays as
-    it is.
-    """
+    """A folder that holds anything but a model's files is refused and stays as it is."""
     for number, name in enumerate(("thesis.txt", "checkpoints/1")):
         out = tmp_path / str(number)
         (out / name).parent.mkdir(parents=True)
         (out / name).write_text("mine")
         (out / "config.json").write_text("{}")
-        with (
-            pytest.raises(
-                CheckpointError, match=f"holds {name.split('/')[0]}, which would be lost"
-            ),
-            replacing(out),
-        ):
+        said = f"holds {name.split('/')[0]}, which would be lost"
+        with pytest.raises(CheckpointError, match=said), replacing(out):
             pass
         assert (out / name).read_text() == "mine" and len(os.listdir(out)) == 2
     empty = tmp_path / "empty"
     empty.mkdir()
     with replacing(empty) as partial:
         (partial / "config.json").write_text("{}")
-    assert os.listdir(empty) == ["config.json"] and sorted(os.listdir(tmp_path)) == [
-        "0",
-        "1",
-        "empty",
-    ]
+    assert os.listdir(empty) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "empty"]

@@ -1,9 +1,11 @@
-"""Weights are mapped: every layout and file form gives the same parameters, what is saved is read
-back bit for bit (by transformers too), and a directory that cannot be used is refused with the
-names of what is wrong.
+"""Weights are mapped: every layout and file form gives the same parameters.
+
+What is saved is read back bit for bit (by transformers too), and a directory that cannot be used is
+refused with the names of what is wrong.
 """
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,7 +15,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts, torch_inputs
+from reference import Checkpoint, make_checkpoint, mixed_prompts, torch_inputs
 
 import jaxr1
 from jaxr1.checkpoints.tensors import (
@@ -30,12 +32,10 @@ from jaxr1.nn.params import flatten
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def checkpoint(request, tmp_path_factory):
-    """A directory as transformers 5 saves it, and the torch model."""
+def checkpoint(request, tmp_path_factory, module_seed):
+    """A directory as transformers 5 saves it, and what is loaded from it."""
     folder = tmp_path_factory.mktemp("model") / "m"
-    seed = int(np.random.SeedSequence().entropy % 2**31)
-    print(f"checkpoint seed {seed}")
-    return folder, make_checkpoint(folder, seed, tied=request.param, layers=2)
+    return Checkpoint.make(folder, module_seed, tied=request.param, layers=2)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,16 @@ def copy(folder, out):
     return out
 
 
+def v5_name(name: str) -> str:
+    """As transformers 5 has it in memory."""
+    name = re.sub(r"^model\.(?!visual|language_model)", "model.language_model.", name)
+    return re.sub(r"^visual\.", "model.visual.", name)
+
+
 def hub_name(name: str) -> str:
-    return re.sub(r"^model\.(?=visual\.)", "", re.sub(r"^model\.language_model\.", "model.", name))
+    """As the files on the hub have it."""
+    name = re.sub(r"^model\.language_model\.", "model.", name)
+    return re.sub(r"^model\.(?=visual\.)", "", name)
 
 
 def hub_config(raw: dict) -> dict:
@@ -92,78 +100,67 @@ def assert_same(a, b):
 
 def test_layouts_give_the_same_parameters(checkpoint, tmp_path):
     """v5 names or hub names, nested or flat config, one file or shards."""
-    folder, _ = checkpoint
-    model, params = jaxr1.load_model(folder)
+    folder, model = checkpoint.folder, checkpoint.model
     raw, found = json.loads((folder / "config.json").read_text()), tensors(folder)
-    v5 = {re.sub(r"^visual\.", "model.visual.", re.sub(r"^model\.(?!visual|language_model)", "model.language_model.", n)): x
-          for n, x in found.items()}  # fmt: skip
-    hub = {hub_name(n): x for n, x in v5.items()}
+    v5 = {v5_name(name): x for name, x in found.items()}
+    hub = {hub_name(name): x for name, x in v5.items()}
     assert set(v5) != set(hub) and any(n.startswith("model.language_model.") for n in v5)
-    for i, (names, config, most) in enumerate(
-        [
-            (v5, raw, 1 << 30),
-            (hub, raw, 1 << 30),
-            (hub, hub_config(raw), 1 << 30),
-            (v5, hub_config(raw), 20_000),
-        ]
-    ):
+    cases = [
+        (v5, raw, False),
+        (hub, raw, False),
+        (hub, hub_config(raw), False),
+        (v5, hub_config(raw), True),
+    ]
+    for i, (named, config, sharded) in enumerate(cases):
         out = copy(folder, tmp_path / str(i))
         (out / "config.json").write_text(json.dumps(config))
-        write_checkpoint(out, names.items(), most)
-        assert (out / INDEX).is_file() == (most == 20_000) and (out / SINGLE).is_file() != (
-            most == 20_000
-        )
+        write_checkpoint(out, named.items(), 20_000 if sharded else 1 << 30)
+        assert (out / INDEX).is_file() == sharded
+        assert (out / SINGLE).is_file() != sharded
         other, loaded = jaxr1.load_model(out)
         assert other == model and hash(other) == hash(model)
-        assert_same(loaded, params)
+        assert_same(loaded, checkpoint.params)
 
 
 def test_every_tensor_reaches_its_place(checkpoint):
     """No two parameters are the same tensor, none is left at zero, and all of the file is used."""
-    folder, _ = checkpoint
-    _, params = jaxr1.load_model(folder)
-    flat = flatten(params)
-    assert sum(x.size for x in flat.values()) == sum(x.size for x in tensors(folder).values())
-    rows = [
-        np.asarray(x[i]).tobytes()
-        for name, x in flat.items()
-        if name.count("/") > 1
-        for i in range(len(x))
-    ]
-    assert len(set(rows)) == len(rows) and all(np.asarray(x).any() for x in flat.values())
+    flat = flatten(checkpoint.params)
+    stored = tensors(checkpoint.folder)
+    assert sum(x.size for x in flat.values()) == sum(x.size for x in stored.values())
+    layers = []
+    for name, x in flat.items():
+        assert np.asarray(x).any(), name
+        if name.count("/") > 1:
+            layers += [layer.tobytes() for layer in np.asarray(x)]
+    assert len(set(layers)) == len(layers)
 
 
 def test_half_precision_files(checkpoint, tmp_path):
-    folder, _ = checkpoint
-    found = tensors(folder)
+    exact = flatten(checkpoint.params)
     for kind in (ml_dtypes.bfloat16, np.float16):
-        out = copy(folder, tmp_path / np.dtype(kind).name)
-        write_checkpoint(out, [(n, x.astype(kind)) for n, x in found.items()])
+        out = copy(checkpoint.folder, tmp_path / np.dtype(kind).name)
+        found = tensors(checkpoint.folder)
+        write_checkpoint(out, [(name, x.astype(kind)) for name, x in found.items()])
         _, params = jaxr1.load_model(out)
-        _, exact = jaxr1.load_model(folder)
         for name, x in flatten(params).items():
             assert x.dtype == np.float32
-            np.testing.assert_array_equal(
-                np.asarray(x), np.asarray(flatten(exact)[name]).astype(kind).astype(np.float32)
-            )
+            rounded = np.asarray(exact[name]).astype(kind).astype(np.float32)
+            np.testing.assert_array_equal(np.asarray(x), rounded)
 
 
 def test_param_dtype(checkpoint):
-    folder, _ = checkpoint
-    _, exact = jaxr1.load_model(folder)
-    _, rounded = jaxr1.load_model(folder, param_dtype="bfloat16")
-    assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), exact))
+    _, rounded = jaxr1.load_model(checkpoint.folder, param_dtype="bfloat16")
+    assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), checkpoint.params))
 
 
 def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
-    """The same logits to 1e-4 (design, invariant 1), and the same file bit for bit on the way back."""
+    """The same logits to 1e-4 (invariant 1), and the same file bit for bit on the way back."""
     import torch
     from transformers import AutoTokenizer, Qwen2VLForConditionalGeneration
 
-    folder, reference = checkpoint
-    model, params = jaxr1.load_model(folder)
-    params = jax.tree.map(lambda x: x + 0.01, params)  # not the file that was read: the parameters
-    processor = jaxr1.load_processor(folder)
+    model, processor = checkpoint.model, checkpoint.processor
+    # Not the file that was read is saved, but these parameters.
+    params = jax.tree.map(lambda x: x + 0.01, checkpoint.params)
     out = jaxr1.save_model(model, params, processor, tmp_path / "saved")
     theirs, info = Qwen2VLForConditionalGeneration.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -185,14 +182,13 @@ def test_transformers_loads_what_is_saved(checkpoint, tmp_path, rng):
     for i, prompt in enumerate(encoded):
         with torch.no_grad():
             expected = theirs.eval()(**torch_inputs(prompt)).logits[0].numpy()
-            before = reference(**torch_inputs(prompt)).logits[0].numpy()
+            before = checkpoint.reference(**torch_inputs(prompt)).logits[0].numpy()
         np.testing.assert_allclose(logits[i, : len(prompt)], expected, atol=1e-4, rtol=0)
         assert np.abs(expected - before).max() > 1e-2
     words = AutoTokenizer.from_pretrained(out)
     messages = [{"role": "user", "content": "What is 3 + 4?"}]
-    assert words.apply_chat_template(
-        messages, tokenize=False
-    ) == processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    rendered = processor.tokenizer.apply_chat_template(messages, tokenize=False)
+    assert words.apply_chat_template(messages, tokenize=False) == rendered
     assert jaxr1.load_processor(out).images == processor.images
 
 
@@ -217,42 +213,40 @@ def test_image_bounds_are_saved(small, tmp_path, newer):
     theirs = Qwen2VLImageProcessorPil.from_pretrained(out)
     assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == (56 * 56, 84 * 84)
     same = jaxr1.save_model(model, params, jaxr1.load_processor(source), tmp_path / "same")
-    assert (same / "preprocessor_config.json").read_bytes() == (
-        source / "preprocessor_config.json"
-    ).read_bytes()
+    before, after = (x / "preprocessor_config.json" for x in (source, same))
+    assert before.read_bytes() == after.read_bytes()
 
 
 def test_saving_in_another_dtype(checkpoint, tmp_path):
-    folder, _ = checkpoint
-    model, params = jaxr1.load_model(folder)
+    model, params = checkpoint.model, checkpoint.params
     out = jaxr1.save_model(model, params, None, tmp_path / "half", dtype="bfloat16")
     assert {file.header[n]["dtype"] for n, file in open_checkpoint(out).items()} == {"BF16"}
     assert "float32" not in (out / "config.json").read_text()
     assert not (out / "tokenizer.json").exists()
     reread, rounded = jaxr1.load_model(out, param_dtype="bfloat16")
     assert_same(rounded, jax.tree.map(lambda x: x.astype("bfloat16"), params))
-    again = jaxr1.save_model(
-        reread, rounded, None, tmp_path / "again"
-    )  # None: the checkpoint's own dtype
+    # Without a dtype: in the checkpoint's own.
+    again = jaxr1.save_model(reread, rounded, None, tmp_path / "again")
     assert (again / SINGLE).read_bytes() == (out / SINGLE).read_bytes()
 
 
 def test_shards_hold_what_one_file_holds(rng, tmp_path):
-    """Random tensors of all sizes, empty and scalar ones too, through the writer, our reader and
-    safetensors'.
-    """
+    """Random tensors, empty and scalar ones too, by the writer, our reader and safetensors'."""
     from safetensors.numpy import load_file
 
-    made = {f"t{i}": rng.standard_normal(tuple(rng.integers(0, 5, int(rng.integers(0, 4))))).astype(np.float32)
-            for i in range(20)}  # fmt: skip
+    made = {}
+    for i in range(20):
+        shape = tuple(rng.integers(0, 5, int(rng.integers(0, 4))))
+        made[f"t{i}"] = rng.standard_normal(shape).astype(np.float32)
     for most in (1 << 30, 64, 1):
         out = tmp_path / str(most)
         out.mkdir()
         write_checkpoint(out, made.items(), most)
         found = tensors(out)
-        assert list(found) == list(made) or set(found) == set(made)
-        files = sorted(out.glob("*.safetensors"))
-        theirs = {k: v for f in files for k, v in load_file(f).items()}
+        assert set(found) == set(made)
+        theirs = {}
+        for file in out.glob("*.safetensors"):
+            theirs |= load_file(file)
         for name, x in made.items():
             np.testing.assert_array_equal(found[name], x)
             np.testing.assert_array_equal(theirs[name], x)
@@ -318,8 +312,9 @@ def test_tensors_that_do_not_fit(small, tmp_path):
 
 
 def test_what_old_files_also_hold(small, tmp_path):
-    """A tied head stored all the same, and rotary buffers, are passed over; a head of its own is
-    not thrown away.
+    """A tied head stored all the same, and rotary buffers, are passed over.
+
+    A head of its own is not thrown away.
     """
     out, found = copy(small, tmp_path / "m"), tensors(small)
     [embed] = [name for name in found if name.endswith("embed_tokens.weight")]
@@ -384,11 +379,20 @@ def test_damaged_files(small, tmp_path, damage):
         (lambda raw: raw.update(model_type="llava"), ["'llava' is not supported", "qwen2_vl"]),
         (lambda raw: raw.pop("model_type"), ["no model_type"]),
         (lambda raw: raw["text_config"].pop("hidden_size"), ["config.json has no 'hidden_size'"]),
-        (lambda raw: raw["text_config"].update(use_sliding_window=True), ["use_sliding_window is not supported"]),
-        (lambda raw: raw["text_config"]["rope_parameters"].update(rope_type="yarn"), ["'yarn' is not supported"]),
-        (lambda raw: raw["text_config"]["rope_parameters"].update(mrope_section=[1, 1, 1]), ["mrope_section"]),
+        (
+            lambda raw: raw["text_config"].update(use_sliding_window=True),
+            ["use_sliding_window is not supported"],
+        ),
+        (
+            lambda raw: raw["text_config"]["rope_parameters"].update(rope_type="yarn"),
+            ["'yarn' is not supported"],
+        ),
+        (
+            lambda raw: raw["text_config"]["rope_parameters"].update(mrope_section=[1, 1, 1]),
+            ["mrope_section"],
+        ),
     ],
-)  # fmt: skip
+)
 def test_configs_that_are_refused(small, tmp_path, change, texts):
     out = copy(small, tmp_path / "m")
     raw = json.loads((out / "config.json").read_text())
@@ -457,24 +461,14 @@ print(presets.preset_directory("tiny"), flush=True)
 
 
 def test_two_processes_make_a_preset(tmp_path):
-    import os
-
     env = dict(os.environ, JAXR1_CACHE=str(tmp_path), JAX_PLATFORMS="cpu")
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", RACE]
+    pair = [subprocess.Popen(command, env=env, **pipes) for _ in range(2)]
     for process in pair:
         assert process.stdout.readline() == "made\n"
-    assert not [p for p in tmp_path.iterdir() if not p.name.startswith(".")], (
-        "not visible before it is whole"
-    )
+    visible = [p for p in tmp_path.iterdir() if not p.name.startswith(".")]
+    assert not visible, "not before it is whole"
     ends = [process.communicate("\n", timeout=60)[0].strip() for process in pair]
     assert [p.returncode for p in pair] == [0, 0] and ends[0] == ends[1]
     assert [str(p) for p in tmp_path.iterdir()] == [ends[0]], "nothing else is left behind"
