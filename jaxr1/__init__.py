@@ -8,7 +8,7 @@ import importlib
 import sys
 import types
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Prompt": "jaxr1.inputs.template",
@@ -16,7 +16,7 @@ _HOME = {
     "load_processor": "jaxr1.models.load",
     "save_model": "jaxr1.models.load",
     "generate": "jaxr1.sampling.generate",
-    "Completion": "jaxr1.sampling.generate",
+    "Completion": "jaxr1.sampling.sampler",
     "score": "jaxr1.sampling.scoring",
     "train": "jaxr1.run.loop",
 }
