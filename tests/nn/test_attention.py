@@ -1,6 +1,4 @@
-"""Attention over listed pairs and in windows, against a plain float64 softmax; values and
-gradients.
-"""
+"""Attention over listed pairs and in windows against a float64 softmax: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -47,17 +45,14 @@ def test_pairs_equal_the_plain_softmax(rng, block):
     out = np.asarray(paired_attention(q, k, v, segment, pair, block))
     np.testing.assert_allclose(out * real, exact(q, k, v, segment), atol=1e-5)
 
-    def loss(attend, *x):
-        return (jnp.where(real, attend(*x), 0) * c).sum()
+    def paired(q, k, v):
+        return (jnp.where(real, paired_attention(q, k, v, segment, pair, block), 0) * c).sum()
 
-    paired = jax.grad(
-        lambda *x: loss(lambda *y: paired_attention(*y, segment, pair, block), *x),
-        argnums=(0, 1, 2),
-    )(q, k, v)
-    plain = jax.grad(
-        lambda *x: loss(lambda *y: segment_attention(*y, segment), *x), argnums=(0, 1, 2)
-    )(q, k, v)
-    for a, b in zip(paired, plain, strict=True):
+    def plain(q, k, v):
+        return (jnp.where(real, segment_attention(q, k, v, segment), 0) * c).sum()
+
+    ours, expected = (jax.grad(f, argnums=(0, 1, 2))(q, k, v) for f in (paired, plain))
+    for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
@@ -69,30 +64,24 @@ def test_windows_equal_the_plain_softmax(rng, side):
     rows, _ = make_rows(patches, grids, (256,), layout, block=16)
     windows = make_windows(rows.place_rm2, rows.segment_rm, side)
     r, m = rows.segment_rm.shape
-    key = (
-        rows.segment_rm * 10000
-        + rows.place_rm2[..., 0] // side * 100
-        + rows.place_rm2[..., 1] // side
-    )
+    window_rm2 = rows.place_rm2 // side
+    key = rows.segment_rm * 10000 + window_rm2[..., 0] * 100 + window_rm2[..., 1]
     group = np.where(rows.segment_rm > 0, key, 0)
     q, k, v = rng.standard_normal((3, r, m, 2, 4)).astype(np.float32)
-    out = np.asarray(
-        window_attention(q, k, v, windows.index_rwk, windows.segment_rwk, windows.slot_rm)
-    )
-    np.testing.assert_allclose(out * (group > 0)[..., None, None], exact(q, k, v, group), atol=1e-5)
+    out = window_attention(q, k, v, windows.index_rwk, windows.segment_rwk, windows.slot_rm)
+    real = np.asarray(out) * (group > 0)[..., None, None]
+    np.testing.assert_allclose(real, exact(q, k, v, group), atol=1e-5)
     assert windows.index_rwk.shape[1] * windows.index_rwk.shape[2] <= max(2 * m, side * side)
 
 
-def test_an_epoch_of_many_sizes(rng):
-    """Images of 20 sizes in batches of 8: little padding, attention near what is needed, few
-    shapes, none new later.
-    """
+def epoch_of_sizes(rng) -> tuple[float, float, int]:
+    """Mean padding, mean pairs computed / needed and shapes: 20 sizes, 30 batches of 8 images."""
     sides = rng.permutation(np.arange(8, 33, 1))[:20] * 2  # 112 to 896 px in patches of 14
     grids = [(1, int(a), int(b)) for a, b in zip(sides, rng.permutation(sides), strict=True)]
     layout = PatchGeometry(2, 1, window=8)
     allowed = (64, 128, 256, 512, 1024, 2048, 4096)
-    shapes, padding, pairs = [], [], []
-    for epoch in range(6):
+    shapes, padding, pairs = set(), [], []
+    for _ in range(6):
         order = np.tile(rng.permutation(20), 2)
         for i in range(0, 40, 8):
             chosen = [grids[k] for k in order[i : i + 8]]
@@ -102,8 +91,15 @@ def test_an_epoch_of_many_sizes(rng):
             padding.append(waste["patches"])
             pairs.append(waste["vision_pairs"])
             pair = 0 if rows.pair_rp2 is None else rows.pair_rp2.shape[1]
-            shapes.append((epoch, rows.segment_rm.shape, pair, rows.windows.index_rwk.shape))
-    print(
-        "padding", np.mean(padding), "pairs", np.mean(pairs), "shapes", len({s[1:] for s in shapes})
-    )
-    assert np.mean(padding) <= 0.15 and np.mean(pairs) <= 2.0
+            shapes.add((rows.segment_rm.shape, pair, rows.windows.index_rwk.shape))
+    return float(np.mean(padding)), float(np.mean(pairs)), len(shapes)
+
+
+def test_epochs_of_many_sizes(rng):
+    """Little padding, attention near what is needed, few shapes: the means of eight epochs.
+
+    A single epoch's padding varies by 0.02 with the sizes that were drawn.
+    """
+    padding, pairs, shapes = np.mean([epoch_of_sizes(rng) for _ in range(8)], 0)
+    print(f"padding {padding:.3f}, pairs {pairs:.2f}, {shapes:.1f} shapes")
+    assert padding <= 0.15 and pairs <= 2.0 and shapes <= 10
