@@ -1,10 +1,14 @@
-"""The quickstart: a 1.3M-parameter Qwen2-VL learns to add handwritten digits, by a cold start and
-GRPO.
+"""The quickstart: a 1.3M-parameter Qwen2-VL learns to add handwritten digits.
 
-python -m jaxr1.train configs/quickstart.py                 # seed 0
-python -m jaxr1.train configs/quickstart.py --seed 1
-python -m jaxr1.train configs/quickstart.py:blank           # control: blank pictures, accuracy stays at chance
-python -m jaxr1.train configs/quickstart.py:shuffled        # control: rewards against another row's answer
+A cold start on worked examples, then GRPO:
+
+    python -m jaxr1.train configs/quickstart.py             # seed 0
+    python -m jaxr1.train configs/quickstart.py --seed 1
+
+Two controls, in which accuracy should stay at chance:
+
+    python -m jaxr1.train configs/quickstart.py:blank       # blank pictures
+    python -m jaxr1.train configs/quickstart.py:shuffled    # rewards for another row's answer
 """
 
 import dataclasses
@@ -14,7 +18,8 @@ from jaxr1.rewards import Reward
 from jaxr1.rl import Advantage, Optimizer
 from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
 
-WORKED = 208  # worked examples of the cold start: too few to read digits well; RL goes on with the rows after them
+# Worked examples of the cold start: too few to read digits well; RL goes on with the rows after.
+WORKED = 208
 # One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a
 # new compilation.
 SIZES = BucketOptions(prompt=(32,), response=(18,), patches=(8,))
@@ -34,7 +39,9 @@ def config() -> Config:
                 max_prompt_tokens=32,
                 max_response_tokens=18,
                 buckets=SIZES,
-                optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=20, final=0.1, b2=0.95),
+                optimizer=Optimizer(
+                    learning_rate=1e-3, schedule="cosine", warmup=20, final=0.1, b2=0.95
+                ),
             ),
             Rl(
                 name="grpo",
@@ -46,24 +53,35 @@ def config() -> Config:
                 max_response_tokens=18,
                 waves=2,
                 advantage=Advantage(eps=1e-4),
-                rewards=(Reward("accuracy"), Reward("format", weight=0.2, options={"variant": "whitespace"})),
+                rewards=(
+                    Reward("accuracy"),
+                    Reward("format", weight=0.2, options={"variant": "whitespace"}),
+                ),
                 buckets=SIZES,
-                optimizer=Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95),
+                optimizer=Optimizer(
+                    learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95
+                ),
                 eval_every=60,
                 save_every=60,
             ),
         ),
         evaluations=(
-            Evaluation(name="heldout", data=Arithmetic(count=512, split="test"), max_prompt_tokens=32,
-                       max_response_tokens=20, batch_rows=128),
+            Evaluation(
+                name="heldout",
+                data=Arithmetic(count=512, split="test"),
+                max_prompt_tokens=32,
+                max_response_tokens=20,
+                batch_rows=128,
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class OtherAnswers:
-    """A control: the questions of a data set with the answers of the row after. Such rewards can
-    teach nothing.
+    """A control: the questions of a data set with the answers of the row after.
+
+    Such rewards can teach nothing.
     """
 
     data: Arithmetic
@@ -86,13 +104,14 @@ def shuffled() -> Config:
 def blank() -> Config:
     """Control: every picture is white, in training and in evaluation; only guessing is left."""
     whole = config()
-    stages = tuple(
-        dataclasses.replace(s, data=dataclasses.replace(s.data, blank=True)) for s in whole.stages
-    )
-    evaluations = tuple(
-        dataclasses.replace(e, data=dataclasses.replace(e.data, blank=True))
-        for e in whole.evaluations
-    )
+
+    def blanked(part):
+        """A stage or an evaluation on white pictures."""
+        return dataclasses.replace(part, data=dataclasses.replace(part.data, blank=True))
+
     return dataclasses.replace(
-        whole, stages=stages, evaluations=evaluations, run_dir="runs/quickstart_blank"
+        whole,
+        run_dir="runs/quickstart_blank",
+        stages=tuple(map(blanked, whole.stages)),
+        evaluations=tuple(map(blanked, whole.evaluations)),
     )

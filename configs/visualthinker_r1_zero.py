@@ -1,11 +1,12 @@
-"""VisualThinker-R1-Zero (arXiv:2503.05132): GRPO on a base Qwen2-VL-2B, no cold start, spatial
-reasoning on SAT.
+"""VisualThinker-R1-Zero (arXiv:2503.05132): GRPO on a base Qwen2-VL-2B, no cold start.
 
-    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR --stages.0.data.path
-    SAT_static.parquet python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny
+Spatial reasoning on SAT; `paper` has the published numbers. Where the authors' code leaves a
+choice, the comment beside the value says so.
 
-`paper` has the published numbers; where the authors' code leaves a choice, the comment beside the
-value says so.
+    python -m jaxr1.train configs/visualthinker_r1_zero.py --model DIR
+    python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny
+
+The first one reads SAT_static.parquet; --stages.0.data.path FILE says that it lies elsewhere.
 """
 
 import dataclasses
@@ -17,8 +18,9 @@ from jaxr1.run import Config, Evaluation, ProcessorOptions, Rl
 
 
 def paper() -> Config:
-    """The published run: 1500 steps of 8 prompts x 8 responses on the first 15,000 static rows of
-    SAT.
+    """The published run: 1500 steps of 8 prompts x 8 responses.
+
+    On the first 15,000 static rows of SAT.
     """
     return Config(
         model="Qwen/Qwen2-VL-2B",
@@ -56,8 +58,9 @@ def paper() -> Config:
 
 
 def tiny() -> Config:
-    """The same stage on the built-in model and scenes, in a minute or two on a CPU; too short to
-    learn much.
+    """The same stage on the built-in model and scenes, in a minute or two on a CPU.
+
+    It is too short to learn much.
     """
     whole = paper()
     stage = whole.stages[0]

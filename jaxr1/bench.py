@@ -1,6 +1,4 @@
-"""`python -m jaxr1.bench --model DIR --image 448 ...`: seconds of each phase of a GRPO step,
-compilation apart.
-"""
+"""`python -m jaxr1.bench --model DIR --image 448 ...`: seconds of the phases of a GRPO step."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ QUESTION = (
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Times the phases of a GRPO step on fixed work: every response has its full length, pictures
-    are new each step.
+    """Times the phases of a GRPO step: responses of full length, new pictures each step.
 
     The phases: `encode` is the vision tower alone; `prefill` the prompts, tower included; `decode`
     all response tokens; `score` log-probs of the responses without gradient; `update` one optimiser
@@ -95,7 +92,7 @@ def run(args: Bench) -> dict:
     from jaxr1.inputs.sizes import Buckets, rows_for
     from jaxr1.models import vlm
     from jaxr1.parallel import mesh_of, place_rows
-    from jaxr1.rewards.pool import Grade
+    from jaxr1.rewards.grades import Grade
     from jaxr1.rl import Optimizer
     from jaxr1.rl.episodes import Episodes
     from jaxr1.rl.update import score, update
@@ -103,7 +100,7 @@ def run(args: Bench) -> dict:
     from jaxr1.run.machine import memory_metrics
     from jaxr1.sampling import decode
     from jaxr1.sampling.draw import prompt_key
-    from jaxr1.sampling.generate import Sampler, SamplingOptions
+    from jaxr1.sampling.sampler import Sampler, SamplingOptions
     from jaxr1.stages import Context, Rl
     from jaxr1.stages.rl import policy_learner
 

@@ -1,5 +1,4 @@
-"""Config files and the command line: a Python file gives the tree of options, flags change single
-fields.
+"""Config files and the command line: a Python file gives the options, flags change fields.
 
 configs/quickstart.py            its function `config`, or `paper` where the file has variants
 configs/x.py:tiny                its function `tiny`
@@ -92,23 +91,16 @@ def _run(file: Path, function: Callable[[], Any]) -> Any:
 
 
 def _nearest(text: str) -> str:
-    """ "; did you mean 'group_size'?" where an options class was given a keyword that it does not
-    have.
-    """
+    """A hint such as "; did you mean 'group_size'?" for a keyword that a class does not have."""
     found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     if not found:
         return ""
     loaded = [m for n, m in sys.modules.items() if n.startswith("jaxr1")]
     cls = next((c for m in loaded if inspect.isclass(c := vars(m).get(found.group(1)))), None)
     fields = list(inspect.signature(cls).parameters) if cls else []
-    near = difflib.get_close_matches(found.group(2), fields, 1)
-    return (
-        f"; did you mean {near[0]!r}?"
-        if near
-        else f"; it has {', '.join(fields)}"
-        if fields
-        else ""
-    )
+    if near := difflib.get_close_matches(found.group(2), fields, 1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; it has {', '.join(fields)}" if fields else ""
 
 
 def parse(config: Config, flags: Sequence[str], prog: str) -> Config:

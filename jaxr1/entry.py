@@ -1,6 +1,4 @@
-"""What every `python -m jaxr1.X` does first: quiet libraries, the compilation cache, readable
-errors.
-"""
+"""What every command does first: quiet libraries, compilation cache, readable errors."""
 
 from __future__ import annotations
 
@@ -33,8 +31,7 @@ def prepare() -> None:
 def arguments(
     kind: type[T], command: str, argv: Sequence[str] | None, config: Sequence[Any] = ()
 ) -> T:
-    """The options of `python -m jaxr1.<command>` from the command line, as an instance of the
-    dataclass `kind`.
+    """The command line of `python -m jaxr1.<command>` as an instance of the dataclass `kind`.
 
     Exits with status 2 and a message where they do not fit (its `__post_init__` may raise
     ValueError).

@@ -1,6 +1,4 @@
-"""`python -m jaxr1.export --run-dir RUN --out DIR`: the Hugging Face directory of a run's
-checkpoint.
-"""
+"""`python -m jaxr1.export --run-dir RUN --out DIR`: a checkpoint as a Hugging Face directory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`python -m jaxr1.sample --model DIR [--image X.png ...] "question"`: asks a model, printing as it
-answers.
-"""
+"""`python -m jaxr1.sample --model DIR [--image X.png ...] "question"`: asks a model."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class Sample:
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        from jaxr1.sampling.generate import SamplingOptions
+        from jaxr1.sampling.sampler import SamplingOptions
 
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
@@ -120,9 +118,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Printer:
-    """Prints the growing answer; what an incomplete character or a stop string may still change is
-    held back.
-    """
+    """Prints the growing answer, less what an incomplete character or a stop may still change."""
 
     def __init__(self, processor, opened: str, stop: tuple[str, ...]):
         self.processor, self.opened, self.stop, self.shown = processor, opened, stop, ""

@@ -1,6 +1,4 @@
-"""`python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]`: runs or
-resumes a training.
-"""
+"""`python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] [--override-resume]`: trains."""
 
 from __future__ import annotations
 
@@ -14,16 +12,15 @@ USAGE = """usage: python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] 
   python -m jaxr1.train configs/visualthinker_r1_zero.py:tiny --stages.0.steps 20
   python -m jaxr1.train configs/quickstart.py --help          every field of this configuration
 
-The same command resumes a run that was stopped. --override-resume accepts a changed configuration."""
+The same command resumes a run that was stopped; --override-resume accepts a changed
+configuration."""
 
 
 OVERRIDE = "--override-resume"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; returns the exit status: 0 done, 1 a mistake in the input, 128 + signal when
-    stopped.
-    """
+    """The command; its exit status: 0 done, 1 a mistake in the input, 128 + signal if stopped."""
     from jaxr1.entry import finish, prepare
 
     argv = list(sys.argv[1:] if argv is None else argv)

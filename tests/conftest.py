@@ -1,6 +1,4 @@
-"""Test settings: four simulated devices, float32, no network, a compilation cache shared by all
-tests and runs.
-"""
+"""Test settings: four simulated devices, float32, no network, one cache of compiled programs."""
 
 import gc
 import os
@@ -31,8 +29,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees a module's compiled programs: each holds memory maps, of which Linux allows a process
-    65,530.
+    """Frees a module's compiled programs.
+
+    Each holds memory maps, of which Linux allows a process 65,530.
     """
     yield
     jax.clear_caches()

@@ -1,6 +1,4 @@
-"""Independent references: random small checkpoints of transformers, and their inputs; the smallest
-run.
-"""
+"""Independent references: small random checkpoints of transformers, their inputs, a small run."""
 
 from __future__ import annotations
 
@@ -19,50 +17,97 @@ from jaxr1.rl import Optimizer
 from jaxr1.run import BucketOptions, Config, Rl
 
 VOCAB = 512
-
-
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 TEXT_ONLY = ("qwen2", "qwen3", "llama")
-SIZE = dict(
-    hidden=48, layers=3, heads=6, kv_heads=2, mlp=80, vision_width=32, depth=2, vision_heads=2, patch=14, merge=2,
-    tied=True, decoder="qwen2", qk_norm=False, norm="layer_norm", full=(1,), deep=(0, 1), window=3, tile=56, bias=True,
-    max_tiles=4,
-)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """The sizes of a random model; a family reads those that it has."""
+
+    # The decoder; `decoder` names that of InternVL.
+    decoder: str = "qwen2"
+    hidden: int = 48
+    layers: int = 3
+    heads: int = 6
+    kv_heads: int = 2
+    mlp: int = 80
+    tied: bool = True
+    # The tower.
+    vision_width: int = 32
+    depth: int = 2
+    vision_heads: int = 2
+    patch: int = 14
+    merge: int = 2
+    # Qwen2.5-VL: the side of a window in merged patches, and the blocks that see everything.
+    window: int = 3
+    full: tuple[int, ...] = (1,)
+    # Qwen3-VL: the blocks whose features go to the decoder's layers.
+    deep: tuple[int, ...] = (0, 1)
+    # InternVL.
+    tile: int = 56
+    max_tiles: int = 4
+    norm: str = "layer_norm"
+    qk_norm: bool = False
+    bias: bool = True
+
+    @property
+    def head(self) -> int:
+        """The width of a decoder head."""
+        return self.hidden // self.heads
 
 
 def make_checkpoint(out: Path, seed: int, family: str = "qwen2_vl", **changes):
-    """Saves a random model of a family with the presets' tokenizer; returns the torch model."""
+    """Saves a random model of a family with the presets' tokenizer; returns the torch model.
+
+    `changes` are fields of `Size`.
+    """
     import torch
 
-    size = {**SIZE, **changes}
+    size = Size(**changes)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(VOCAB, (*SPECIAL, *PRESETS["tiny-internvl"].tokens))
     tokenizer.save_pretrained(out)
     config, kind = torch_config(family, size, tokenizer.convert_tokens_to_ids)
     torch.manual_seed(seed)
     model = kind(config).eval()
-    with (
-        torch.no_grad()
-    ):  # biases, norms and some tables start at 0 and 1, which would hide a wrong use of them
+    # Biases, norms and some tables start at 0 and 1, which would hide a wrong use of them.
+    with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 1 or "cls_token" in name or "position_embeddings" in name:
                 p.add_(torch.randn_like(p) * 0.1)
     model.save_pretrained(out)
-    stats = {
+    if family not in TEXT_ONLY:
+        settings = image_settings(family, size)
+        (out / "preprocessor_config.json").write_text(json.dumps(settings))
+    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    return model
+
+
+def image_settings(family: str, size: Size) -> dict:
+    """A preprocessor_config.json."""
+    statistics = {
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     }
     if family == "internvl":
-        image = {"image_processor_type": "GotOcr2ImageProcessor", "crop_to_patches": True, "min_patches": 1,
-                 "max_patches": size["max_tiles"], "size": {"height": size["tile"], "width": size["tile"]}}  # fmt: skip
-    else:
-        unit = size["patch"] * size["merge"]
-        image = {"image_processor_type": "Qwen2VLImageProcessor", "min_pixels": unit * unit, "max_pixels": 112 * 112,
-                 "patch_size": size["patch"], "temporal_patch_size": 2, "merge_size": size["merge"]}  # fmt: skip
-    if family not in TEXT_ONLY:
-        (out / "preprocessor_config.json").write_text(json.dumps({**image, **stats}))
-    (out / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    return model
+        return {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "crop_to_patches": True,
+            "min_patches": 1,
+            "max_patches": size.max_tiles,
+            "size": {"height": size.tile, "width": size.tile},
+            **statistics,
+        }
+    return {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": (size.patch * size.merge) ** 2,
+        "max_pixels": 112 * 112,
+        "patch_size": size.patch,
+        "temporal_patch_size": 2,
+        "merge_size": size.merge,
+        **statistics,
+    }
 
 
 @dataclasses.dataclass
@@ -85,73 +130,107 @@ class Checkpoint:
         return cls(folder, reference, model, params, jaxr1.load_processor(folder))
 
 
-def torch_config(family: str, size: dict, ident):
-    """(config, model class) of transformers."""
+def torch_config(family: str, size: Size, ident):
+    """(config, model class) of transformers; `ident` gives the id of a token."""
     import transformers as hf
 
-    half = size["hidden"] // size["heads"] // 2
-    sections = [half - 2 * (half // 3), half // 3, half // 3]
     rope = {"rope_type": "default", "rope_theta": 1e4}
-    text = dict(
-        vocab_size=VOCAB, hidden_size=size["hidden"], intermediate_size=size["mlp"],
-        num_hidden_layers=size["layers"], num_attention_heads=size["heads"], head_dim=size["hidden"] // size["heads"],
-        num_key_value_heads=size["kv_heads"], max_position_embeddings=4096, tie_word_embeddings=size["tied"],
-        bos_token_id=ident("<|endoftext|>"), eos_token_id=ident("<|im_end|>"), pad_token_id=ident("<|endoftext|>"),
-        initializer_range=0.15, rope_parameters=rope,
-    )  # fmt: skip
-    if family in TEXT_ONLY:
-        kind, model = {"qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM), "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM),
-                       "llama": (hf.LlamaConfig, hf.LlamaForCausalLM)}[family]  # fmt: skip
-        return kind(**text), model
-    media = dict(
-        image_token_id=ident("<|image_pad|>"), video_token_id=ident("<|video_pad|>"),
-        vision_start_token_id=ident("<|vision_start|>"), vision_end_token_id=ident("<|vision_end|>"),
-        tie_word_embeddings=size["tied"],
-    )  # fmt: skip
-    vision = dict(initializer_range=0.15)
+    text = text_settings(size, ident) | {"rope_parameters": rope}
+    if family == "qwen2":
+        return hf.Qwen2Config(**text), hf.Qwen2ForCausalLM
+    if family == "qwen3":
+        return hf.Qwen3Config(**text), hf.Qwen3ForCausalLM
+    if family == "llama":
+        return hf.LlamaConfig(**text), hf.LlamaForCausalLM
+    vision = vision_settings(family, size)
     if family == "internvl":
-        decoder = dict(text, model_type=size["decoder"])
-        vision |= dict(
-            hidden_size=size["vision_width"], num_hidden_layers=size["depth"],
-            num_attention_heads=size["vision_heads"], intermediate_size=3 * size["vision_width"],
-            image_size=[size["tile"]] * 2, patch_size=[size["patch"]] * 2, attention_bias=size["bias"],
-            use_qk_norm=size["qk_norm"], norm_type=size["norm"],
-        )  # fmt: skip
-        tokens = (size["tile"] // size["patch"] // 2) ** 2
         config = hf.InternVLConfig(
-            text_config=decoder, vision_config=vision, image_token_id=ident("<IMG_CONTEXT>"), image_seq_length=tokens,
-            tie_word_embeddings=size["tied"],
-        )  # fmt: skip
+            text_config=text | {"model_type": size.decoder},
+            vision_config=vision,
+            image_token_id=ident("<IMG_CONTEXT>"),
+            image_seq_length=(size.tile // size.patch // 2) ** 2,
+            tie_word_embeddings=size.tied,
+        )
         return config, hf.InternVLForConditionalGeneration
-    vision |= dict(
-        depth=size["depth"], num_heads=size["vision_heads"], patch_size=size["patch"],
-        spatial_merge_size=size["merge"], temporal_patch_size=2,
-    )  # fmt: skip
-    mrope = dict(rope, mrope_section=sections)
+    third = size.head // 2 // 3
+    rope["mrope_section"] = [size.head // 2 - 2 * third, third, third]
+    if family == "qwen3_vl":
+        rope["mrope_interleaved"] = True
+    settings = dict(
+        text_config=text | {"rope_parameters": rope},
+        vision_config=vision,
+        image_token_id=ident("<|image_pad|>"),
+        video_token_id=ident("<|video_pad|>"),
+        vision_start_token_id=ident("<|vision_start|>"),
+        vision_end_token_id=ident("<|vision_end|>"),
+        tie_word_embeddings=size.tied,
+    )
     if family == "qwen2_vl":
-        vision |= dict(embed_dim=size["vision_width"], hidden_size=size["hidden"], mlp_ratio=3)
-        return hf.Qwen2VLConfig(
-            text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
-        ), hf.Qwen2VLForConditionalGeneration
-    vision |= dict(
-        hidden_size=size["vision_width"],
-        out_hidden_size=size["hidden"],
-        intermediate_size=3 * size["vision_width"],
+        return hf.Qwen2VLConfig(**settings), hf.Qwen2VLForConditionalGeneration
+    if family == "qwen2_5_vl":
+        return hf.Qwen2_5_VLConfig(**settings), hf.Qwen2_5_VLForConditionalGeneration
+    return hf.Qwen3VLConfig(**settings), hf.Qwen3VLForConditionalGeneration
+
+
+def text_settings(size: Size, ident) -> dict:
+    """The settings of a decoder, whatever its family."""
+    return dict(
+        vocab_size=VOCAB,
+        hidden_size=size.hidden,
+        intermediate_size=size.mlp,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        head_dim=size.head,
+        max_position_embeddings=4096,
+        tie_word_embeddings=size.tied,
+        bos_token_id=ident("<|endoftext|>"),
+        eos_token_id=ident("<|im_end|>"),
+        pad_token_id=ident("<|endoftext|>"),
+        initializer_range=0.15,
+    )
+
+
+def vision_settings(family: str, size: Size) -> dict:
+    """The settings of a family's tower."""
+    if family == "internvl":
+        return dict(
+            initializer_range=0.15,
+            hidden_size=size.vision_width,
+            num_hidden_layers=size.depth,
+            num_attention_heads=size.vision_heads,
+            intermediate_size=3 * size.vision_width,
+            image_size=[size.tile] * 2,
+            patch_size=[size.patch] * 2,
+            attention_bias=size.bias,
+            use_qk_norm=size.qk_norm,
+            norm_type=size.norm,
+        )
+    common = dict(
+        initializer_range=0.15,
+        depth=size.depth,
+        num_heads=size.vision_heads,
+        patch_size=size.patch,
+        spatial_merge_size=size.merge,
+        temporal_patch_size=2,
+    )
+    if family == "qwen2_vl":
+        return common | dict(embed_dim=size.vision_width, hidden_size=size.hidden, mlp_ratio=3)
+    common |= dict(
+        hidden_size=size.vision_width,
+        out_hidden_size=size.hidden,
+        intermediate_size=3 * size.vision_width,
     )
     if family == "qwen2_5_vl":
-        window = size["window"] * size["patch"] * size["merge"]
-        vision |= dict(
-            window_size=window, fullatt_block_indexes=list(size["full"]), tokens_per_second=2
+        return common | dict(
+            window_size=size.window * size.patch * size.merge,
+            fullatt_block_indexes=list(size.full),
+            tokens_per_second=2,
         )
-        return hf.Qwen2_5_VLConfig(
-            text_config=dict(text, rope_parameters=mrope), vision_config=vision, **media
-        ), hf.Qwen2_5_VLForConditionalGeneration
-    vision |= dict(num_position_embeddings=36, deepstack_visual_indexes=list(size["deep"]))
-    return hf.Qwen3VLConfig(
-        text_config=dict(text, rope_parameters=dict(mrope, mrope_interleaved=True)),
-        vision_config=vision,
-        **media,
-    ), hf.Qwen3VLForConditionalGeneration
+    return common | dict(
+        num_position_embeddings=36,
+        deepstack_visual_indexes=list(size.deep),
+    )
 
 
 def random_image(rng, low=20, high=150) -> Image.Image:
@@ -178,13 +257,16 @@ def pixels_of(patches: np.ndarray, grid, merge: int, patch: int) -> np.ndarray:
     return out
 
 
-def torch_inputs(encoded, model=None) -> dict:
-    """The keyword arguments of the transformers model for one encoded prompt; `model` is ours."""
+def torch_inputs(encoded, model=None, response=()) -> dict:
+    """The keyword arguments of the transformers model for one encoded prompt; `model` is ours.
+
+    `response` are the token ids after the prompt, if any.
+    """
     import torch
 
-    ids = torch.tensor(encoded.token_ids[None].astype(np.int64))
+    ids = np.concatenate([encoded.token_ids, response]).astype(np.int64)
     family = "qwen2_vl" if model is None else model.family
-    out = {"input_ids": ids}
+    out = {"input_ids": torch.tensor(ids[None])}
     if family in TEXT_ONLY:
         return out
     if family == "internvl":
@@ -193,7 +275,9 @@ def torch_inputs(encoded, model=None) -> dict:
             tiles = [pixels_of(p, g, 2, model.vision.patch_size) for p, g in pair]
             out["pixel_values"] = torch.tensor(np.stack(tiles))
         return out
-    out["mm_token_type_ids"] = torch.tensor((encoded.media_index >= 0)[None].astype(np.int32))
+    kinds = np.zeros((1, len(ids)), np.int32)
+    kinds[0, : len(encoded)] = encoded.media_index >= 0
+    out["mm_token_type_ids"] = torch.tensor(kinds)
     if encoded.patches:
         out["pixel_values"] = torch.tensor(np.concatenate(encoded.patches))
         out["image_grid_thw"] = torch.tensor(np.asarray(encoded.grids, np.int64))
@@ -204,23 +288,21 @@ def mixed_prompts(rng, count: int, images: tuple[int, ...] = (0, 1, 3, 1)) -> li
     """Prompts of text only, one image and several images, in random order of sizes."""
     from jaxr1.inputs.template import Prompt
 
-    words = "What is the sum of the digits in the picture which object is closer red green blue star".split()
+    words = (
+        "What is the sum of the digits in the picture which object is closer red green blue star"
+    ).split()
     prompts = []
     for i in range(count):
         text = " ".join(rng.choice(words, rng.integers(2, 12)))
-        media = [
-            {"type": "image", "image": random_image(rng)} for _ in range(images[i % len(images)])
-        ]
-        prompts.append(
-            Prompt([{"role": "user", "content": [*media, {"type": "text", "text": text}]}])
-        )
+        pictures = [random_image(rng) for _ in range(images[i % len(images)])]
+        content = [{"type": "image", "image": picture} for picture in pictures]
+        content.append({"type": "text", "text": text})
+        prompts.append(Prompt([{"role": "user", "content": content}]))
     return prompts
 
 
 def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
-    """{Hugging Face name: array} of a flat parameter (or gradient) tree, fused tensors put
-    together.
-    """
+    """{Hugging Face name: array} of a flat parameter (or gradient) tree, fused tensors whole."""
     out: dict[str, np.ndarray] = {}
     for path, p in table.items():
         for i, name in enumerate(p.names()):
@@ -230,7 +312,7 @@ def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
 
 
 def given(prompts, responses, **columns):
-    """Episodes of encoded prompts and responses[b][g]; a column is values[b][g], arrays or numbers."""
+    """Episodes of prompts and responses[b][g]; a column is values[b][g], arrays or numbers."""
     from jaxr1.data import Example
     from jaxr1.inputs.draws import Draw
     from jaxr1.rl.episodes import Episodes
@@ -250,7 +332,7 @@ def learner(
 ):
     """A policy with these terms."""
     from jaxr1.rl.learner import Learner
-    from jaxr1.rl.objectives import Objective
+    from jaxr1.rl.terms import Objective
 
     made = Objective(tuple(terms), forbidden=processor.media_token_ids, **objective)
     optimizer = optimizer or Optimizer()
@@ -261,12 +343,19 @@ BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))
 
 
 def one_stage(folder, **changes) -> Config:
-    """The smallest RL run, in the project's root folder."""
+    """The smallest RL run, in the project's root folder; `changes` are fields of its stage."""
     fields = dict(
-        data=Arithmetic(count=32), steps=2, prompts_per_step=2, group_size=4, max_prompt_tokens=32,
-        max_response_tokens=16, waves=1, rewards=(Reward("tests/run/small_rewards.py:spread"),), buckets=BUCKETS,
+        data=Arithmetic(count=32),
+        steps=2,
+        prompts_per_step=2,
+        group_size=4,
+        max_prompt_tokens=32,
+        max_response_tokens=16,
+        waves=1,
+        rewards=(Reward("tests/run/small_rewards.py:spread"),),
+        buckets=BUCKETS,
         optimizer=Optimizer(learning_rate=1e-3),
-    )  # fmt: skip
+    )
     return Config(
         model="tiny",
         run_dir=str(folder),

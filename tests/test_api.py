@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from reference import random_image
 
 import jaxr1
 from jaxr1.media.images import MediaError
@@ -24,9 +25,8 @@ ENV = dict(os.environ, JAX_PLATFORMS="cpu", COLUMNS="200")
 
 
 def run(*args, code=0) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, *args], capture_output=True, text=True, env=ENV, timeout=300
-    )
+    options = dict(capture_output=True, text=True, env=ENV, timeout=300)
+    done = subprocess.run([sys.executable, *args], **options)
     assert done.returncode == code, done.stderr + done.stdout
     return done
 
@@ -69,21 +69,8 @@ def test_importing_a_command_does_not_hide_the_function():
 
 
 def test_the_benchmark_prints_one_line_of_phases():
-    command = (
-        "-m",
-        "jaxr1.bench",
-        "--image",
-        "56",
-        "--prompts",
-        "2",
-        "--group",
-        "2",
-        "--tokens",
-        "4",
-        "--steps",
-        "2",
-    )
-    found = json.loads(run(*command, "--json").stdout.splitlines()[-1])
+    sizes = "--image 56 --prompts 2 --group 2 --tokens 4 --steps 2".split()
+    found = json.loads(run("-m", "jaxr1.bench", *sizes, "--json").stdout.splitlines()[-1])
     assert set(found["phases"]) == {"encode", "prefill", "decode", "score", "update", "step"}
     for phase in found["phases"].values():
         assert phase["median_s"] > 0 and phase["first_s"] > 0 and len(phase["all_s"]) == 2
@@ -128,25 +115,18 @@ def test_sample_help(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    text = capsys.readouterr().out
-    for part in (
-        "--image",
-        "--max-new-tokens",
-        "draw from the k most likely tokens",
-        "lower bound of the area",
-    ):
-        assert part in " ".join(text.split()).replace("│ ", "")
+    # Without the frame around it, lines joined.
+    text = " ".join(capsys.readouterr().out.split()).replace("│ ", "")
+    assert "--image" in text and "--max-new-tokens" in text
+    assert "draw from the k most likely tokens" in text and "lower bound of the area" in text
 
 
 def test_sample_prints_what_generate_says(tmp_path, rng):
     """The command on the preset: its answer is that of `jaxr1.generate`."""
-    from reference import random_image
-
     random_image(rng, 28, 60).save(tmp_path / "x.png")
-    shown = run(
-        "-m", "jaxr1.sample", "--model", "tiny", "--image", str(tmp_path / "x.png"), "--max-new-tokens", "20",
-        "--prefix", "<think>", "What is it?",
-    ).stdout  # fmt: skip
+    flags = ["--model", "tiny", "--image", str(tmp_path / "x.png")]
+    flags += ["--max-new-tokens", "20", "--prefix", "<think>"]
+    shown = run("-m", "jaxr1.sample", *flags, "What is it?").stdout
     model, params = jaxr1.load_model("tiny")
     processor = jaxr1.load_processor("tiny")
     content = [

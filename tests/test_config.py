@@ -1,6 +1,7 @@
 """Config files, flags, and what is said when one is wrong."""
 
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -23,7 +24,11 @@ from jaxr1.run.resume import (
 )
 
 ROOT = Path(__file__).parent.parent
-HEADER = "from jaxr1.run import Config, Rl, Sft\nfrom jaxr1.rl import Optimizer\nfrom jaxr1.data import Arithmetic\n"
+HEADER = """\
+from jaxr1.run import Config, Rl, Sft
+from jaxr1.rl import Optimizer
+from jaxr1.data import Arithmetic
+"""
 
 
 def small() -> Config:
@@ -56,23 +61,17 @@ def number():
 
 def test_variants(tmp_path):
     spec = write(tmp_path, VARIANTS)
-    assert (
-        load_config(spec).seed == 1 and load_config(spec + ":paper").seed == 1
-    )  # the default is `paper`
+    assert load_config(spec + ":paper").seed == 1
     assert load_config(spec + ":tiny").seed == 2
-    assert (
-        load_config(
-            write(tmp_path, VARIANTS.replace("number", "config").replace("3", "tiny()"))
-        ).seed
-        == 2
-    )
+    assert load_config(spec).seed == 1, "paper, unless there is a `config`"
+    default = VARIANTS.replace("number", "config").replace("3", "tiny()")
+    assert load_config(write(tmp_path, default)).seed == 2
 
 
 def test_near_misses(tmp_path):
     spec = write(tmp_path, VARIANTS)
-    with pytest.raises(
-        ConfigError, match=r"no variant 'tinny'; did you mean 'tiny'\? It has: paper, tiny, number"
-    ):
+    said = r"no variant 'tinny'; did you mean 'tiny'\? It has: paper, tiny, number"
+    with pytest.raises(ConfigError, match=said):
         load_config(spec + ":tinny")
     with pytest.raises(ConfigError, match="It has: paper, tiny, number"):
         load_config(spec + ":_helper")
@@ -149,9 +148,7 @@ def test_shipped_configs_load():
         json.dumps(resolved(config))
 
 
-def test_a_number_may_be_written_as_an_integer(tmp_path):
-    """PEP 484: an int where a float is expected; and a class of one's own where data is expected."""
-    spec = write(tmp_path, """
+OWN_DATA = """
 import dataclasses
 @dataclasses.dataclass(frozen=True)
 class Mine:
@@ -160,23 +157,29 @@ class Mine:
         return []
 def config():
     return Config(stages=(Rl(Mine(), temperature=1),))
-""")  # fmt: skip
+"""
+
+
+def test_a_number_may_be_written_as_an_integer(tmp_path):
+    """PEP 484: an int where a float is expected; and an own class where data is expected."""
+    spec = write(tmp_path, OWN_DATA)
     config = parse(load_config(spec), ["--seed", "3", "--stages.0.data.path", "y"], "x")
-    assert (
-        config.stages[0].data.path == "y" and config.stages[0].temperature == 1 and config.seed == 3
-    )
+    [stage] = config.stages
+    assert stage.data.path == "y" and stage.temperature == 1 and config.seed == 3
 
 
 # ---------------------------------------------------------------- flags
 
 
 def test_flags_change_single_fields():
-    config = parse(
-        small(),
-        ["--seed", "3", "--stages.1.kl.coef", "0.01", "--stages.0.batch-size", "2", "--run-dir", "there",
-         "--stages.1.optimizer.learning-rate", "1e-4", "--evaluations.0.max-response-tokens", "7"],
-        "x",
-    )  # fmt: skip
+    flags = {
+        "--seed": "3",
+        "--run-dir": "there",
+        "--stages.0.batch-size": "2",
+        "--stages.1.kl.coef": "0.01",
+        "--stages.1.optimizer.learning-rate": "1e-4",
+        "--evaluations.0.max-response-tokens": "7",
+    }
     expected = small()
     sft, rl = expected.stages
     rl = dataclasses.replace(
@@ -191,7 +194,7 @@ def test_flags_change_single_fields():
         stages=(dataclasses.replace(sft, batch_size=2), rl),
         evaluations=(dataclasses.replace(expected.evaluations[0], max_response_tokens=7),),
     )
-    assert config == expected
+    assert parse(small(), list(itertools.chain(*flags.items())), "x") == expected
     assert parse(small(), [], "x") == small()
     assert isinstance(sft.optimizer, Optimizer)
 
@@ -227,17 +230,13 @@ def test_a_flag_that_does_not_fit(capsys, flags, texts):
 
 
 def test_every_field_has_help(capsys):
-    """The docstring of each options class names each of its fields on a line of its own, which is
-    what tyro shows.
+    """The docstring of each options class names each of its fields on a line of its own.
+
+    That line is what tyro shows.
     """
     text = said(capsys, ["--help"])
-    for part in (
-        "--stages.1.eval-every",
-        "steps between evaluations",
-        "--processor.min-pixels",
-        "steps between checkpoints",
-    ):
-        assert part in text
+    assert "--stages.1.eval-every" in text and "--processor.min-pixels" in text
+    assert "steps between evaluations" in text and "steps between checkpoints" in text
 
     def classes(value):
         if dataclasses.is_dataclass(value):
@@ -249,12 +248,11 @@ def test_every_field_has_help(capsys):
                 yield from classes(item)
 
     for cls in set(classes(small())):
-        lines = [line.strip() for base in cls.__mro__ for line in (base.__doc__ or "").splitlines()]
-        missing = [
-            f.name
-            for f in dataclasses.fields(cls)
-            if not any(s.startswith(f.name + ":") for s in lines)
-        ]
+        said_of = set()
+        for base in cls.__mro__:
+            lines = (base.__doc__ or "").splitlines()
+            said_of |= {line.split(":")[0].strip() for line in lines if ":" in line}
+        missing = {field.name for field in dataclasses.fields(cls)} - said_of
         assert not missing, f"{cls.__name__} says nothing of {', '.join(missing)}"
 
 
@@ -264,9 +262,8 @@ def test_every_field_has_help(capsys):
 def test_resolved_is_json_and_differences_name_fields():
     old = json.loads(json.dumps(resolved(small())))
     assert differences(old, resolved(small())) == []
-    changed = parse(
-        small(), ["--seed", "3", "--stages.1.kl.coef", "0.25", "--stages.0.data.count", "9"], "x"
-    )
+    flags = ["--seed", "3", "--stages.1.kl.coef", "0.25", "--stages.0.data.count", "9"]
+    changed = parse(small(), flags, "x")
     assert differences(old, json.loads(json.dumps(resolved(changed)))) == [
         "seed: 0 in the run, now 3",
         "stages.0.data.count: 8 in the run, now 9",
@@ -274,25 +271,21 @@ def test_resolved_is_json_and_differences_name_fields():
     ]
     shorter = dataclasses.replace(small(), stages=small().stages[:1])
     assert [line.split(":")[0] for line in differences(old, resolved(shorter))] == ["stages"]
-    swapped = dataclasses.replace(
-        small(), stages=(small().stages[0], dataclasses.replace(small().stages[0], name="b"))
-    )
+    sft = small().stages[0]
+    swapped = dataclasses.replace(small(), stages=(sft, dataclasses.replace(sft, name="b")))
     found = differences(old, resolved(swapped))
     assert 'stages.1.class: "Rl" in the run, now "Sft"' in found
     for name in FREE:
         assert hasattr(small(), name)
-    assert (
-        differences(old, resolved(dataclasses.replace(small(), run_dir="elsewhere", report=False)))
-        == []
-    )
+    elsewhere = dataclasses.replace(small(), run_dir="elsewhere", report=False)
+    assert differences(old, resolved(elsewhere)) == []
 
 
 def test_a_reward_in_the_resolved_config():
     old = resolved(small())
-    rl = dataclasses.replace(
-        small().stages[1], rewards=(Reward("accuracy"), Reward("format", weight=0.7))
-    )
-    new = resolved(dataclasses.replace(small(), stages=(small().stages[0], rl)))
+    sft, rl = small().stages
+    rl = dataclasses.replace(rl, rewards=(Reward("accuracy"), Reward("format", weight=0.7)))
+    new = resolved(dataclasses.replace(small(), stages=(sft, rl)))
     assert differences(old, new) == ["stages.1.rewards.1.weight: 0.2 in the run, now 0.7"]
 
 
@@ -311,10 +304,8 @@ def test_check_config(tmp_path):
 
 def test_one_process_works_in_a_directory(tmp_path):
     with only_process(tmp_path):
-        with (
-            pytest.raises(ResumeError, match=f"in use by process {os.getpid()}"),
-            only_process(tmp_path),
-        ):
+        said = f"in use by process {os.getpid()}"
+        with pytest.raises(ResumeError, match=said), only_process(tmp_path):
             pass
     with only_process(tmp_path):
         pass
@@ -369,12 +360,11 @@ def test_values_out_of_range(tmp_path, body, text):
     ],
 )
 def test_run_options_out_of_range(tmp_path, body, text):
-    head = "from jaxr1.run import Evaluation as E, ProcessorOptions as P\nfrom jaxr1.rewards import Reward as R\n"
-    head += "D = Arithmetic(8)\n"
+    head = "from jaxr1.run import Evaluation as E, ProcessorOptions as P\n"
+    head += "from jaxr1.rewards import Reward as R\nD = Arithmetic(8)\n"
+    code = f"{head}def config():\n    return Config(stages=(Rl(D),), {body})\n"
     with pytest.raises(ConfigError) as caught:
-        load_config(
-            write(tmp_path, f"{head}def config():\n    return Config(stages=(Rl(D),), {body})\n")
-        )
+        load_config(write(tmp_path, code))
     assert text in str(caught.value)
 
 

@@ -39,8 +39,7 @@ class OptionError(UserError):
 
 @contextlib.contextmanager
 def option(path: str) -> collections.abc.Iterator[None]:
-    """What a ValueError says inside the block is said of the option at `path`; errors with a class
-    of their own pass.
+    """A ValueError inside the block is of the option at `path`; its subclasses pass.
 
     Raises:
       OptionError: instead of a plain ValueError, or an ImportError (of an extra that is not
@@ -94,18 +93,20 @@ def _check(value: Any, hint: Any, path: str) -> None:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    return (
-        typing.get_args(hint)
-        if typing.get_origin(hint) in (typing.Union, types.UnionType)
-        else (hint,)
-    )
+    """The members of a union, or the hint alone."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _item_hint(hint: Any, i: int) -> Any:
+    """What item i of a tuple should be."""
     for option in _options(hint):
-        if typing.get_origin(option) is tuple:
-            inner = typing.get_args(option)
-            return inner[0] if inner[-1] is ... else inner[i] if i < len(inner) else Any
+        if typing.get_origin(option) is not tuple:
+            continue
+        inner = typing.get_args(option)
+        if inner[-1] is ...:
+            return inner[0]
+        return inner[i] if i < len(inner) else Any
     return Any
 
 

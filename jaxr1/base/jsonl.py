@@ -12,8 +12,7 @@ from typing import Any, BinaryIO
 
 
 class AppendLog:
-    """A file of JSON lines that is only ever appended to, and on resume cut back to a checkpointed
-    offset.
+    """An append-only file of JSON lines, on resume cut back to a checkpointed offset.
 
     Every line is flushed: a killed process loses at most the line it was writing. Such a torn last
     line is cut when the file is opened.
@@ -70,13 +69,15 @@ class AppendLog:
         end = self.tell()
         if offset < 0 or offset > end:
             raise ValueError(
-                f"{self.path} has {end} bytes, but the checkpoint was made when it had {offset}: lines have been lost"
+                f"{self.path} has {end} bytes, but the checkpoint was made when it had {offset}: "
+                "lines have been lost"
             )
         if offset > 0:
             self._file.seek(offset - 1)
             if self._file.read(1) != b"\n":
                 raise ValueError(
-                    f"{self.path}: no line ends at byte {offset}; this is not the file of that checkpoint"
+                    f"{self.path}: no line ends at byte {offset}; "
+                    "this is not the file of that checkpoint"
                 )
         self._file.truncate(offset)
         self._file.seek(0, os.SEEK_END)
@@ -108,8 +109,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a torn last line (of a process that was killed) is left
-    out.
+    """The objects of a JSON-lines file; a torn last line (a killed process) is left out.
 
     Raises:
       ValueError: any other line is not a JSON object; names file and line.
@@ -135,9 +135,7 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """JSON lines by atomic rename, on disk before this returns: the update may only read what is
-    written.
-    """
+    """JSON lines by atomic rename, on disk before this returns."""
     scratch = file.with_suffix(".tmp")
     with open(scratch, "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in rows)

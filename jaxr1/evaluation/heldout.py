@@ -22,11 +22,12 @@ from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
-from jaxr1.rewards.pool import Pending, RewardPool
+from jaxr1.rewards.grades import Pending
+from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rl.episodes import Episodes
 from jaxr1.sampling.draw import RandomStream, prompt_key
-from jaxr1.sampling.generate import Sampler, SamplingOptions
+from jaxr1.sampling.sampler import Sampler, SamplingOptions
 
 # What a row of rollouts/eval_*.jsonl holds of `Episodes.rows`.
 ROW = ("prompt", "answer", "response", "rewards", "finish_reason", "length", "source")
@@ -224,14 +225,14 @@ def _graded(episodes: Episodes, pending: Pending) -> Iterator[tuple[Draw, dict[s
 
 def summarise(options: Evaluation, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of a held-out set. A sample that a reward could not grade counts as 0."""
-    values = {
-        reward.label: [row["rewards"].get(reward.label) or 0.0 for row in rows]
-        for reward in options.rewards
-    }
-    values["length_mean"] = [row["length"] for row in rows]
-    values["frac_truncated"] = [row["finish_reason"] == "length" for row in rows]
-    means = {name: float(np.mean(found)) if found else 0.0 for name, found in values.items()}
-    return {
-        f"eval/{options.name}/{name}": mean
-        for name, mean in {**means, "n": float(len(rows))}.items()
-    }
+    metrics: dict[str, float] = {}
+
+    def mean(name: str, values: list[float]) -> None:
+        metrics[f"eval/{options.name}/{name}"] = float(np.mean(values)) if values else 0.0
+
+    for reward in options.rewards:
+        mean(reward.label, [row["rewards"].get(reward.label) or 0.0 for row in rows])
+    mean("length_mean", [row["length"] for row in rows])
+    mean("frac_truncated", [row["finish_reason"] == "length" for row in rows])
+    metrics[f"eval/{options.name}/n"] = float(len(rows))
+    return metrics

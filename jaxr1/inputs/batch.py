@@ -1,6 +1,4 @@
-"""From encoded prompts to arrays of static shape: prompt rows, patch rows, and the buckets their
-sizes come from.
-"""
+"""From encoded prompts to arrays of static shape: prompt rows and patch rows."""
 
 from __future__ import annotations
 
@@ -87,8 +85,7 @@ def make_batch(
     rows: int,
     multiple: int = 1,
 ) -> PromptBatch:
-    """Packs prompts into `rows` rows (the rest is filled with empty ones) and their media into
-    rows.
+    """Packs prompts into `rows` rows (empty ones at the end), their media into patch rows.
 
     A batch without media still has media rows, all padding, so that text and image prompts share
     programs and may be mixed.
@@ -125,7 +122,9 @@ def _patch_rows(
     prompts: Sequence[EncodedPrompt], buckets: Buckets, geometry: PatchGeometry, multiple: int
 ) -> tuple[PatchRows, list[np.ndarray]]:
     """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
-    units = [(b, i) for b, prompt in enumerate(prompts) for i in range(len(prompt.grids))]
+    units: list[tuple[int, int]] = []
+    for b, prompt in enumerate(prompts):
+        units += [(b, i) for i in range(len(prompt.grids))]
     rows, start = make_rows(
         [prompts[b].patches[i] for b, i in units],
         [prompts[b].grids[i] for b, i in units],
@@ -146,8 +145,6 @@ ROWS = {PATCHES: _patch_rows}
 
 
 def batch_waste(batch: PromptBatch) -> dict[str, float]:
-    """Padding and attention of a batch: fractions of padded positions, attention pairs computed /
-    needed.
-    """
+    """Fractions of padded positions, and attention pairs computed / needed."""
     waste = {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size}
     return waste | rows_waste(batch.media.get(PATCHES))

@@ -34,8 +34,7 @@ class Draw:
 
 
 class Draws:
-    """A data set in a seeded order without end; position i is a function of (seed, i), so a resume
-    needs one number.
+    """A data set in a seeded order without end; position i is a function of (seed, i).
 
     Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`.
     """
@@ -96,13 +95,15 @@ class Draws:
         if self.max_patches is not None and largest > self.max_patches:
             what = "a frame of a video" if example.videos and not example.images else "an image"
             raise TooLong(
-                f"{what} has {largest} patches, over the limit of {self.max_patches} (buckets.patches)"
+                f"{what} has {largest} patches, over the limit of {self.max_patches} "
+                "(buckets.patches)"
             )
         if not self.with_response:
             return prompt, np.zeros(0, np.int32)
         if example.response is None:
             raise PromptError(
-                "field 'response': a supervised stage needs one (or a final assistant turn) in every row"
+                "field 'response': a supervised stage needs "
+                "one (or a final assistant turn) in every row"
             )
         text = example.response
         check_text(text, "field 'response'")

@@ -1,6 +1,4 @@
-"""Images to vision-tower input: smart resize, normalisation and patches in merge-block order, in
-numpy and Pillow.
-"""
+"""Images to vision-tower input: smart resize, normalisation, patches in merge-block order."""
 
 import dataclasses
 import functools
@@ -33,8 +31,7 @@ def check_shape(height: int, width: int) -> None:
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """What images and the frames of videos share: how they are resized, normalised and cut into
-    patches.
+    """What images and frames share: how they are resized, normalised and cut into patches.
 
     Attributes:
       patch_size: side of a patch, in pixels (P).
@@ -84,9 +81,7 @@ class PatchOptions:
 
     @property
     def factor(self) -> int:
-        """Side in pixels of one language-model token: resized heights and widths are multiples of
-        it.
-        """
+        """Pixels on the side of one token: resized heights and widths are multiples of it."""
         return self.patch_size * self.merge_size
 
     @property
@@ -163,8 +158,7 @@ class ImageOptions(PatchOptions):
 def smart_resize(
     height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """The size an image is resized to: multiples of `factor`, area within bounds, aspect ratio
-    nearly kept.
+    """An image's new size: multiples of `factor`, area within bounds, aspect nearly kept.
 
     As Qwen2-VL (arXiv:2409.12191, section 2.1) has it: round each side, and only where the area is
     then out of bounds scale both sides first, rounding towards the inside. An image narrower than
@@ -197,8 +191,7 @@ def smart_resize(
 
 
 def image_grid(height: int, width: int, options: ImageOptions) -> tuple[int, int, int]:
-    """The (t, h, w) grid of patches of an image of that size; it becomes t * h * w / merge_size**2
-    tokens.
+    """The (t, h, w) grid of an image's patches; it becomes t * h * w / merge_size**2 tokens.
 
     Raises:
       MediaError: as `smart_resize`.
@@ -216,8 +209,7 @@ def image_grid(height: int, width: int, options: ImageOptions) -> tuple[int, int
 def preprocess_image(
     image: Image.Image, options: ImageOptions
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """One image as the flat patches that the vision tower reads; equal to
-    `Qwen2VLImageProcessorPil` of transformers.
+    """One image as flat patches, equal to `Qwen2VLImageProcessorPil` of transformers.
 
     Patches come merge block by merge block, so that the four of a 2x2 block are neighbours:
 
@@ -269,8 +261,7 @@ def split_patches(pixel_hwc: np.ndarray, side: int, merge: int) -> np.ndarray:
 def normalised_levels(
     rescale_factor: float | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> np.ndarray:
-    """float32[3, 256]: what each 8-bit value becomes in each channel, rounded in the order of
-    transformers.
+    """float32[3, 256]: each 8-bit value in each channel, rounded in transformers' order.
 
     Args:
       rescale_factor: multiplies the value; None leaves it.

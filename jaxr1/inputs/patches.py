@@ -2,8 +2,10 @@
 
 Three arrangements, chosen by the host from what a batch holds:
 
-    rows     every image alone (or with a few like it) in a row of the size of the largest; plain attention in rows
-    packed   all images one after the other in one long row; attention over the listed pairs of blocks
+    rows     every image alone (or with a few like it) in a row of the size of the largest;
+             plain attention in rows
+    packed   all images one after the other in one long row;
+             attention over the listed pairs of blocks
     tiles    towers with tiles of one size: a row is a tile
 
 Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding,
@@ -13,6 +15,7 @@ and is packed.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -20,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.sizes import TooLong, finely, pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
 
 Held = Literal["pixels", "tower", "merger"]
 """What stands in the place of patches: pixels, or what was computed of them."""
@@ -45,9 +48,7 @@ class PatchGeometry:
 
 @struct.dataclass
 class Windows:
-    """Attention windows of patch rows, packed into W rows of K places; see
-    `nn.attention.window_attention`.
-    """
+    """Windows of patch rows, packed in W rows of K places (`nn.attention.window_attention`)."""
 
     index_rwk: Any  # int32[R, W, K]
     segment_rwk: Any  # int32[R, W, K]; 0 = empty place
@@ -58,8 +59,10 @@ class Windows:
 class PatchRows:
     """R patch rows of M patches.
 
-        patch row    [ a a a a a a a a b b b b . . . . ]      two images; merge^2 patches make one media embedding
-        segment      [ 1 1 1 1 1 1 1 1 2 2 2 2 0 0 0 0 ]      frames of a video are segments of their own
+        patch row    [ a a a a a a a a b b b b . . . . ]   two images; merge^2 patches make one
+                                                           media embedding
+        segment      [ 1 1 1 1 1 1 1 1 2 2 2 2 0 0 0 0 ]   frames of a video are segments of
+                                                           their own
 
     Row r, embedding j is the batch's embedding number r * M / merge^2 + j. What is frozen may be
     computed once: then `patch_rmc` holds the output of the last frozen computation instead of
@@ -70,9 +73,7 @@ class PatchRows:
     place_rm2: Any  # int32[R, M, 2], row and column of each patch in its image
     size_rm2: Any  # int32[R, M, 2], rows and columns of that image
     segment_rm: Any  # int32[R, M]; 0 = padding
-    pair_rp2: Any = (
-        None  # int32[R, P, 2], pairs of blocks that attend; None = plain attention in rows
-    )
+    pair_rp2: Any = None  # int32[R, P, 2], blocks that attend; None = plain attention in rows
     windows: Windows | None = None
     held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
@@ -101,23 +102,41 @@ def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np
     return np.tile(blocks, (t, 1)).astype(np.int32), np.repeat(np.arange(t, dtype=np.int32), h * w)
 
 
-# ---------------------------------------------------------------- arrangement
-
+# --- arrangement --------------------------------------------------------------------------------
 # Rows are kept while padding and attention stay under these; past them images are packed.
 MOST_PADDING = 0.15
 MOST_PAIRS = 2.0
 
 
 def block_size(largest: int) -> int:
-    """Patches of an attention block for images of up to `largest`: small images want small blocks,
-    16 to 128.
-    """
+    """Patches of an attention block, 16 to 128: small images want small blocks."""
     return min(128, max(16, power_of_two(largest) // 16))
 
 
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """Which image goes into which row.
+
+    Attributes:
+      members: image numbers of each row that holds something.
+      rows: R.
+      length: M.
+      packed: whether rows are long ones, with attention over pairs of blocks.
+    """
+
+    members: list[list[int]]
+    rows: int
+    length: int
+    packed: bool = False
+
+
 def arrange(
-    sizes: Sequence[int], allowed: Sequence[int], geometry: PatchGeometry, multiple: int, block: int
-) -> tuple[list[list[int]], int, int, bool]:
+    sizes: Sequence[int],
+    allowed: Sequence[int],
+    geometry: PatchGeometry,
+    multiple: int,
+    block: int,
+) -> Arrangement:
     """Which image goes into which row.
 
     Args:
@@ -126,104 +145,106 @@ def arrange(
       multiple: R is a multiple of it.
       block: of paired attention.
 
-    Returns:
-      Image numbers of each row, R, M, and whether the rows are packed ones.
-
     Raises:
       TooLong: an image is over the largest row.
       ValueError: a row length does not hold whole merge blocks.
     """
-    if bad := [m for m in allowed if m % geometry.merge**2]:
+    unit = geometry.merge**2
+    if bad := [m for m in allowed if m % unit]:
         raise ValueError(
-            f"patch buckets must be multiples of {geometry.merge**2} (one merge block), got {bad[0]}"
+            f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
         )
     if geometry.tile:
-        return (
-            [[i] for i in range(len(sizes))],
-            finely(max(1, len(sizes)), multiple),
-            geometry.tile,
-            False,
-        )
-    largest = max(sizes, default=1)
-    length = next((m for m in sorted(allowed) if m >= largest), None)
-    if length is None:
-        raise TooLong(f"an image's patches of {largest} is over the limit of {max(allowed)}")
-    bins = pack_first_fit(sizes, length)
-    rows = rows_for(max(1, len(bins)), multiple)
+        rows = finely(max(1, len(sizes)), multiple)
+        return Arrangement([[i] for i in range(len(sizes))], rows, geometry.tile)
+
+    # Rows of the size of the largest image.
+    length = bucket(max(sizes, default=1), sorted(allowed), "an image's patches")
+    members = pack_first_fit(sizes, length)
+    rows = rows_for(max(1, len(members)), multiple)
+    in_rows = Arrangement(members, rows, length)
+
     # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way,
     # so that images of like size add no shapes to those that the prompts have.
-    used = len(bins) * length
-    padding, pairs = (
-        1 - sum(sizes) / max(1, used),
-        used * length / max(1, sum(n * n for n in sizes)),
-    )
+    used = len(members) * length
+    padding = 1 - sum(sizes) / max(1, used)
+    pairs = used * length / max(1, sum(n * n for n in sizes))
     if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
-        return bins, rows, length, False
-    unit = math.lcm(block, geometry.merge**2)
-    long = finely(max(largest, -(-sum(sizes) // multiple)), unit)
-    while len(bins := pack_first_fit(sizes, long)) > multiple:
-        long = finely(long + 1, unit)
+        return in_rows
+
+    # One long row a device.
+    step = math.lcm(block, unit)
+    long = finely(max(*sizes, -(-sum(sizes) // multiple)), step)
+    while len(members := pack_first_fit(sizes, long)) > multiple:
+        long = finely(long + 1, step)
     if multiple * long >= rows * length and pairs <= MOST_PAIRS:
-        return pack_first_fit(sizes, length), rows, length, False
-    return bins, multiple, long, True
+        return in_rows
+    return Arrangement(members, multiple, long, packed=True)
 
 
 def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
-    """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted; -1 fills the
-    list up.
+    """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted.
+
+    -1 as key block fills the list up.
     """
     found = []
     for row in segment_rm:
-        blocks = [set(b[b > 0].tolist()) for b in row.reshape(-1, block)]
-        first: dict[int, list[int]] = {}
-        for i, inside in enumerate(blocks):
-            for s in inside:
-                first.setdefault(s, []).append(i)
-        found.append(
-            sorted({(i, j) for members in first.values() for i in members for j in members})
-        )
-    size = finely(max(1, *(len(p) for p in found)), 1, 1.5)
+        # Which blocks each segment lies in.
+        blocks: dict[int, list[int]] = {}
+        for i, inside in enumerate(row.reshape(-1, block)):
+            for segment in np.unique(inside[inside > 0]).tolist():
+                blocks.setdefault(segment, []).append(i)
+        pairs: set[tuple[int, int]] = set()
+        for members in blocks.values():
+            pairs.update((query, key) for query, key in itertools.product(members, members))
+        found.append(sorted(pairs))
+    size = finely(max(1, *(len(pairs) for pairs in found)), 1, 1.5)
     last = segment_rm.shape[1] // block - 1
-    out = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
-    for r, pairs in enumerate(found):
-        if pairs:
-            out[r, : len(pairs)] = pairs
-    return out
+    pair_rp2 = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
+    for r, listed in enumerate(found):
+        if listed:
+            pair_rp2[r, : len(listed)] = listed
+    return pair_rp2
 
 
 def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Windows:
-    """Windows of side x side patches inside each segment, several small ones in one row of side^2
-    places.
-    """
+    """Windows of side x side patches inside each segment, small ones packed in rows of side^2."""
     rows, length = segment_rm.shape
     size = min(side * side, length)
-    binned, members = [], []
-    for place, segment in zip(place_rm2, segment_rm, strict=True):
-        at = np.flatnonzero(segment)
-        key = np.stack([segment[at], place[at, 0] // side, place[at, 1] // side], 1)
-        _, window = np.unique(key, axis=0, return_inverse=True)
-        window = window.reshape(-1)
-        order = np.argsort(window, kind="stable")
-        counts = np.bincount(window) if len(at) else np.zeros(0, int)
-        members.append(np.split(at[order], np.cumsum(counts)[:-1]) if len(at) else [])
-        binned.append(pack_first_fit(counts.tolist(), size))
+    windows = [_windows_of(*row, side) for row in zip(place_rm2, segment_rm, strict=True)]
+    packed = [pack_first_fit(list(map(len, row)), size) for row in windows]
     # Two sizes only: most batches fit a quarter more than full windows would need; twice as many
     # always suffice.
     full = -(-length // size)
-    most = max(1, *(len(b) for b in binned))
-    width = next(w for w in (-(-5 * full // 4), max(2 * full, most)) if w >= most)
+    most = max(1, *(len(bins) for bins in packed))
+    few = -(-5 * full // 4)
+    width = few if few >= most else max(2 * full, most)
     index = np.zeros((rows, width, size), np.int32)
     segment_rwk = np.zeros((rows, width, size), np.int32)
     slot = np.zeros((rows, length), np.int32)
-    for r, (bins, patches) in enumerate(zip(binned, members, strict=True)):
+    for r, bins in enumerate(packed):
         for w, inside in enumerate(bins):
             offset = 0
-            for number, i in enumerate(inside):
-                inside_window, end = patches[i], offset + len(patches[i])
-                index[r, w, offset:end], segment_rwk[r, w, offset:end] = inside_window, number + 1
-                slot[r, inside_window] = w * size + np.arange(offset, end)
+            for number, i in enumerate(inside, 1):
+                window = windows[r][i]
+                end = offset + len(window)
+                index[r, w, offset:end], segment_rwk[r, w, offset:end] = window, number
+                slot[r, window] = w * size + np.arange(offset, end)
                 offset = end
     return Windows(index, segment_rwk, slot)
+
+
+def _windows_of(place_m2: np.ndarray, segment_m: np.ndarray, side: int) -> list[np.ndarray]:
+    """The patches of each window of a row."""
+    at = np.flatnonzero(segment_m)
+    if not len(at):
+        return []
+    key = np.stack([segment_m[at], *(place_m2[at] // side).T], 1)
+    _, window = np.unique(key, axis=0, return_inverse=True)
+    window = window.reshape(-1)
+    order = np.argsort(window, kind="stable")
+    ends = np.cumsum(np.bincount(window))[:-1]
+    return np.split(at[order], ends)
 
 
 def make_rows(
@@ -256,16 +277,15 @@ def make_rows(
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    bins, rows, length, packed = arrange(sizes, allowed, geometry, multiple, block)
+    arranged = arrange(sizes, allowed, geometry, multiple, block)
+    rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
-    values = patches[0].shape[1] if len(patches) else geometry.values
-    patch = np.zeros(
-        (rows, length // shrink, values), patches[0].dtype if len(patches) else np.float32
-    )
+    like = patches[0] if len(patches) else np.zeros((0, geometry.values), np.float32)
+    patch = np.zeros((rows, length // shrink, like.shape[1]), like.dtype)
     place, size = np.zeros((rows, length, 2), np.int32), np.ones((rows, length, 2), np.int32)
     segment = np.zeros((rows, length), np.int32)
     start = np.zeros(len(sizes), np.int64)
-    for r, members in enumerate(bins):
+    for r, members in enumerate(arranged.members):
         offset, number = 0, 0
         for i in members:
             end = offset + sizes[i]
@@ -276,14 +296,13 @@ def make_rows(
             number += grids[i][0]
             start[i] = (r * length + offset) // unit
             offset = end
-    pairs = block_pairs(segment, block) if packed else None
-    windows = make_windows(place, segment, geometry.window) if geometry.window else None
     if held != "pixels":  # attention is over; only the shape is left to know
-        pairs = windows = None
-    found = PatchRows(
-        patch, place, size, segment, pairs, windows, held, block if pairs is not None else 0
-    )
-    return found, start
+        return PatchRows(patch, place, size, segment, held=held), start
+    windows = make_windows(place, segment, geometry.window) if geometry.window else None
+    if not arranged.packed:
+        return PatchRows(patch, place, size, segment, windows=windows), start
+    pairs = block_pairs(segment, block)
+    return PatchRows(patch, place, size, segment, pairs, windows, block=block), start
 
 
 def rows_waste(rows: PatchRows | None) -> dict[str, float]:

@@ -10,9 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A run of media tokens: its place, its grid (frames, rows, columns) in tokens, positions from
-    frame to frame.
-    """
+    """A run of media tokens: its place, its grid (t, h, w) in tokens, its steps in time."""
 
     start: int
     end: int
@@ -21,8 +19,7 @@ class Span:
 
 
 def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int]:
-    """M-RoPE positions of a prompt (arXiv:2409.12191 §2.1): text counts on, media count in time,
-    rows and columns.
+    """M-RoPE positions (arXiv:2409.12191 §2.1): text counts on, media in t, h and w.
 
         tokens    x x v v v v v v x x          an image of 2 x 3 tokens
         time      0 1 2 2 2 2 2 2 5 6

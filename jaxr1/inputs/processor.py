@@ -15,7 +15,7 @@ import numpy as np
 from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import load_tokenizer
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.images import ImageOptions, preprocess_image
+from jaxr1.inputs.images import ImageOptions
 from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.settings import MediaRules, changed_files, image_options, video_options
 from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
@@ -29,38 +29,11 @@ from jaxr1.inputs.template import (
     end_of_turn,
     render,
 )
-from jaxr1.inputs.tiles import TileOptions, preprocess_tiles
-from jaxr1.inputs.videos import (
-    VideoOptions,
-    open_video,
-    preprocess_video,
-    seconds_per_grid,
-    timestamp_text,
-    timestamps,
-)
-from jaxr1.media.images import MediaError, describe, load_image, media_hash
-from jaxr1.media.videos import video_hash
+from jaxr1.inputs.tiles import TileOptions
+from jaxr1.inputs.units import Unit, image_unit, video_unit
+from jaxr1.inputs.videos import VideoOptions, timestamp_text
 
 _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """What one placeholder of the rendered template stands for: an image (or a tile, a frame), or a
-    video.
-
-    Attributes:
-      patches, grids: one entry per tile, or per frame pair of a video; see `EncodedPrompt`.
-      hash: of the pixels.
-      times: seconds of each frame pair where the text says them (Qwen3-VL's videos), else ().
-      step: M-RoPE positions from one frame pair to the next.
-    """
-
-    patches: tuple[np.ndarray, ...]
-    grids: tuple[tuple[int, int, int], ...]
-    hash: str
-    times: tuple[float, ...] = ()
-    step: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -154,7 +127,8 @@ class Processor:
         image_token = raw.get("image_token_id", known.get(rules.tokens[0]))
         if image_token is None:
             raise CheckpointError(
-                f"{self.directory}: neither config.json nor the tokenizer has a placeholder for images"
+                f"{self.directory}: neither config.json nor "
+                "the tokenizer has a placeholder for images"
             )
         media = {raw.get(key) for key in rules.token_keys}
         media |= {known.get(name) for name in rules.tokens}
@@ -170,9 +144,7 @@ class Processor:
 
     @property
     def max_patches(self) -> int:
-        """Most patches of one image (or tile), the bound of a patch row; 0 for a model of text
-        only.
-        """
+        """Most patches of one image or tile, the bound of a patch row; 0 without a tower."""
         return 0 if self.images is None else self.images.max_patches
 
     @property
@@ -251,16 +223,20 @@ class Processor:
         if not text:
             return []
         if any(i in self.media_token_ids or t.special for i, t in self._named(text)):
-            pieces = self._special.split(text)
-            # A string that names a special token is cut after its first character, so that no piece
-            # of it matches.
-            broken = [
-                part
-                for p in pieces
-                for part in ((p[:1], p[1:]) if self._special.fullmatch(p) else (p,))
-            ]
-            return [i for part in broken if part for i in self._encode(part)]
+            return self._spelled_out(text)
         return self._encode(text)
+
+    def _spelled_out(self, text: str) -> list[int]:
+        """Token ids of text with special strings in it.
+
+        Such a string is cut after its first character, so that no piece of it is special.
+        """
+        ids: list[int] = []
+        for piece in self._special.split(text):
+            cut = 1 if self._special.fullmatch(piece) else len(piece)
+            for part in (piece[:cut], piece[cut:]):
+                ids += self._encode(part) if part else []
+        return ids
 
     def _named(self, text: str):
         return [(i, t) for i, t in self.tokenizer.added_tokens_decoder.items() if t.content in text]
@@ -276,11 +252,13 @@ class Processor:
           MediaError: an image that cannot be read.
           TooLong: more than `max_tokens` tokens (a media span is never cut).
         """
-        parts = [p for _, turn in content_parts(prompt) for p in turn if p["type"] != "text"]
+        everything = itertools.chain.from_iterable(turn for _, turn in content_parts(prompt))
+        parts = [part for part in everything if part["type"] != "text"]
         if parts and self.images is None:
             kind = parts[0]["type"]
             raise PromptError(
-                f"the prompt has a part {kind!r}, but a model of type {self.family!r} takes text only"
+                f"the prompt has a part {kind!r}, but a "
+                f"model of type {self.family!r} takes text only"
             )
         units = [self._unit(part) for part in parts]
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
@@ -353,60 +331,41 @@ class Processor:
 
     def _unit(self, part: dict) -> Unit:
         """An image or video of the prompt, cut into patches."""
-        if part["type"] == "video":
-            return self._video(part)
-        image = load_image(part["image"])
-        try:
-            if isinstance(self.images, TileOptions):
-                patches, grids = preprocess_tiles(image, self.images)
-                return Unit(tuple(patches), tuple(grids), media_hash(image))
-            assert self.images is not None
-            found, grid = preprocess_image(image, self.images)
-        except MediaError as e:
-            raise MediaError(f"{describe(part['image'])}: {e}") from e
-        return Unit((found,), (grid,), media_hash(image))
-
-    def _video(self, part: dict) -> Unit:
+        assert self.rules is not None and self.images is not None  # `encode` has looked
+        if part["type"] == "image":
+            return image_unit(part["image"], self.images)
         if self.videos is None:
             raise PromptError(
                 f"the prompt has a video, but a model of type {self.family!r} takes none"
             )
-        video = open_video(part["video"], self.videos, source_fps=part.get("fps"))
-        patches, (t, h, w) = preprocess_video(video.frames, self.videos, resize=False)
-        step = 1.0
-        times: tuple[float, ...] = ()
-        if self.rules is not None and self.rules.tokens_per_second:
-            step = self.rules.tokens_per_second * seconds_per_grid(video, self.videos)
-        if self.videos.rules.says_times:
-            times = tuple(timestamps(video, self.videos))
-        frames = tuple(patches.reshape(t, h * w, -1))
-        return Unit(frames, ((1, h, w),) * t, video_hash(video.frames), times, step)
+        return video_unit(part["video"], part.get("fps"), self.videos, self.rules.tokens_per_second)
 
     def _with_times(self, rendered: str, units: Sequence[Unit]) -> tuple[str, list[Unit]]:
-        """The rendered text and its units, a video with times (Qwen3-VL) taken apart into its frame
-        pairs:
+        """The rendered text and its units, with a timed video taken apart into frame pairs.
 
         <|vision_start|><|video_pad|><|vision_end|>
-        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|><1.2
-        seconds><|vision_start|><|video_pad|>...
+
+        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|>
+        <1.2 seconds><|vision_start|><|video_pad|><|vision_end|> ...       on one line
         """
-        clips, apart = [u for u in units if u.times], []
-        for unit in units:
-            pair = zip(unit.patches, unit.grids, strict=True)
-            apart += [Unit((p,), (g,), unit.hash) for p, g in pair] if unit.times else [unit]
+        clips = [unit for unit in units if unit.times]
         if not clips:
-            return rendered, apart
+            return rendered, list(units)
         first, *rest = rendered.split(self.video_pad)
         if len(rest) != len(clips):
             raise PromptError(
                 f"the prompt has {len(clips)} videos, but the template has a place for {len(rest)}"
             )
-        said = ["".join(timestamp_text(t) + self.video_pad for t in clip.times) for clip in clips]
-        return first + "".join(a + b for a, b in zip(said, rest, strict=True)), apart
+        text = first
+        for clip, after in zip(clips, rest, strict=True):
+            said = [timestamp_text(time) + self.video_pad for time in clip.times]
+            text += "".join(said) + after
+        return text, list(itertools.chain.from_iterable(unit.apart() for unit in units))
 
     def _place(self, unit: Unit, ids: list[int], spans: list[Span], token: int) -> list[int]:
         """`ids` with the media tokens of a unit behind them; its span is added to `spans`."""
-        merge = self.images.merge_size  # type: ignore[union-attr]  # a unit exists only where the model takes media
+        assert self.rules is not None  # a unit exists only where the model takes media
+        merge = self.rules.merge_size
         _, h, w = unit.grids[0]
         grid = (len(unit.grids), h // merge, w // merge)
         size = len(unit.grids) * grid[1] * grid[2]

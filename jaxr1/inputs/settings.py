@@ -78,9 +78,7 @@ class MediaRules:
     flat: bool = False
 
 
-# ---------------------------------------------------------------- files of a directory
-
-
+# --- files of a directory -----------------------------------------------------------------------
 def image_options(directory: Path, raw: Mapping, rules: MediaRules) -> ImageOptions | TileOptions:
     """Image settings of a directory; sizes of patches are the tower's.
 

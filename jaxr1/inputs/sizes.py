@@ -15,9 +15,7 @@ class TooLong(UserError):
 
 
 def geometric(low: int, high: int, ratio: float = 2.0, multiple: int = 8) -> tuple[int, ...]:
-    """Bucket sizes from `low` to `high`, each about `ratio` times the one before, rounded up to
-    `multiple`.
-    """
+    """Sizes from `low` to `high`, each about `ratio` times the last, rounded up to `multiple`."""
     sizes, size = [], float(min(low, high))
     while size < high:
         sizes.append(int(-(-size // multiple) * multiple))
@@ -31,16 +29,12 @@ def power_of_two(size: int) -> int:
 
 
 def rows_for(count: int, multiple: int) -> int:
-    """Rows of a batch for `count` real ones: `multiple` times a power of two, so that few shapes
-    exist.
-    """
+    """Rows of a batch for `count` real ones: `multiple` times a power of two."""
     return multiple * power_of_two(-(-count // multiple))
 
 
 def finely(count: int, multiple: int = 1, ratio: float = 1.25) -> int:
-    """The smallest size >= count of a geometric series of whole multiples: padding of at most 1 - 1
-    / ratio.
-    """
+    """The smallest size >= count of a geometric series: padding of at most 1 - 1 / ratio."""
     size = 1
     while size * multiple < count:
         size = max(size + 1, math.floor(size * ratio))
@@ -48,9 +42,7 @@ def finely(count: int, multiple: int = 1, ratio: float = 1.25) -> int:
 
 
 def pack_first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of `sizes` in bins of `capacity`, largest first, each in the first bin with room
-    (deterministic).
-    """
+    """Indices of `sizes` in bins of `capacity`: largest first, in the first bin with room."""
     bins: list[list[int]] = []
     room: list[int] = []
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
@@ -79,8 +71,7 @@ def bucket(size: int, sizes: Sequence[int], what: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The static sizes that arrays may have. Everything that compiles, compiles for sizes from
-    here.
+    """The static sizes that arrays may have; whatever compiles, compiles for these.
 
     Attributes:
       prompt: prompt lengths P in tokens.
@@ -103,8 +94,7 @@ class Buckets:
 
 @dataclasses.dataclass(frozen=True)
 class BucketOptions:
-    """Static sizes; an empty tuple is a geometric series up to the stage's limits (to the
-    processor's for patches).
+    """Static sizes; () is a geometric series up to the stage's (or processor's) limits.
 
     Attributes:
       prompt: prompt lengths in tokens.

@@ -58,9 +58,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One micro-batch: `rows` padded rows, of which `prompts` lists the real ones; S strips of T
-    tokens each.
-    """
+    """A micro-batch: `rows` padded rows, the real ones in `prompts`; S strips of T tokens."""
 
     prompts: tuple[int, ...]
     rows: int
@@ -93,8 +91,7 @@ def plan_strips(
     multiple: int = 1,
     placed: np.ndarray | None = None,
 ) -> list[Plan]:
-    """Packs responses into micro-batches of at most `token_budget` padded tokens (one row may
-    exceed it).
+    """Packs responses into micro-batches of at most `token_budget` padded tokens.
 
     Rows are sorted by size, so that a micro-batch holds rows of like length: with log-normal
     lengths most of a batch in arrival order would be padding.
@@ -111,7 +108,7 @@ def plan_strips(
     Returns:
       Plans, which place every such response once.
     """
-    lengths = [[int(n) for n in group] for group in counts]
+    lengths = [list(map(int, group)) for group in counts]
     starts = _starts(lengths)
     if placed is not None:
         lengths = np.where(placed, counts, 0).tolist()

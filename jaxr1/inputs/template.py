@@ -1,5 +1,4 @@
-"""From chat messages to token ids: the template renders, user text stays text, media get their
-spans.
+"""From chat messages to token ids: templates render, user text stays text.
 
 The rendered template holds a sentinel in place of every special string in what the user wrote. It
 is split at its own special tokens, and the user's strings are put back afterwards, so that a
@@ -29,8 +28,10 @@ TODAY = datetime.datetime(2024, 7, 26)
 # turns.
 R1_ZERO_PREFIX = "<think>"
 R1_ZERO = (
-    "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves it. "
-    "The assistant first thinks about the reasoning process in the mind and then provides the user with the answer.\n"
+    "A conversation between User and Assistant. The user asks a question about the image, and the "
+    "Assistant solves it. "
+    "The assistant first thinks about the reasoning process in the mind and then provides the user "
+    "with the answer.\n"
     "User: {question}\nAssistant: Let me solve this step by step.\n"
 )
 
@@ -39,7 +40,10 @@ R1_ZERO = (
 # executed here).
 CHATML = {
     "chatml": "",
-    "internvl2_5": "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。",
+    "internvl2_5": (
+        "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、"
+        "清华大学及多家合作单位联合开发的多模态大语言模型。"
+    ),
 }
 TEMPLATES = ("r1_zero", *CHATML)
 
@@ -96,7 +100,8 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
             ):
                 raise PromptError(
                     f"message {i}, part {j}: expected {{'type': 'text', 'text': ...}}, "
-                    f"{{'type': 'image', 'image': ...}} or {{'type': 'video', 'video': ...}}, got {part!r:.80}"
+                    f"{{'type': 'image', 'image': ...}} or "
+                    f"{{'type': 'video', 'video': ...}}, got {part!r:.80}"
                 )
             if kind == "text":
                 check_text(part["text"], f"message {i}, part {j}")
@@ -113,9 +118,7 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
 
 
 def check_text(text: str, where: str) -> None:
-    """Raises PromptError where a text holds half of a surrogate pair, which JSON can spell and no
-    tokenizer reads.
-    """
+    """Raises PromptError for half of a surrogate pair, which no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError as e:
@@ -133,8 +136,7 @@ def render(
     *,
     flat: bool = False,
 ) -> tuple[str, list[str]]:
-    """The rendered template, with sentinels for the special strings in what the user wrote; and
-    those strings.
+    """The rendered template, and the special strings of the user that sentinels stand for.
 
     It is rendered twice: with every text wholly behind a sentinel, to see that the template places
     each of them once and in order, and with the texts themselves, because templates look at them
@@ -224,7 +226,8 @@ def apply_chat_template(tokenizer, messages: Sequence[dict], *, add_generation_p
     if isinstance(template, dict):  # several by name, one of them for tools
         if "default" not in template:
             raise PromptError(
-                f"the tokenizer has chat templates {', '.join(template)}, and none of the name 'default'"
+                "the tokenizer has chat templates "
+                f"{', '.join(template)}, and none of the name 'default'"
             )
         template = template["default"]
     if isinstance(
@@ -240,8 +243,7 @@ def apply_chat_template(tokenizer, messages: Sequence[dict], *, add_generation_p
 
 
 def end_of_turn(tokenizer, template: str | None) -> int | None:
-    """The special token that the template puts after an assistant's answer; None where there is
-    none.
+    """The special token that ends an assistant's turn in the template; None without one.
 
     It is not always the tokenizer's end of text: that of InternLM2 is </s>, and answers end with
     <|im_end|>.
@@ -267,9 +269,7 @@ def end_of_turn(tokenizer, template: str | None) -> int | None:
 
 
 def chatml(messages: Sequence[dict], system: str) -> str:
-    """Turns between <|im_start|> and <|im_end|>, with a system turn where the messages have none
-    (and `system` is one).
-    """
+    """Turns between <|im_start|> and <|im_end|>; `system` goes before messages without one."""
     turns = [(m["role"], m["content"]) for m in messages]
     if system and turns[0][0] != "system":
         turns.insert(0, ("system", system))

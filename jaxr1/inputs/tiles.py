@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,8 +94,7 @@ class TileOptions:
         )
 
     def with_pixels(self, min_pixels: int | None, max_pixels: int | None) -> TileOptions:
-        """The same with bounds given in pixels of area, as other families have them; the thumbnail
-        is not counted.
+        """The same with bounds in pixels, as other families have them; thumbnails do not count.
 
         Raises:
           ValueError: less than one tile.
@@ -144,9 +144,7 @@ class TileOptions:
         return cls(size=size, patch_size=patch_size, merge_size=merge_size, **changes)
 
     def changed(self, config: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[dict, dict]:
-        """What must be set in the two files, read as by `from_configs`, for them to say these
-        bounds; mostly nothing.
-        """
+        """The keys of the two files that must change for `from_configs` to read these bounds."""
         said = self.from_configs(
             config, settings, size=self.size, patch_size=self.patch_size, merge_size=self.merge_size
         )
@@ -168,17 +166,14 @@ transformers.
 """
 
 MAX_TILES = 128
-"""More tiles than this in one picture are refused: 128 of 448 x 448 are 25 million pixels and 32768
-tokens.
-"""
+"""Most tiles of a picture: 128 of 448 x 448 are 25 million pixels and 32768 tokens."""
 
 
 @functools.lru_cache(maxsize=64)
 def tile_shapes(least: int, most: int) -> tuple[tuple[int, int], ...]:
-    """(columns, rows) of all grids of `least` to `most` tiles, by number of tiles and then by
-    columns.
-    """
-    grids = [(c, r) for c in range(1, most + 1) for r in range(1, most // c + 1) if c * r >= least]
+    """(columns, rows) of all grids of `least` to `most` tiles, sorted by tiles, then columns."""
+    pairs = itertools.product(range(1, most + 1), repeat=2)
+    grids = [(columns, rows) for columns, rows in pairs if least <= columns * rows <= most]
     return tuple(sorted(grids, key=lambda grid: (grid[0] * grid[1], grid[0])))
 
 
@@ -206,11 +201,9 @@ def cut_tiles(image: Image.Image, options: TileOptions) -> list[Image.Image]:
     columns, rows = tile_grid(rgb.height, rgb.width, options) if options.max_tiles > 1 else (1, 1)
     resample = Image.Resampling(options.resample)
     whole = rgb.resize((columns * side, rows * side), resample=resample)
-    tiles = [
-        whole.crop((c * side, r * side, (c + 1) * side, (r + 1) * side))
-        for r in range(rows)
-        for c in range(columns)
-    ]
+    tiles = []
+    for top, left in itertools.product(range(0, whole.height, side), range(0, whole.width, side)):
+        tiles.append(whole.crop((left, top, left + side, top + side)))
     if options.thumbnail and len(tiles) > 1:
         tiles.append(rgb.resize((side, side), resample=resample))
     return tiles

@@ -1,6 +1,4 @@
-"""Videos to vision-tower input: which frames, at which size, as which patches, and when each of
-them was shown.
-"""
+"""Videos to vision-tower input: which frames, what size, which patches, shown when."""
 
 import dataclasses
 import math
@@ -18,7 +16,7 @@ from jaxr1.inputs.images import (
     smart_resize,
     split_patches,
 )
-from jaxr1.media.frames import Sampling
+from jaxr1.media.frames import FrameChoice, Sampling
 from jaxr1.media.images import MAX_PIXELS_DECODED, MediaError
 from jaxr1.media.videos import Video, VideoSource, load_video
 
@@ -98,8 +96,7 @@ class VideoOptions(PatchOptions):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], rules: VideoRules) -> "VideoOptions":
-        """Options from a `video_preprocessor_config.json`, `processor_config.json` or
-        `preprocessor_config.json`.
+        """Options from the `(video_)preprocessor_config.json` or `processor_config.json`.
 
         transformers looks for them in this order: `video_processor` in `processor_config.json`,
         then `video_preprocessor_config.json`, then `preprocessor_config.json`, whose bounds are
@@ -137,8 +134,7 @@ class VideoOptions(PatchOptions):
 
 
 def video_size(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int]:
-    """The size the frames of a clip are resized to: multiples of `options.factor`, aspect ratio
-    nearly kept.
+    """The size of a clip's frames: multiples of `options.factor`, aspect ratio nearly kept.
 
     Bounds of a frame (arXiv:2409.12191) size it as an image. With `cap_pixels_per_frame`, it may
     have no more pixels than its share of a clip of 0.9 * `max_video_tokens` tokens, but 1.05 *
@@ -216,8 +212,7 @@ def _clip_resize(
 
 
 def video_grid(frames: int, height: int, width: int, options: VideoOptions) -> tuple[int, int, int]:
-    """The (t, h, w) grid of patches of a clip of that size; it becomes t * h * w / merge_size**2
-    tokens.
+    """The (t, h, w) grid of a clip's patches; it becomes t * h * w / merge_size**2 tokens.
 
     Raises:
       MediaError: as `video_size`.
@@ -238,8 +233,7 @@ def open_video(
     sample: bool = True,
     max_pixels_decoded: int = MAX_PIXELS_DECODED,
 ) -> Video:
-    """Opens a clip and takes the frames that the options ask for, each resized as soon as it is
-    decoded.
+    """The frames of a clip that the options ask for, resized as soon as they are decoded.
 
     The frames go to `preprocess_video` with `resize=False`; the result is that of `load_video` and
     `preprocess_video`, but a long clip is never held at its full size.
@@ -258,15 +252,18 @@ def open_video(
       ImportError: a file is given and PyAV is not installed.
     """
     by_rate = sample and options.num_frames is None
-    return load_video(
-        source,
-        source_fps=source_fps,
+    choice = FrameChoice(
         fps=options.fps if by_rate else None,
         num_frames=options.num_frames if sample else None,
         min_frames=options.min_frames,
         max_frames=options.max_frames,
         frame_factor=options.temporal_patch_size,
         sampling=options.rules.sampling,
+    )
+    return load_video(
+        source,
+        choice,
+        source_fps=source_fps,
         resize=lambda frames, height, width: video_size(frames, height, width, options),
         resample=options.resample,
         max_pixels_decoded=max_pixels_decoded,
@@ -318,7 +315,8 @@ def preprocess_video(
         new_height, new_width = height, width
         if min(frames.shape) < 1 or height % options.factor or width % options.factor:
             raise ValueError(
-                f"{count} frames of {width}x{height} do not divide into blocks of side {options.factor}"
+                f"{count} frames of {width}x{height} do not divide into blocks of side "
+                f"{options.factor}"
             )
     side, span = options.patch_size, options.temporal_patch_size
     grid = steps, rows, columns = math.ceil(count / span), new_height // side, new_width // side
@@ -340,8 +338,7 @@ def preprocess_video(
 
 
 def seconds_per_grid(video: Video, options: VideoOptions) -> float:
-    """Seconds between temporal patches: temporal_patch_size / sampled frames a second, for
-    Qwen2.5-VL's positions.
+    """Seconds between temporal patches: temporal_patch_size / sampled frames a second.
 
     Raises:
       MediaError: the rate of the clip is unknown.
@@ -350,8 +347,7 @@ def seconds_per_grid(video: Video, options: VideoOptions) -> float:
 
 
 def timestamps(video: Video, options: VideoOptions) -> list[float]:
-    """Seconds from the start of the clip, for each temporal patch the mean of its first and its
-    last frame's time.
+    """Seconds from the start for each temporal patch: the mean of its first and last frame.
 
     Qwen3-VL writes them before the patches, see `timestamp_text`. An odd last frame is repeated, so
     its patch has its own time. The time of a frame is its index / the clip's average rate.

@@ -1,5 +1,4 @@
-"""Floating-point operations that a model needs, counted from its parameter table: the numerator of
-`perf/mfu`.
+"""Floating-point operations of a model, counted from its table, for `perf/mfu`.
 
 Matrix products only (2 per multiply-add), of real tokens and patches: padding and rematerialisation
 are not work. Causal attention counts the pairs that are seen. Adapters (LoRA) are left out; they
@@ -43,7 +42,7 @@ def forward_flops(model: Model, prompt: EncodedPrompt, responses: Iterable[int])
 
 
 def plan_flops(model: Model, plan: Plan, prompts: Sequence[EncodedPrompt]) -> dict[str, int]:
-    """As `forward_flops`, of a micro-batch; a prompt whose responses take several rows counts once."""
+    """As `forward_flops`, of a micro-batch; a prompt with responses in several rows counts once."""
     lengths: dict[int, list[int]] = {i: [] for i in plan.prompts}
     for place in plan.places:
         lengths[place.prompt].append(place.length)
@@ -115,20 +114,31 @@ def _cut(size: int, window: int) -> list[int]:
     return [min(window, size - first) for first in range(0, size, window)]
 
 
-# ---------------------------------------------------------------- peak rates
-
+# --- peak rates ---------------------------------------------------------------------------------
 PEAK_TFLOPS = {
-    "TPU v4": 275, "TPU v5 lite": 197, "TPU v5e": 197, "TPU v5": 459, "TPU v5p": 459, "TPU v6 lite": 918, "TPU v6e": 918,
-    "A100": 312, "H100": 989, "H100 PCIe": 756, "H100 NVL": 835, "H200": 989, "GH200": 989, "B200": 2250, "GB200": 2500,
-    "L4": 121, "L40S": 362,
-}  # fmt: skip
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5": 459,
+    "TPU v5p": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "A100": 312,
+    "H100": 989,
+    "H100 PCIe": 756,
+    "H100 NVL": 835,
+    "H200": 989,
+    "GH200": 989,
+    "B200": 2250,
+    "GB200": 2500,
+    "L4": 121,
+    "L40S": 362,
+}
 """Dense bfloat16 TFLOP/s of one device by words of its name, from the makers' data sheets."""
 
 
 def peak_flops() -> float:
-    """Floating-point operations per second of all devices at their best in bfloat16; 0 where a
-    device is not known.
-    """
+    """Peak bfloat16 FLOP/s of all devices together; 0 where a device is not known."""
     total = 0.0
     for device in jax.devices():
         words = f" {device.device_kind.replace('-', ' ')} "

@@ -1,5 +1,4 @@
-"""The text decoder: RMSNorm, grouped-query attention with rotary positions, SwiGLU; layers stacked
-and scanned.
+"""The text decoder: RMSNorm, grouped-query attention, rotary positions, SwiGLU; scanned.
 
 Three entry points share one layer: `prefill` runs prompts and keeps their keys, `extend` runs
 packed responses against those keys, `decode` runs one token per response with the responses' own
@@ -9,6 +8,7 @@ cache.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 
 import jax
@@ -64,9 +64,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextNames:
-    """Hugging Face names of a decoder's tensors; "{}" stands for the layer. `qkv` is InternLM2's
-    fused matrix.
-    """
+    """Hugging Face names of a decoder; "{}" is the layer, `qkv` InternLM2's fused matrix."""
 
     embed: str
     norm: str
@@ -87,19 +85,25 @@ class TextNames:
 
     @classmethod
     def llama(cls, prefix: str, head: str) -> TextNames:
-        """What Llama, Qwen2 and Qwen3 call them. `prefix` is that of the decoder, `head` that of
-        the output matrix.
-        """
+        """What Llama, Qwen2 and Qwen3 call them, under `prefix`; `head` is the output matrix's."""
         return cls(f"{prefix}embed_tokens", f"{prefix}norm", head, prefix + "layers.{}.")
 
     @classmethod
     def internlm2(cls, prefix: str, head: str) -> TextNames:
         """What InternLM2 (arXiv:2403.17297) calls them."""
         return cls(
-            f"{prefix}tok_embeddings", f"{prefix}norm", head, prefix + "layers.{}.",
-            "attention_norm", "ffn_norm", o="attention.wo", gate="feed_forward.w1", up="feed_forward.w3",
-            down="feed_forward.w2", qkv="attention.wqkv",
-        )  # fmt: skip
+            embed=f"{prefix}tok_embeddings",
+            norm=f"{prefix}norm",
+            head=head,
+            layer=prefix + "layers.{}.",
+            attention_norm="attention_norm",
+            mlp_norm="ffn_norm",
+            o="attention.wo",
+            gate="feed_forward.w1",
+            up="feed_forward.w3",
+            down="feed_forward.w2",
+            qkv="attention.wqkv",
+        )
 
 
 def text_table(cfg: TextConfig, names: TextNames) -> Table:
@@ -150,9 +154,7 @@ def head_matrix(params: dict) -> jax.Array:
 def _layer(
     cfg: TextConfig, w: dict, x: jax.Array, angle: jax.Array, attend: Callable
 ) -> tuple[jax.Array, tuple]:
-    """One decoder layer on x [..., D]; `attend(q, k, v) -> (out, kept)` decides who sees whom and
-    what is kept.
-    """
+    """One decoder layer; `attend(q, k, v) -> (out, kept)` says who sees whom, what is kept."""
     h = rms_norm(x, w["attention_norm"], cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
     if cfg.qk_norm:
@@ -170,9 +172,7 @@ def _angles(cfg: TextConfig, position: jax.Array) -> jax.Array:
 
 
 def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: bool):
-    """Scans `step(x, layer, deep) -> (x, kept)` over the layers, the first len(deep) of which get
-    deep features.
-    """
+    """Scans `step(x, layer, deep) -> (x, kept)`; the first len(deep) layers get features."""
     run = jax.checkpoint(step) if remat else step
     if deep is None:
         return jax.lax.scan(lambda x, layer: run(x, layer, None), x, layers)
@@ -268,11 +268,13 @@ def extend(
 
 
 def unstack(params: dict) -> list[dict]:
-    """The stacked layers as a list. Taken before a decode loop: slicing inside it would copy every
-    weight each step.
+    """The stacked layers as a list.
+
+    Taken before a decode loop: slicing inside it would copy every weight each step.
     """
     layers = params["layers"]
-    return [{key: value[i] for key, value in layers.items()} for i in range(layers["q"].shape[0])]
+    count = layers["q"].shape[0]
+    return [jax.tree.map(operator.itemgetter(i), layers) for i in range(count)]
 
 
 def decode(

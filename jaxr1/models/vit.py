@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 
 import jax
@@ -102,8 +103,7 @@ class VisionConfig:
         return PatchGeometry(self.merge_size, self.patch_values, self.tile_side**2, self.window)
 
 
-# ---------------------------------------------------------------- parameters
-
+# --- parameters ---------------------------------------------------------------------------------
 VisionNames = Mapping[str, str]
 """Hugging Face names by role, without ".weight" and ".bias"; "{}" stands for the block. A role
 ending in "=" is the full name of a tensor that is neither. Where "qkv" is given, q, k and v are
@@ -112,8 +112,10 @@ parts of it.
 
 
 def _norm(name: str, size: int, kind: str) -> dict[str, Param]:
-    scale = {"": vector(name + ".weight", (size,), (None,), "ones")}
-    return scale | ({"_bias": vector(name + ".bias", (size,), (None,))} if kind == "layer" else {})
+    group = {"": vector(name + ".weight", (size,), (None,), "ones")}
+    if kind == "layer":
+        group["_bias"] = vector(name + ".bias", (size,), (None,))
+    return group
 
 
 def _dense(
@@ -127,7 +129,10 @@ def _dense(
 
 def _named(**groups: dict[str, Param]) -> Table:
     """{"fc1": {"": weight, "_bias": bias}} -> {"fc1": weight, "fc1_bias": bias}."""
-    return {key + suffix: p for key, group in groups.items() for suffix, p in group.items()}
+    table: Table = {}
+    for key, group in groups.items():
+        table |= {key + suffix: p for suffix, p in group.items()}
+    return table
 
 
 def _attention_table(cfg: VisionConfig, n: VisionNames) -> Table:
@@ -179,12 +184,9 @@ def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
         block |= {key: vector(n[key + "="], (d,), (None,), "ones") for key in ("scale1", "scale2")}
 
     tower = {f"blocks/{key}": p for key, p in stack(block, cfg.depth).items()}
-    pixels = (
-        cfg.channels,
-        *(cfg.temporal_patch_size,) * (not cfg.tile_side),
-        cfg.patch_size,
-        cfg.patch_size,
-    )
+    # Tiles are pictures: their convolution has no dimension of time.
+    time = () if cfg.tile_side else (cfg.temporal_patch_size,)
+    pixels = (cfg.channels, *time, cfg.patch_size, cfg.patch_size)
     tower["patch"] = linear(
         n["patch"] + ".weight", (d,), (math.prod(pixels),), (None, "embed"), hf_shape=(d, *pixels)
     )
@@ -203,25 +205,20 @@ def vision_table(cfg: VisionConfig, n: VisionNames) -> tuple[Table, Table]:
     if cfg.deep:
         deep = stack(_merger_table(cfg, n, "deep_", norm_last=True), len(cfg.deep))
         merger |= {f"deep/{key}": p for key, p in deep.items()}
-    scaled = [
-        {
-            k: dataclasses.replace(p, scale=cfg.init_scale) if p.init == "normal" else p
-            for k, p in table.items()
-        }
-        for table in (tower, merger)
-    ]
-    return scaled[0], scaled[1]
+    return _scaled(tower, cfg.init_scale), _scaled(merger, cfg.init_scale)
 
 
-# ---------------------------------------------------------------- computation
+def _scaled(table: Table, scale: float) -> Table:
+    """The same entries, random ones with this standard deviation."""
+    normal = {key: p for key, p in table.items() if p.init == "normal"}
+    return table | {key: dataclasses.replace(p, scale=scale) for key, p in normal.items()}
 
 
+# --- computation --------------------------------------------------------------------------------
 def _normed(w: dict, key: str, x: jax.Array, kind: str, eps: float) -> jax.Array:
-    return (
-        layer_norm(x, w[key], w[key + "_bias"], eps)
-        if kind == "layer"
-        else rms_norm(x, w[key], eps)
-    )
+    if kind == "layer":
+        return layer_norm(x, w[key], w[key + "_bias"], eps)
+    return rms_norm(x, w[key], eps)
 
 
 def _block(
@@ -231,10 +228,7 @@ def _block(
     h = _normed(w, "norm1", x, cfg.norm, cfg.norm_eps)
     q, k, v = (dense(h, w, key) for key in "qkv")
     if cfg.qk_norm:
-        wide = lambda y, scale: rms_norm(
-            y.reshape(*y.shape[:2], -1), scale.reshape(-1), cfg.norm_eps
-        ).reshape(y.shape)
-        q, k = wide(q, w["q_norm"]), wide(k, w["k_norm"])
+        q, k = (_norm_heads(x, w[f"{key}_norm"], cfg.norm_eps) for x, key in ((q, "q"), (k, "k")))
     if angle is not None:
         q, k = rotate(q, angle), rotate(k, angle)
     scaled = lambda y, key: (y * w[key]).astype(y.dtype) if cfg.layer_scale else y
@@ -247,20 +241,22 @@ def _block(
     return x + scaled(out, "scale2")
 
 
+def _norm_heads(x_rmnh: jax.Array, scale_nh: jax.Array, eps: float) -> jax.Array:
+    """RMS norm over all heads together."""
+    flat = x_rmnh.reshape(*x_rmnh.shape[:2], -1)
+    return rms_norm(flat, scale_nh.reshape(-1), eps).reshape(x_rmnh.shape)
+
+
 def learned_positions(
     table_vd: jax.Array, side: int, place_rm2: jax.Array, size_rm2: jax.Array
 ) -> jax.Array:
-    """A side x side position table, interpolated bilinearly to each image's grid (corners on
-    corners).
+    """A position table, interpolated bilinearly to each image's grid, corners on corners.
 
     Returns:
       [R, M, D].
     """
-    at = (
-        place_rm2.astype(jnp.float32)
-        * (side - 1)
-        / jnp.maximum(size_rm2 - 1, 1).astype(jnp.float32)
-    )
+    last = jnp.maximum(size_rm2 - 1, 1).astype(jnp.float32)
+    at = place_rm2.astype(jnp.float32) * (side - 1) / last
     low = jnp.floor(at)
     part = at - low
     low = low.astype(jnp.int32)
@@ -274,8 +270,9 @@ def learned_positions(
 
 @functools.lru_cache
 def bicubic(side: int, to: int) -> np.ndarray:
-    """float32[to^2, side^2]: bicubic resampling of a square table (a = -0.75, half-pixel centres,
-    no antialiasing).
+    """float32[to^2, side^2]: bicubic resampling of a square table.
+
+    The kernel has a = -0.75; centres are half-pixel; there is no antialiasing.
     """
     at = (np.arange(to) + 0.5) * side / to - 0.5
     low, a = np.floor(at).astype(int), -0.75
@@ -284,16 +281,13 @@ def bicubic(side: int, to: int) -> np.ndarray:
         x = np.abs(at - low - tap)
         near = ((a + 2) * x - (a + 3)) * x * x + 1
         far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
-        np.add.at(
-            axis, (np.arange(to), np.clip(low + tap, 0, side - 1)), np.where(x <= 1, near, far)
-        )
+        place = np.clip(low + tap, 0, side - 1)
+        np.add.at(axis, (np.arange(to), place), np.where(x <= 1, near, far))
     return np.kron(axis, axis).astype(np.float32)
 
 
 def _tile_positions(cfg: VisionConfig, params: dict, place_rm2: jax.Array) -> jax.Array:
-    """Positions [R, M, D] of the patches of tiles; the table is resampled where its side is another
-    one.
-    """
+    """Positions [R, M, D] of the patches of tiles; a table of another side is resampled."""
     table = params["position"][1:]
     if cfg.position_side != cfg.tile_side:
         table = bicubic(cfg.position_side, cfg.tile_side) @ table
@@ -317,17 +311,16 @@ def tower(
       every_block: return the output of every block, for comparisons.
 
     Returns:
-      [R, M, (1 + deep) * D_vision]: the last block's output, then those of the blocks in `cfg.deep`; with
-      `every_block` [depth, R, M, D_vision].
+      [R, M, (1 + deep) * D_vision]: the last block's output, then those of the blocks in
+      `cfg.deep`; with `every_block` [depth, R, M, D_vision].
     """
     dtype = params["patch"].dtype
     x = dense(rows.patch_rmc.astype(dtype), params, "patch")
     angle = None
     if cfg.rotary_theta is not None:
         inverse = inverse_frequencies(cfg.width // cfg.heads // 2, cfg.rotary_theta)
-        turned = (
-            rows.place_rm2.astype(jnp.float32)[..., None] * inverse
-        )  # [R, M, 2, H / 4]: rows, then columns
+        # [R, M, 2, H / 4]: rows, then columns
+        turned = rows.place_rm2.astype(jnp.float32)[..., None] * inverse
         angle = turned.reshape(*turned.shape[:2], -1)
     segment = rows.segment_rm
     if cfg.tile_side:
@@ -336,10 +329,8 @@ def tower(
         x = jnp.concatenate([first.astype(dtype), x], 1)
         segment = jnp.pad(segment, ((0, 0), (1, 0)), mode="edge")
     elif cfg.position_side:
-        x = add(
-            x,
-            learned_positions(params["position"], cfg.position_side, rows.place_rm2, rows.size_rm2),
-        )
+        table, side = params["position"], cfg.position_side
+        x = add(x, learned_positions(table, side, rows.place_rm2, rows.size_rm2))
 
     def whole(q, k, v):
         if rows.pair_rp2 is None:
@@ -360,21 +351,22 @@ def tower(
             )
         return constrain(_block(cfg, w, x, angle, attend), rules, "batch", None, None), None
 
+    # One scan up to each block whose output is wanted.
     sees_all = np.isin(np.arange(cfg.depth), cfg.full)
     step = jax.checkpoint(block) if remat else block
-    kept, begin = [], 0
-    ends = (
-        range(1, cfg.depth + 1) if every_block else sorted({cfg.depth, *(i + 1 for i in cfg.deep)})
-    )
-    for end in ends:  # one scan up to each block whose output is wanted
-        part = jax.tree.map(lambda w: w[begin:end], (params["blocks"], sees_all))  # noqa: B023 - used at once
-        x, _ = jax.lax.scan(step, x, part)
-        kept.append((end - 1, x[:, 1:] if cfg.tile_side else x))
-        begin = end
+    last = cfg.depth - 1
+    wanted = range(cfg.depth) if every_block else sorted({*cfg.deep, last})
+    found, begin = {}, 0
+    for i in wanted:
+        layers = jax.tree.map(
+            operator.itemgetter(slice(begin, i + 1)), (params["blocks"], sees_all)
+        )
+        x, _ = jax.lax.scan(step, x, layers)
+        found[i] = x[:, 1:] if cfg.tile_side else x
+        begin = i + 1
     if every_block:
-        return jnp.stack([x for _, x in kept])
-    found = dict(kept)
-    return jnp.concatenate([found[cfg.depth - 1], *(found[i] for i in cfg.deep)], -1)
+        return jnp.stack(list(found.values()))
+    return jnp.concatenate([found[i] for i in (last, *cfg.deep)], -1)
 
 
 def _merge(cfg: VisionConfig, w: dict, x_rmd: jax.Array, *, norm_last: bool) -> jax.Array:
@@ -396,6 +388,6 @@ def merge(cfg: VisionConfig, params: dict, feature_rmd: jax.Array) -> jax.Array:
     last, *deep = jnp.split(feature_rmd, 1 + len(cfg.deep), -1)
     out = [_merge(cfg, own, last, norm_last=cfg.merger_norm_last)]
     for i, x in enumerate(deep):
-        w = jax.tree.map(lambda p: p[i], params["deep"])  # noqa: B023 - used at once
+        w = jax.tree.map(operator.itemgetter(i), params["deep"])
         out.append(_merge(cfg, w, x, norm_last=True))
     return jnp.concatenate(out, -1)

@@ -1,6 +1,4 @@
-"""The vision-language model: a tower, a merger and a decoder joined by `encode`, `prefill`,
-`extend` and `decode`.
-"""
+"""The vision-language model: tower, merger and decoder, joined by four functions."""
 
 from __future__ import annotations
 
@@ -50,8 +48,7 @@ class Tower:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A frozen, hashable description of a model; the parameters are a separate tree {vision,
-    merger, decoder}.
+    """A frozen, hashable description; parameters are a tree {vision, merger, decoder} apart.
 
     Attributes:
       family: the `model_type` of its config.json.
@@ -175,8 +172,7 @@ def cast(model: Model, params: dict) -> dict:
 
 
 def exactly(model: Model, scope: str) -> contextlib.ExitStack:
-    """The context that programs are traced in: a name for profiles, and products as exact as the
-    compute dtype says.
+    """The context of tracing: a name for profiles, products as exact as the compute dtype.
 
     Accelerators multiply float32 in TensorFloat-32 or in bfloat16 passes unless they are told
     otherwise.
@@ -213,9 +209,7 @@ ENCODERS = {PATCHES: encode_patches}
 
 
 def encode(model: Model, params: dict, media: Mapping[str, PatchRows]) -> jax.Array | None:
-    """Embeddings of all media, kind after kind, in the order that `media_index` counts; None of
-    none.
-    """
+    """Embeddings of all media in the order that `media_index` counts; None of none."""
     found = [ENCODERS[kind](model, params, rows) for kind, rows in media.items()]
     return jnp.concatenate(found) if found else None
 
@@ -227,8 +221,7 @@ def embed(
     media_index: jax.Array | None,
     media: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Token embeddings [..., D], with media embeddings in the places that `media_index` (-1 = a
-    token) names.
+    """Token embeddings [..., D], media where `media_index` names them (-1 = a token).
 
     Returns:
       The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at

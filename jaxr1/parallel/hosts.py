@@ -1,4 +1,4 @@
-"""Agreement between hosts: every host decision that picks a shape or a branch goes through `agree`."""
+"""Agreement of hosts: each decision that picks a shape or a branch goes through `agree`."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 
 import jax
@@ -58,7 +59,8 @@ class MeshOptions:
         sizes = [self.data, self.fsdp, self.tensor]
         if any(s < 1 and s != -1 for s in sizes):
             raise ValueError(
-                f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, or -1 for the rest"
+                f"mesh {dict(zip(AXES, sizes, strict=True))}: "
+                "sizes are positive, or -1 for the rest"
             )
         if sizes.count(-1) > 1:
             raise ValueError(f"mesh {tuple(sizes)}: at most one axis may be -1")
@@ -73,9 +75,7 @@ class MeshOptions:
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh with the axes of `AXES`, all of type Auto (explicit axes refuse the gathers that
-    sampling needs).
-    """
+    """A mesh with the axes `AXES`, type Auto: explicit axes refuse the sampler's gathers."""
     return jax.make_mesh(
         tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
@@ -91,9 +91,7 @@ def batch_multiple(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> int:
 
 
 def batch_shards(rules: Rules = DEFAULT_RULES) -> int:
-    """Devices that share a batch under the mesh that is set (`jax.set_mesh`), inside jit; 1 without
-    one.
-    """
+    """Devices that share a batch under the mesh that is set (inside jit); 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else int(np.prod([mesh.shape[a] for a in dict(rules)["batch"]]))
 
@@ -104,31 +102,32 @@ _replicated: set[tuple[str, int]] = set()  # what was reported already
 def partition(
     axes: Sequence[str | None], shape: Sequence[int], mesh_shape: dict[str, int], rules: Rules
 ) -> PartitionSpec:
-    """The PartitionSpec of a tensor with these logical axes; what a mesh axis does not divide is
-    replicated and logged.
+    """The PartitionSpec of a tensor with these logical axes.
+
+    What a mesh axis does not divide is replicated, and logged once.
     """
     table = dict(rules)
-    used: set[str] = set()
+    split = {name for name, size in mesh_shape.items() if size > 1}
     spec: list[str | tuple[str, ...] | None] = []
     for axis, size in zip(axes, shape, strict=True):
-        names = tuple(
-            n for n in table.get(axis or "", ()) if n not in used and mesh_shape.get(n, 1) > 1
-        )
-        ways = int(np.prod([mesh_shape[n] for n in names])) if names else 1
+        # An axis of the mesh splits a tensor once.
+        names = tuple(name for name in table.get(axis or "", ()) if name in split)
+        ways = math.prod(mesh_shape[name] for name in names)
         if size % ways:
-            if (axis or "", size) not in _replicated:
-                _replicated.add((axis or "", size))
-                log.warning(
-                    "axis %r of size %d is not divisible by %d (%s): replicated",
-                    axis,
-                    size,
-                    ways,
-                    names,
-                )
+            _log_replicated(axis or "", size, ways, names)
             names = ()
-        used.update(names)
-        spec.append(None if not names else names[0] if len(names) == 1 else names)
+        split -= set(names)
+        spec.append(names[0] if len(names) == 1 else names or None)
     return PartitionSpec(*spec)
+
+
+def _log_replicated(axis: str, size: int, ways: int, names: tuple[str, ...]) -> None:
+    if (axis, size) not in _replicated:
+        _replicated.add((axis, size))
+        log.warning(
+            "axis %r of size %d is not divisible by %d (%s): replicated",
+            *(axis, size, ways, ", ".join(names)),
+        )
 
 
 def sharding(
@@ -138,9 +137,7 @@ def sharding(
 
 
 def constrain(x: jax.Array, rules: Rules, *axes: str | None) -> jax.Array:
-    """`x` with its sharding fixed inside jit, under `jax.set_mesh`; the identity without a mesh or
-    on one device.
-    """
+    """`x` with its sharding fixed inside jit; the identity without a mesh or on one device."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x

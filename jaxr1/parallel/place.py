@@ -12,9 +12,7 @@ from jaxr1.parallel.mesh import Rules, sharding
 
 
 def place_rows(tree: Any, mesh: Mesh, rules: Rules) -> Any:
-    """A tree of host arrays whose first dimension is rows, split over the devices that share a
-    batch.
-    """
+    """Host arrays [rows, ...] split over the devices that share a batch."""
 
     def place(x: np.ndarray) -> jax.Array:
         axes = ("batch", *(None,) * (x.ndim - 1))

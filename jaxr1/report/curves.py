@@ -1,6 +1,4 @@
-"""curves.png: rewards, held-out scores, lengths, KL and gradient norms over the steps of all
-stages.
-"""
+"""curves.png: rewards, held-out scores, lengths, KL and gradient norms over all stages."""
 
 from __future__ import annotations
 
@@ -134,9 +132,7 @@ def _draw_held_out(axes: Any, sets: dict[str, Points], theme: Theme) -> None:
 
 
 def _draw_training(axes: Any, panel: Panel, history: History, theme: Theme) -> None:
-    """What training wrote. A noisy line is pale, with its mean over a twentieth of the run in
-    front.
-    """
+    """What training wrote: a noisy line is pale, its mean over a twentieth of the run in front."""
     points, label, colour = panel.trained(history), panel.label, theme.lines[0]
     window = len(points) // 20
     for _, first, last in history.stages:  # a line and its mean end with the stage

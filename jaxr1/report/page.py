@@ -1,5 +1,4 @@
-"""report.html: the table, the curves and sample answers in one file; pictures are inside it, and it
-loads nothing.
+"""report.html: table, curves and sample answers in one file with its pictures; loads nothing.
 
 Everything that a model or a data set wrote is untrusted text, and is escaped.
 """
@@ -26,8 +25,7 @@ MAX_MEDIA_BYTES = 400_000  # larger pictures are made smaller for the page
 MAX_MEDIA_SIDE = 512  # pixels
 
 
-# --- the samples
-# ----------------------------------------------------------------------------------------------------
+# --- the samples --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,9 +40,7 @@ class Sample:
 
 
 def _rollouts(run_dir: Path, evaluation: Evaluated) -> list[dict[str, Any]]:
-    """The rows of rollouts/eval_<set>_<stage>_<step>.jsonl; [] where that file is not there. The
-    step may be padded.
-    """
+    """Rows of rollouts/eval_<set>_<stage>_<step>.jsonl (step may be padded); [] without file."""
     pattern = re.compile(
         re.escape(f"eval_{evaluation.set}_{evaluation.stage}_")
         + f"0*{evaluation.step}"
@@ -67,8 +63,7 @@ def _is_right(row: dict[str, Any] | None, score: str) -> bool:
 def choose_samples(
     run_dir: Path, evaluations: Sequence[Evaluated], limit: int = SAMPLES
 ) -> list[Sample]:
-    """Pairs the first and last evaluation's rows by question and picture, and takes some of every
-    kind.
+    """Pairs rows of the first and last evaluation by question; takes some of every kind.
 
     Half of the places go to questions that were learned, the rest to those right before and after,
     those still wrong and those forgotten, in turn; within a kind in file order. The page must not
@@ -114,58 +109,68 @@ def choose_samples(
     return sorted((s for s in everything if id(s) in chosen), key=lambda s: order[key(s.after)])
 
 
-# --- the page
-# -------------------------------------------------------------------------------------------------------
-
+# --- the page -----------------------------------------------------------------------------------
 _CSS = """
-:root { color-scheme: light dark; --paper: #f6f8fa; --card: #fff; --ink: #1f2328; --soft: #59636e; --line: #d8dee4;
-  --good: #1a7f37; --goodbg: #dafbe1; --bad: #b42318; --badbg: #ffebe9; --tag: #0969da; }
-@media (prefers-color-scheme: dark) { :root { --paper: #0d1117; --card: #161b22; --ink: #e6edf3; --soft: #9aa4ae;
-  --line: #30363d; --good: #56d364; --goodbg: #12261e; --bad: #ff9b93; --badbg: #2d1618; --tag: #79c0ff; } }
+:root { color-scheme: light dark; --paper: #f6f8fa; --card: #fff; --ink: #1f2328; --soft: #59636e;
+  --line: #d8dee4; --good: #1a7f37; --goodbg: #dafbe1; --bad: #b42318; --badbg: #ffebe9; --tag:
+  #0969da; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #0d1117; --card: #161b22; --ink: #e6edf3; --soft: #9aa4ae; --line: #30363d;
+    --good: #56d364; --goodbg: #12261e; --bad: #ff9b93; --badbg: #2d1618; --tag: #79c0ff; }
+}
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui,
+  sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 64px; }
-h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; } h2 { font-size: 18px; margin: 36px 0 12px; }
+h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 18px; margin: 36px 0 12px; }
 p.note { color: var(--soft); margin: 0 0 12px; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 14px; text-align: right; border-top: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 8px 14px; text-align: right; border-top: 1px solid var(--line); white-space:
+  nowrap; }
 thead tr:first-child th { border-top: 0; }
-th { font-weight: 600; color: var(--soft); font-size: 13px; } th.group { text-align: center; }
+th { font-weight: 600; color: var(--soft); font-size: 13px; }
+th.group { text-align: center; }
 thead tr + tr th { border-top: 0; padding-top: 0; }
-td.name, th.name { text-align: left; } td.after { font-weight: 600; }
-.curves { padding: 12px; } .curves img { width: 100%; height: auto; display: block; }
-.sample { display: grid; grid-template-columns: 190px 1fr 1fr; margin-bottom: 16px; overflow: hidden; }
-.ask { grid-column: 1 / -1; padding: 12px 16px; border-bottom: 1px solid var(--line); white-space: pre-wrap;
-  overflow-wrap: anywhere; font-weight: 600; }
+td.name, th.name { text-align: left; }
+td.after { font-weight: 600; }
+.curves { padding: 12px; }
+.curves img { width: 100%; height: auto; display: block; }
+.sample { display: grid; grid-template-columns: 190px 1fr 1fr; margin-bottom: 16px; overflow:
+  hidden; }
+.ask { grid-column: 1 / -1; padding: 12px 16px; border-bottom: 1px solid var(--line); white-space:
+  pre-wrap; overflow-wrap: anywhere; font-weight: 600; }
 .ask small { display: block; font-weight: 400; color: var(--soft); }
 .media { padding: 14px; border-right: 1px solid var(--line); }
-.media img { max-width: 100%; height: auto; border-radius: 6px; display: block; margin: 0 auto 8px; background: #fff;
-  min-width: 96px; image-rendering: auto; }
+.media img { max-width: 100%; height: auto; border-radius: 6px; display: block; margin: 0 auto
+  8px; background: #fff; min-width: 96px; image-rendering: auto; }
 .media span { color: var(--soft); font-size: 13px; }
-.reply { padding: 12px 16px; min-width: 0; } .reply + .reply { border-left: 1px solid var(--line); }
-.reply h3 { margin: 0 0 8px; font-size: 12px; font-weight: 600; letter-spacing: .04em; text-transform: uppercase;
-  color: var(--soft); }
-.reply pre { margin: 0 0 10px; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace;
-  max-height: 320px; overflow-y: auto; }
-.tag { color: var(--tag); } .none { color: var(--soft); font-style: italic; }
-.chip { display: inline-block; font-size: 12px; border-radius: 99px; padding: 1px 9px; margin: 0 6px 4px 0;
-  background: var(--paper); border: 1px solid var(--line); color: var(--soft); }
+.reply { padding: 12px 16px; min-width: 0; }
+.reply + .reply { border-left: 1px solid var(--line); }
+.reply h3 { margin: 0 0 8px; font-size: 12px; font-weight: 600; letter-spacing: .04em;
+  text-transform: uppercase; color: var(--soft); }
+.reply pre { margin: 0 0 10px; white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5
+  ui-monospace, monospace; max-height: 320px; overflow-y: auto; }
+.tag { color: var(--tag); }
+.none { color: var(--soft); font-style: italic; }
+.chip { display: inline-block; font-size: 12px; border-radius: 99px; padding: 1px 9px; margin: 0
+  6px 4px 0; background: var(--paper); border: 1px solid var(--line); color: var(--soft); }
 .chip.good { background: var(--goodbg); color: var(--good); border-color: transparent; }
 .chip.bad { background: var(--badbg); color: var(--bad); border-color: transparent; }
-@media (max-width: 720px) { .sample { grid-template-columns: 1fr; }
+@media (max-width: 720px) {
+  .sample { grid-template-columns: 1fr; }
   .media { border-right: 0; border-bottom: 1px solid var(--line); }
-  .reply + .reply { border-left: 0; border-top: 1px solid var(--line); } }
+  .reply + .reply { border-left: 0; border-top: 1px solid var(--line); }
+}
 """
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _escape(text: Any) -> str:
-    """Text for HTML: escaped, and without control characters and direction overrides, which could
-    disguise the page.
-    """
+    """Text for HTML: escaped, no control characters or direction overrides, which disguise."""
     return html.escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(text)), quote=True)
 
 
@@ -198,11 +203,9 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
     if row is None:
         return f'<div class="reply">{heading}<span class="none">not evaluated</span></div>'
     text = str(row.get("response", ""))
-    cut = (
-        ""
-        if len(text) <= MAX_RESPONSE_CHARS
-        else f'\n<span class="none">… {len(text)} characters in all</span>'
-    )
+    cut = ""
+    if len(text) > MAX_RESPONSE_CHARS:
+        cut = f'\n<span class="none">… {len(text)} characters in all</span>'
     body = _escape(text[:MAX_RESPONSE_CHARS])
     for tag in ("think", "/think", "answer", "/answer"):
         body = body.replace(f"&lt;{tag}&gt;", f'<span class="tag">&lt;{tag}&gt;</span>')
@@ -210,9 +213,9 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
     chips = []
     rewards = row.get("rewards")
     for name, value in (rewards if isinstance(rewards, dict) else {}).items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        kind = ("good" if value > 0 else "bad") if is_number else ""
-        shown = f"{value:.3g}" if is_number else "–"
+        kind, shown = "", "–"
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            kind, shown = "good" if value > 0 else "bad", f"{value:.3g}"
         chips.append(f'<span class="chip {kind}">{_escape(name)} {_escape(shown)}</span>')
     if row.get("finish_reason") == "length":
         chips.append('<span class="chip bad">cut at the length limit</span>')
@@ -220,10 +223,8 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
 
 
 def _sample_html(run_dir: Path, sample: Sample, before: str, after: str) -> str:
-    media = (
-        "".join(_media_html(run_dir, name) for name in sample.media)
-        or '<span class="none">text only</span>'
-    )
+    media = "".join(_media_html(run_dir, name) for name in sample.media)
+    media = media or '<span class="none">text only</span>'
     return (
         f'<article class="card sample"><div class="ask">{_escape(sample.question)}'
         f"<small>reference answer: {_escape(sample.answer)}</small></div>"
@@ -249,10 +250,11 @@ def _table_html(results: Sequence[StageResult]) -> str:
             f"<td{' class=after' if i % 2 else ''}>{cell}</td>" for i, cell in enumerate(values)
         )
         rows.append(f"<tr>{row}<td>{count}</td></tr>")
+    head = f'<tr><th class="name">set</th><th class="name">stage</th>{groups}<th>n</th></tr>'
+    head += f"<tr><th></th><th></th>{second}<th></th></tr>"
     return (
-        '<div class="card scroll"><table><thead>'
-        f'<tr><th class="name">set</th><th class="name">stage</th>{groups}<th>n</th></tr>'
-        f"<tr><th></th><th></th>{second}<th></th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="card scroll"><table><thead>{head}</thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -266,7 +268,7 @@ def page_html(
     parts.append(
         '<div class="card curves"><picture>'
         f'<source media="(prefers-color-scheme: dark)" srcset="{_data_uri(dark)}">'
-        f'<img alt="Scores, reward, length, KL and gradient norm over steps" src="{_data_uri(light)}">'
+        f'<img alt="Scores, reward, length and other metrics over steps" src="{_data_uri(light)}">'
         "</picture></div>"
     )
     for name, evaluations in history.evaluations.items():
@@ -278,7 +280,7 @@ def page_html(
         after = f"after {last.stage}, step {last.step}"
         parts.append(f"<h2>Sample answers: {_escape(name)}</h2>")
         parts.append(
-            '<p class="note">Held-out questions; learned, kept, still wrong and forgotten ones are mixed.</p>'
+            '<p class="note">Held-out questions: learned, kept, still wrong and forgotten ones.</p>'
         )
         parts += [_sample_html(run_dir, sample, before, after) for sample in samples]
     return (

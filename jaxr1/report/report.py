@@ -1,5 +1,4 @@
-"""What a run has learned, from its files alone: a table, a picture of the curves, and a page with
-sample answers.
+"""What a run has learned, from its files alone: a table, curves, a page of sample answers.
 
 metrics.jsonl + rollouts/eval_*.jsonl + media/*.png  ->  table, curves.png, report.html
 """
@@ -44,8 +43,7 @@ class Report:
 
 
 def write_report(run_dir: str | os.PathLike[str]) -> Report:
-    """Writes curves.png and report.html into a run directory, from its files alone; safe to call
-    again at any time.
+    """Writes curves.png and report.html into a run directory; safe to call again at any time.
 
     Args:
       run_dir: holds `metrics.jsonl` and, where there are any,

@@ -6,4 +6,5 @@ A new term or estimator is named in the `__all__` of its own file.
 from jaxr1.rl.advantages import *
 from jaxr1.rl.objectives import *
 from jaxr1.rl.optimizer import Optimizer as Optimizer
+from jaxr1.rl.terms import *
 from jaxr1.rl.weights import *

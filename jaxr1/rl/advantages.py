@@ -88,7 +88,7 @@ def group_advantage(
     """Reward minus baseline, over standard deviation + eps, among the samples of a prompt.
 
         mean             r_i - mean(r)              arXiv:2402.03300, eq. in section 4.1.2
-        leave_one_out    r_i - mean of the others   arXiv:2402.14740, eq. 8; n / (n - 1) times the above
+        leave_one_out    r_i - mean of the others   arXiv:2402.14740, eq. 8: n / (n - 1) x that
         scale "std"      divided by std + eps, std unbiased (n - 1)
 
     Invalid samples (no reward) neither count nor get a value. A group with fewer than two valid

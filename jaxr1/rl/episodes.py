@@ -23,8 +23,8 @@ import numpy as np
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.draws import Draw
 from jaxr1.rewards import types
-from jaxr1.rewards.pool import Grade
-from jaxr1.sampling.generate import Completion
+from jaxr1.rewards.grades import Grade
+from jaxr1.sampling.sampler import Completion
 
 # Grades that give no reward, by status, and the metric that counts each.
 LOST = {"timeout": "timeouts", "crash": "crashes", "error": "errors", "nan": "nans"}
@@ -56,8 +56,7 @@ class Episodes:
     reward_bg: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
     views: dict[str, list[EncodedPrompt]] = dataclasses.field(default_factory=dict)
 
-    # ---------------------------------------------------------------- making
-
+    # --- making ---------------------------------------------------------------------------------
     @classmethod
     def sampled(
         cls,
@@ -67,7 +66,8 @@ class Episodes:
     ) -> Episodes:
         """What a sampler gave, not graded yet; its log-probs are the column "sampled_logp"."""
         said = list(itertools.chain.from_iterable(groups))
-        episodes = cls.given(draws, [[c.token_ids for c in group] for group in groups])
+        tokens = iter([completion.token_ids for completion in said])
+        episodes = cls.given(draws, [list(itertools.islice(tokens, len(g))) for g in groups])
         episodes.groups, episodes.views = groups, views or {}
         episodes.valid_bg = np.zeros(episodes.counts_bg.shape, bool)
         episodes.columns["sampled_logp"] = _joined([c.logprobs for c in said], np.float32)
@@ -99,7 +99,8 @@ class Episodes:
     def split(self, parts: int) -> list[Episodes]:
         """The groups in `parts` equal parts, in order, each with its share of every column."""
         size = len(self.draws) // parts
-        return [self._part(first, first + size) for first in range(0, len(self.draws), size)]
+        starts = range(0, len(self.draws), size)
+        return [self._part(first, first + size) for first in starts]
 
     def _part(self, first: int, last: int) -> Episodes:
         start, end = self.counts_bg[:first].sum(), self.counts_bg[:last].sum()
@@ -119,8 +120,7 @@ class Episodes:
         """The prompts as a learner sees them; with their pixels where nothing else was computed."""
         return self.views.get(learner) or [draw.prompt for draw in self.draws]
 
-    # ---------------------------------------------------------------- arithmetic
-
+    # --- arithmetic -----------------------------------------------------------------------------
     def spread(self, value_bg: np.ndarray) -> np.ndarray:
         """float32[N]: a number of each response, at each of its tokens."""
         return np.repeat(value_bg.ravel(), self.counts_bg.ravel()).astype(np.float32)
@@ -138,8 +138,7 @@ class Episodes:
         high = np.where(self.valid_bg, self.reward_bg, -np.inf).max(-1)
         return ~(high > low)
 
-    # ---------------------------------------------------------------- for others to read
-
+    # --- for others to read ---------------------------------------------------------------------
     def items(self) -> list[tuple[types.Completion, types.Example]]:
         """What reward functions see, in order: with the prefix that the template put before it."""
         seen = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jaxr1.base.jsonl import read_jsonl, write_rows
-from jaxr1.rewards.pool import Grade
+from jaxr1.rewards.grades import Grade
 from jaxr1.rl.episodes import Episodes
 
 

@@ -21,8 +21,8 @@ from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, without_adapters
 from jaxr1.parallel import mesh_of
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.objectives import Objective
 from jaxr1.rl.optimizer import Optimizer
+from jaxr1.rl.terms import Objective
 from jaxr1.rl.weights import Weighting
 from jaxr1.rl.work import Work
 from jaxr1.sampling.features import with_features
@@ -63,7 +63,7 @@ class TrainState:
 
 
 def check_freeze(freeze: Sequence[str], parts: Sequence[str]) -> None:
-    """Raises ValueError for a part that the model does not have, or where nothing is left to train."""
+    """Raises ValueError for a part that is not there, or where nothing is left to train."""
     if unknown := [part for part in freeze if part not in parts]:
         raise ValueError(f"{unknown[0]!r} is none of the model's parts: {', '.join(parts)}")
     if set(freeze) >= set(parts):
@@ -71,8 +71,7 @@ def check_freeze(freeze: Sequence[str], parts: Sequence[str]) -> None:
 
 
 def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by part. Where there are adapters (`nn.lora`), they are all that is
-    trained.
+    """(trainable, frozen) by part; of a model with adapters only these are trained.
 
     Raises:
       ValueError: as `check_freeze`.

@@ -1,41 +1,30 @@
-"""Losses as values: an objective is a tuple of terms, each a small frozen dataclass.
+"""Losses: the terms that objectives are made of.
 
     GRPO    (Ppo(), Kl(0.04), PolicyStats())
     SFT     (CrossEntropy(),)
 
-    loss = sum over terms k, sum over tokens:  columns[term_k.weight] * loss_k
-
-A term names the columns that it `needs` and what it `reads` of the model. Weights are columns too,
-made on the host (`rl.weights`), where the whole batch of an optimiser step is known: micro-batches,
-devices and hosts only add. Terms see whole rows of strips, so what they sum over a response or over
-several of them is never cut.
+A new loss is a new class here: a frozen dataclass that names what it takes (`rl.terms.Term`) and is
+called on `Tokens`. Where `Surrogate` lists it, its fields are flags of the command line.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from jaxr1.base.checks import check_least, check_types
+from jaxr1.rl.terms import Max, Mean, Metrics, Term, Tokens
 
 __all__ = [
     "CrossEntropy",
     "Entropy",
     "Kl",
-    "Max",
-    "Mean",
-    "Objective",
     "PolicyStats",
     "Ppo",
     "Surrogate",
-    "Term",
-    "Tokens",
     "clipped_surrogate",
     "kl_estimate",
 ]
@@ -46,163 +35,11 @@ KL_LIMIT = 10.0  # as verl and EasyR1 bound the estimate of k3
 KlEstimator = Literal["k1", "k2", "k3"]
 
 
-# ---------------------------------------------------------------- metrics of a term
-
-
-@struct.dataclass
-class Mean:
-    """A mean kept as its two sums, so that adding micro-batches and devices stays exact."""
-
-    total: jax.Array
-    weight: jax.Array
-
-    @classmethod
-    def of(cls, value: jax.Array, where: jax.Array) -> Mean:
-        """Of `value` where `where` is true, or with `where` as weights."""
-        weight = where.astype(jnp.float32)
-        return cls((value * weight).sum(), weight.sum())
-
-    def add(self, other: Mean) -> Mean:
-        return Mean(self.total + other.total, self.weight + other.weight)
-
-    def result(self) -> jax.Array:
-        """NaN where nothing was counted."""
-        return self.total / self.weight
-
-
-@struct.dataclass
-class Max:
-    """The largest of values that are not negative."""
-
-    value: jax.Array
-    weight: jax.Array
-
-    @classmethod
-    def of(cls, value: jax.Array, where: jax.Array) -> Max:
-        """Of `value` where `where` is true."""
-        weight = where.astype(jnp.float32)
-        return cls((value * weight).max(), weight.sum())
-
-    def add(self, other: Max) -> Max:
-        return Max(jnp.maximum(self.value, other.value), self.weight + other.weight)
-
-    def result(self) -> jax.Array:
-        """NaN where nothing was counted."""
-        return jnp.where(self.weight > 0, self.value, jnp.nan)
-
-
-Metrics = dict[str, Mean | Max]
-
-
-# ---------------------------------------------------------------- what a term sees
-
-
-class Tokens:
-    """What a term sees of a micro-batch: whole rows of strips, every array [B, S, T].
-
-        segment    [ 1 1 1 1 2 2 2 3 3 3 0 0 ]     responses of a strip, 0 = padding
-        own        [ 1 1 1 1 1 0 0 1 1 1 0 0 ]     tokens that the policy produced, bool
-        logp       [ . . . . . . . . . . 0 0 ]     what the model says: the names in `reads`
-        advantage  [ . . . . . . . . . . 0 0 ]     columns: the names in `needs`
-
-    Attributes:
-      segment: int32[B, S, T].
-      scalars: {name: float32 scalar}, coefficients that move from step to step.
-    """
-
-    def __init__(
-        self,
-        said: Mapping[str, jax.Array],
-        columns: Mapping[str, jax.Array],
-        segment_bst: jax.Array,
-        scalars: Mapping[str, jax.Array],
-    ):
-        self._said, self._columns = said, columns
-        self.segment, self.scalars = segment_bst, scalars
-
-    def __getattr__(self, name: str) -> jax.Array:
-        """A column, or what the model says, by its name."""
-        for named in (self._said, self._columns):
-            if name in named:
-                return named[name]
-        known = ", ".join([*self._said, *self._columns])
-        raise AttributeError(
-            f"a term reads {name!r}: name it in `needs` or `reads`; given: {known}"
-        )
-
-    @property
-    def own(self) -> jax.Array:
-        """bool[B, S, T]: tokens that the policy produced. A weight of 0 does not say so."""
-        return (self.segment > 0) & (self._columns["own"] > 0)
-
-    @property
-    def response(self) -> jax.Array:
-        """int32[B, S, T]: the number of each token's response in its row, from 1; 0 = padding."""
-        _, strips, length = self.segment.shape
-        first = jnp.arange(strips)[:, None] * length
-        return jnp.where(self.segment > 0, first + self.segment, 0)
-
-    def sum_by(self, label_bst: jax.Array, x_bst: jax.Array) -> jax.Array:
-        """The sum of `x` over the tokens of a row that have one label, at each of these tokens.
-
-            label  [ 1 1 1 2 2 2 0 ]      x  [ a b c d e f g ]
-            sum    [ a+b+c  (three times)  d+e+f  (three times)  g ]
-
-        Args:
-          label_bst: int32[B, S, T], 0 to S * T: `response`, or a column that names pairs.
-          x_bst: float32[B, S, T].
-        """
-        rows, strips, length = label_bst.shape
-        label, x = (a.reshape(rows, strips * length) for a in (label_bst, x_bst))
-        add = functools.partial(jax.ops.segment_sum, num_segments=strips * length + 1)
-        total = jnp.take_along_axis(jax.vmap(add)(x, label), label, 1)
-        return total.reshape(x_bst.shape)
-
-
-class Term:
-    """A part of a loss: a frozen dataclass that says what it takes, and is called on `Tokens`.
-
-    Subclasses override what differs, as properties or as class attributes.
-    """
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns that it reads, by name."""
-        return ()
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """What it reads of the model: "logp", "entropy" (`nn.logprob.REDUCTIONS`)."""
-        return ("logp",)
-
-    @property
-    def weight(self) -> str:
-        """The column that multiplies its loss."""
-        return "weight"
-
-    @property
-    def needs_zero_advantage(self) -> bool:
-        """Whether it has a gradient for responses whose advantage is 0."""
-        return False
-
-    def __call__(self, tokens: Tokens) -> tuple[jax.Array | None, Metrics]:
-        """The loss float32[B, S, T], and metrics by name.
-
-        A loss of a response (or of a pair) is the same number at each of its tokens; weights share
-        it out. None is a term that only measures. The learner puts its own name before those of
-        metrics, but for names that hold a slash.
-        """
-        raise NotImplementedError
-
-
-# ---------------------------------------------------------------- policies
-
-
+# --- policies -----------------------------------------------------------------------------------
 def clipped_surrogate(
     logp: jax.Array, old_logp: jax.Array, advantage: jax.Array, clip_low: float, clip_high: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """PPO's clipped surrogate, per token: -min(ratio * A, clip(ratio) * A) (arXiv:1707.06347, eq.
-    7).
+    """PPO's clipped surrogate per token: -min(r A, clip(r) A) (arXiv:1707.06347, eq. 7).
 
     Args:
       logp: log-probs of the policy, the differentiated ones.
@@ -283,9 +120,7 @@ class Entropy(Term):
         return -self.coef * tokens.entropy, {}
 
 
-# ---------------------------------------------------------------- distance to a reference
-
-
+# --- distance to a reference --------------------------------------------------------------------
 def kl_estimate(logp: jax.Array, ref_logp: jax.Array, estimator: KlEstimator) -> jax.Array:
     """Per-token estimate of KL(policy, reference) from a policy's token, with d = logp - ref_logp.
 
@@ -331,9 +166,7 @@ class Kl(Term):
         return self.coef * kl, {"kl": Mean.of(kl, tokens.own)}
 
 
-# ---------------------------------------------------------------- supervised
-
-
+# --- supervised ---------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Term):
     """Negative log-likelihood of given responses."""
@@ -344,80 +177,3 @@ class CrossEntropy(Term):
 
 Surrogate = Ppo | Term
 """What may stand as the policy loss of a stage: a term of this file, or one of the user's own."""
-
-
-# ---------------------------------------------------------------- the sum of terms
-
-
-@dataclasses.dataclass(frozen=True)
-class Objective:
-    """A loss, and how the model is asked for what its terms read; `accumulate` is compiled for it.
-
-    Attributes:
-      terms: added up.
-      name: of the learner; goes before the names of metrics.
-      on_policy: one update follows the rollout: old log-probs are the current ones, the ratio is 1.
-      temperature: of sampling.
-      forbidden: ids outside the normaliser.
-      strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less
-        memory.
-    """
-
-    terms: tuple[Term, ...]
-    name: str = "policy"
-    on_policy: bool = True
-    temperature: float = 1.0
-    forbidden: tuple[int, ...] = ()
-    strips_at_once: int = 0
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """What the model is asked for."""
-        return tuple(sorted({name for term in self.terms for name in term.reads}))
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns that terms read; on policy the old log-probs are the model's own."""
-        found = {name for term in self.terms for name in term.needs}
-        return tuple(sorted(found - {"old_logp"} if self.on_policy else found))
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Everything that a micro-batch must hold: what terms read, their weights, own tokens."""
-        return tuple(sorted({*self.needs, *(term.weight for term in self.terms), "own"}))
-
-    @property
-    def needs_zero_advantage(self) -> bool:
-        """Whether responses of advantage 0 have a gradient; where there is no advantage, all do."""
-        return "advantage" not in self.needs or any(t.needs_zero_advantage for t in self.terms)
-
-    def __call__(
-        self,
-        said: Mapping[str, jax.Array],
-        columns: Mapping[str, jax.Array],
-        segment_bst: jax.Array,
-        scalars: Mapping[str, jax.Array],
-    ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum over a micro-batch, and the metrics of all terms."""
-        if self.on_policy and "logp" in said:
-            columns = {**columns, "old_logp": jax.lax.stop_gradient(said["logp"])}
-        tokens = Tokens(said, columns, segment_bst, scalars)
-        losses: dict[str, jax.Array] = {}  # by weight column, so that each is multiplied once
-        metrics: Metrics = {}
-        for term in self.terms:
-            loss_bst, found = term(tokens)
-            if loss_bst is not None:
-                before = losses.get(term.weight)
-                losses[term.weight] = loss_bst if before is None else before + loss_bst
-            for name, value in found.items():
-                metrics[name if "/" in name else f"{self.name}/{name}"] = value
-        weighted = [(loss_bst * columns[name]).sum() for name, loss_bst in losses.items()]
-        return jnp.float32(sum(weighted)), metrics
-
-    def no_metrics(self, scalars: tuple[str, ...]) -> Metrics:
-        """The metrics of no tokens at all, abstract: their names are those that the terms give."""
-        one = jax.ShapeDtypeStruct((1, 1, 1), jnp.float32)
-        segment = jax.ShapeDtypeStruct((1, 1, 1), jnp.int32)
-        number = jax.ShapeDtypeStruct((), jnp.float32)
-        said, columns = dict.fromkeys(self.reads, one), dict.fromkeys(self.columns, one)
-        return jax.eval_shape(self, said, columns, segment, dict.fromkeys(scalars, number))[1]

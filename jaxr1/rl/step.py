@@ -26,7 +26,7 @@ from jaxr1.models.vlm import Model
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import constrain, mesh_of
 from jaxr1.rl.learner import TrainState
-from jaxr1.rl.objectives import Metrics, Objective
+from jaxr1.rl.terms import Metrics, Objective
 
 Scalars = Mapping[str, np.float32]
 """Coefficients that move from step to step: float32 arguments of the programs."""
@@ -135,8 +135,7 @@ def _zeros(objective: Objective, scalars: tuple[str, ...], tree, places: tuple, 
 
 
 def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to bfloat16, up or down with probabilities that keep the mean (arXiv:1502.02551,
-    §3.2).
+    """float32 to bfloat16 with probabilities that keep the mean (arXiv:1502.02551, §3.2).
 
     An update of AdamW is mostly smaller than half of a bfloat16's last digit, and would be lost.
     """

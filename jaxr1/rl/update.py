@@ -145,7 +145,7 @@ def make_batch(
     *,
     multiple: int = 1,
 ) -> TrainBatch:
-    """The arrays of a micro-batch: prompt rows, strips, and the columns that the objective takes."""
+    """The arrays of a micro-batch: prompt rows, strips, and the objective's columns."""
     columns = {name: fill(plan, episodes.columns[name]) for name in learner.objective.columns}
     return TrainBatch(
         prompt=plan_prompts(plan, prompts, learner.buckets, learner.model.media, multiple=multiple),

@@ -1,5 +1,4 @@
-"""What a run shows while it runs: a live table with a progress bar on a terminal, plain lines
-anywhere else.
+"""What a run shows: a live table with a progress bar on a terminal, plain lines elsewhere.
 
 stage rl (2 of 2)   ━━━━━━━━━━━━━━━━━━╸━━━━━━━━━━  120/200   0:02:31 left in stage   sampling
 reward/mean        0.713     eval/digits/accuracy   0.684
@@ -60,8 +59,7 @@ def format_seconds(seconds: float | None) -> str:
 
 
 class Console:
-    """Shows a run. A context manager: on the way out, also by an exception or Ctrl-C, the terminal
-    is as it was.
+    """Shows a run; a context manager that leaves the terminal as it was, come what may.
 
     Args:
       live: True for the live table, False for plain lines; None: live where standard output is a
@@ -103,9 +101,7 @@ class Console:
             self._live = None
 
     def stage(self, name: str, total: int, done: int = 0, of: str = "") -> None:
-        """A stage begins, or goes on after `done` of its `total` steps; `of` is its place, such as
-        " (1 of 2)".
-        """
+        """A stage begins, or goes on after `done` of `total` steps; `of` is as " (1 of 2)"."""
         if (
             self.is_live and self._live is None
         ):  # not before: a run that is finished has nothing to show
@@ -128,9 +124,7 @@ class Console:
             self.print(f"stage {name}{of}: {total} steps{start}")
 
     def phase(self, text: str) -> None:
-        """What the run is doing now: sampling, grading, update, eval, ... Only the live table shows
-        it.
-        """
+        """What the run does now (sampling, grading, update, ...); only the live table shows it."""
         self._phase = text
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -164,13 +158,13 @@ class Console:
             self.print(f"{self._stage} {step}/{self._total}  {shown}{left}")
 
     def seconds_left(self) -> float | None:
-        """Estimated seconds until the stage ends; None before its first step without a compilation."""
+        """Estimated seconds until the stage ends; None before a step without a compilation."""
         if self._seconds_per_step is None:
             return None
         return max(0, self._total - self._step) * self._seconds_per_step
 
     def print(self, *objects: Any) -> None:
-        """Prints above the table. Strings are printed as they are: brackets in them are no markup."""
+        """Prints above the table; brackets in strings are no markup."""
         self.rich.print(*objects, markup=False)
         if self._live is None:
             self.rich.file.flush()  # a log that is followed should not lag by a buffer

@@ -88,9 +88,7 @@ class Dropped:
         self.console.print(f"{stage}: left out: {source}: {reason}{more}")
 
     def report(self, options: Graded, dataset: Dataset, unparsable: dict[int, str]) -> None:
-        """Writes down, and counts aloud, rows that the reader left out and those that no rule can
-        grade.
-        """
+        """Writes down and counts rows that the reader left out or that no rule can grade."""
         left_out = list(dataset.dropped)
         staying = []
         for row, reason in unparsable.items():

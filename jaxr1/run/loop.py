@@ -16,7 +16,7 @@ from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
 from jaxr1.report.report import write_report
-from jaxr1.rewards.pool import RewardError
+from jaxr1.rewards.grades import RewardError
 from jaxr1.rl.learner import TrainState
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
@@ -79,10 +79,8 @@ def train(
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(Console()) if console is None else console
         stack.enter_context(only_process(folder))
-        notice = lambda name: shown.print(
-            f"{name}: stopping where nothing is lost; once more stops at once"
-        )
-        signals = stack.enter_context(Signals(notice))
+        notice = "stopping where nothing is lost; once more stops at once"
+        signals = stack.enter_context(Signals(lambda name: shown.print(f"{name}: {notice}")))
         return Run(Opened(config, shown, stack, override_resume), signals).execute()
 
 
@@ -106,9 +104,8 @@ class Run:
         """All stages in order, from where the last checkpoint stands."""
         try:
             if self.at.finished:
-                self.console.print(
-                    f"{self.at.dir} is finished: nothing to do. Use another --run-dir for a new run."
-                )
+                done = f"{self.at.dir} is finished: nothing to do."
+                self.console.print(f"{done} Use another --run-dir for a new run.")
                 self.params = self._final_params()
                 return self._result()
             for number in range(self.progress.stage, len(self.config.stages)):
@@ -117,9 +114,7 @@ class Run:
             write_rows(self.at.dir / FINISHED, [{"steps": self.progress.total_step}])
         except Interrupted:
             name = signal.Signals(self.signals.received or signal.SIGINT).name
-            self.console.print(
-                f"{name}: saved at step {self.progress.total_step} of {self.at.dir}; the same command resumes"
-            )
+            self.console.print(f"{name}: {self._saved()}; the same command resumes")
         return self._result()
 
     def _stage(self, number: int) -> None:
@@ -146,15 +141,18 @@ class Run:
             draws = self.at.draws(number, context)
             state = self._steps(stage, worker, draws, model, states)[POLICY]
         self.params = state.params
-        moved = {*self.progress.moved, *state.moving}
         if stage.lora is not None:
             self.params = merged(self.params, self.at.model.table(), stage.lora)
-        self.progress = dataclasses.replace(self.progress, moved=sorted(moved))
+        moved = sorted({*self.progress.moved, *state.moving})
+        self.progress = dataclasses.replace(self.progress, moved=moved)
 
     def _place(self, number: int) -> str:
         """The stage's place among several, for the console."""
         count = len(self.config.stages)
         return f" ({number + 1} of {count})" if count > 1 else ""
+
+    def _saved(self) -> str:
+        return f"saved at step {self.progress.total_step} of {self.at.dir}"
 
     def _steps(
         self, stage: Stage, worker: Worker, draws: Draws, model: Model, states: States
@@ -173,9 +171,8 @@ class Run:
             self._save(states)
             if self.progress.total_step:
                 self.console.print(
-                    f"saved at step {self.progress.total_step} of {self.at.dir}: with the data or "
-                    "the reward mended the same command goes on from there (--override-resume where "
-                    "the configuration is another)"
+                    f"{self._saved()}: with the data or the reward mended the same command goes "
+                    "on from there (--override-resume where the configuration is another)"
                 )
             raise
         return states
@@ -199,8 +196,7 @@ class Run:
             self._save(states)
         return states
 
-    # ---------------------------------------------------------------- what is written
-
+    # --- what is written ------------------------------------------------------------------------
     def _write(self, stage: str, metrics: dict[str, float]) -> None:
         step = self.progress.step
         self.at.metrics.write(stage, step, metrics, global_step=self.progress.total_step)
@@ -225,12 +221,11 @@ class Run:
 
     def _save(self, states: States) -> None:
         """A checkpoint of the last complete step, with the lengths of the append-only files."""
-        if self.saved_at == self.progress.total_step:
-            return
-        lengths = {"metrics.jsonl": self.at.metrics.tell(), "dropped.jsonl": self.at.dropped.tell()}
-        self.progress.offsets = lengths
-        self.at.checkpoints.save(states, self.progress, self.at.resolved)
-        self.saved_at = self.progress.total_step
+        if self.saved_at != self.progress.total_step:
+            metrics, dropped = self.at.metrics.tell(), self.at.dropped.tell()
+            self.progress.offsets = {"metrics.jsonl": metrics, "dropped.jsonl": dropped}
+            self.at.checkpoints.save(states, self.progress, self.at.resolved)
+            self.saved_at = self.progress.total_step
 
     def _finish(self) -> None:
         """The export and the report."""
@@ -249,11 +244,8 @@ class Run:
     def _final_params(self) -> dict:
         """What a finished run ended with: of its checkpoint, else its export; {} without both."""
         if self.saved_at is not None:
-            stage, like = (
-                self.config.stages[self.progress.stage],
-                Loaded(self.at.model, self.params),
-            )
-            saved = (self.at.checkpoints, self.saved_at)
+            stage = self.config.stages[self.progress.stage]
+            like, saved = Loaded(self.at.model, self.params), (self.at.checkpoints, self.saved_at)
             return checkpoint_params(self.at.dir, *saved, stage.name, stage.lora, like)
         export = self.at.dir / "export"
         return load.load_model(export, mesh=self.at.mesh)[1] if export.is_dir() else {}

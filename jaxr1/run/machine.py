@@ -32,9 +32,7 @@ class CompileCounter:
 
 
 def memory_metrics() -> dict[str, float]:
-    """Resident memory of this process and, where the backend tells, peak memory of the fullest
-    device, in GiB.
-    """
+    """Resident memory and, where the backend tells, the fullest device's peak, in GiB."""
     out = {}
     try:
         with open("/proc/self/status") as f:

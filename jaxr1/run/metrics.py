@@ -1,5 +1,4 @@
-"""What a run measures, written down: metrics.jsonl, TensorBoard event files, and Weights & Biases
-if asked.
+"""What a run measures: metrics.jsonl, TensorBoard event files, Weights & Biases if asked.
 
 metrics.jsonl is the one that counts: append-only, one object a line, cut back to the checkpoint's
 offset on resume, so that an interrupted and resumed run leaves the same lines as one that was never
@@ -100,9 +99,7 @@ class MetricsLog:
         return self.log.tell()
 
     def truncate(self, offset: int, *, global_step: int | None = None) -> None:
-        """Cuts metrics.jsonl back to a checkpoint; TensorBoard hides what was written from
-        `global_step` on.
-        """
+        """Cuts metrics.jsonl back to a checkpoint; TensorBoard hides what `global_step` repeats."""
         self.log.truncate(offset)
         if self._writer is not None:
             self._writer.close()

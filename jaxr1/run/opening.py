@@ -1,6 +1,4 @@
-"""A run directory is opened in three steps: looked at, loaded and checked for, and only then
-touched.
-"""
+"""A run directory is opened in three steps: looked at, loaded, and only then touched."""
 
 from __future__ import annotations
 
@@ -103,7 +101,7 @@ class Opened:
         return changed
 
     def _same_weights(self, override: bool) -> list[str]:
-        """Checkpoints do not hold frozen parts: the model's files must be those of the beginning."""
+        """Refuses other weights than at the beginning: checkpoints hold no frozen parts."""
         weights = fingerprint(load.resolve(self.config.model))
         before, self.progress.model = self.progress.model, weights
         if before in ("", weights):
@@ -160,8 +158,7 @@ class Opened:
         for options, data in self.held_out.sets:
             self.dropped.report(options, data, unparsable_rows(options, data))
 
-    # ---------------------------------------------------------------- for a stage
-
+    # --- for a stage ----------------------------------------------------------------------------
     def context(
         self,
         number: int,

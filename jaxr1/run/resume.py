@@ -1,6 +1,4 @@
-"""The resolved configuration of a run as JSON, and how it differs from the one a run directory was
-made with.
-"""
+"""The resolved configuration of a run as JSON, and how it differs from that of a run directory."""
 
 from __future__ import annotations
 
@@ -25,9 +23,7 @@ FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints
 
 
 def resolved(config: Any) -> Any:
-    """A config tree as plain JSON values; each dataclass names its class, so that a change of kind
-    shows.
-    """
+    """A config tree as JSON values; dataclasses name their class: a change of kind shows."""
     if isinstance(config, Reward):
         return {"class": "Reward", **config.to_json()}
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
@@ -43,21 +39,20 @@ def resolved(config: Any) -> Any:
 def differences(old: Any, new: Any, path: str = "") -> list[str]:
     """One line per field that differs: "stages.1.kl.coef: 0.01 in the run, now 0.0"."""
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new} - (set(FREE) if not path else set()))
-        return [
-            line
-            for k in keys
-            for line in differences(
-                old.get(k, "absent"), new.get(k, "absent"), f"{path}.{k}" if path else k
-            )
-        ]
+        lines = []
+        for key in sorted({*old, *new}):
+            if path or key not in FREE:
+                where = f"{path}.{key}" if path else key
+                lines += differences(old.get(key, "absent"), new.get(key, "absent"), where)
+        return lines
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [
-            line
-            for i, (a, b) in enumerate(zip(old, new, strict=True))
-            for line in differences(a, b, f"{path}.{i}")
-        ]
-    return [] if old == new else [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
+        lines = []
+        for i, (a, b) in enumerate(zip(old, new, strict=True)):
+            lines += differences(a, b, f"{path}.{i}")
+        return lines
+    if old == new:
+        return []
+    return [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
 
 
 def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
@@ -82,8 +77,7 @@ def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of a run directory; the lock ends with the process, however it
-    ends.
+    """Keeps other processes out of a run directory; the lock ends with the process.
 
     Raises:
       ResumeError: another one is in it.

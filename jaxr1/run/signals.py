@@ -14,8 +14,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Turns the first Ctrl-C or SIGTERM into a flag that `check` raises at a safe place; the second
-    one is immediate.
+    """The first Ctrl-C or SIGTERM becomes a flag that `check` raises; a second is immediate.
 
     Args:
       notice: called with the name of the first signal.

@@ -126,8 +126,8 @@ class Checkpoints:
         reads = f"release {release} of jaxr1 reads" if release else "a newer release of jaxr1 wrote"
         raise ResumeError(
             f"{self.folder}: these checkpoints have layout {layout}, which {reads}; this one has "
-            f"layout {LAYOUT}. Go on with that release, or begin anew in another run directory (the "
-            "report and export/ of this one can be used as they are)"
+            f"layout {LAYOUT}. Go on with that release, or begin anew in another run directory "
+            "(the report and export/ of this one can be used as they are)"
         )
 
     def load(self, step: int, states: dict[str, TrainState]) -> dict[str, TrainState]:
@@ -183,7 +183,8 @@ class Kept:
         """
         if self.begun and not self.reference.is_dir():
             raise ResumeError(
-                f"stage {self.stage!r} was begun without a KL term: there is no reference in {self.reference}"
+                f"stage {self.stage!r} was begun without a KL term: there is no reference in "
+                f"{self.reference}"
             )
         return _once(self.reference, tree)
 

@@ -70,10 +70,9 @@ def run_prefill(model: Model, params: dict, batch) -> Prefilled:
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "slots"))
 def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots: int):
-    """A fresh state for S responses a row, and the prompt's cache in the layout that decoding
-    reads.
-    """
-    kv = [tuple(jnp.swapaxes(x[i], 1, 2) for x in prompt.kv) for i in range(model.text.layers)]
+    """A fresh state for S responses a row, and the prompt's cache as decoding reads it."""
+    keys, values = (jnp.swapaxes(x, 2, 3) for x in prompt.kv)  # [L, B, K, P, H]
+    kv = [(keys[i], values[i]) for i in range(model.text.layers)]
     rows, width = prompt.last_bd.shape
     shape = (rows, samples, model.text.kv_heads, slots, model.text.head_size)
     zero = lambda: jnp.zeros(shape, prompt.kv[0].dtype)
@@ -94,9 +93,7 @@ def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots
 
 
 def _on_rows(model: Model, tree):
-    """Rows split over the devices that share a batch, the heads of caches over those that share a
-    layer.
-    """
+    """Rows split over the devices of a batch, heads of caches over those of a layer."""
 
     def one(x):
         heads = {
@@ -113,9 +110,7 @@ def _on_rows(model: Model, tree):
 
 
 def _gathered(model: Model, params: dict) -> dict:
-    """The decoder whole along what `fsdp` splits: split, each layer would be gathered anew for
-    every token.
-    """
+    """The decoder whole along `fsdp`: else each layer is gathered anew for every token."""
     axes, mesh_axes = model.axes(), dict(model.rules)
 
     def one(path: str, x: jax.Array) -> jax.Array:
@@ -239,8 +234,7 @@ def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs
 def compaction(
     done_bs: np.ndarray, multiple: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Which rows and samples to keep when at least half of the work can go; sizes halve, so few
-    programs exist.
+    """Which rows and samples go on, when half of the work can go; sizes halve: few programs.
 
     Args:
       done_bs: bool[B, S].

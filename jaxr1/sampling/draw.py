@@ -23,8 +23,7 @@ class RandomStream(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """How tokens are drawn from the tempered distribution; static, so that unused filters cost
-    nothing.
+    """How tokens are drawn; static, so that unused filters cost nothing.
 
     Attributes:
       greedy: take the most likely token.
@@ -54,9 +53,7 @@ def prompt_key(seed: int, stream: int, draw_id: int | str) -> np.ndarray:
 
 
 def filtered(logit_nv: jax.Array, filters: Filters) -> jax.Array:
-    """Logits with the filtered ones at `FILTERED`; the log-probs that are reported come from before
-    this.
-    """
+    """Logits with the filtered ones at `FILTERED`; reported log-probs are from before."""
     if filters.top_k and filters.top_k < logit_nv.shape[-1]:
         floor = jax.lax.top_k(logit_nv, filters.top_k)[0][:, -1:]
         logit_nv = jnp.where(logit_nv < floor, FILTERED, logit_nv)
@@ -71,8 +68,7 @@ def filtered(logit_nv: jax.Array, filters: Filters) -> jax.Array:
 
 
 def draw(logit_nv: jax.Array, key_n: jax.Array, position: jax.Array, filters: Filters) -> jax.Array:
-    """One token per row: Gumbel-max with a key per (prompt, sample, position), so that no row
-    depends on another.
+    """A token per row, Gumbel-max, keyed by (prompt, sample, position): rows are independent.
 
     Args:
       logit_nv: float32[N, V], tempered and masked.

@@ -1,5 +1,4 @@
-"""What is frozen is computed once: the output of a frozen tower takes the place of pixels in a
-prompt.
+"""What is frozen is computed once: a frozen tower's output replaces a prompt's pixels.
 
     frozen                kept per prompt       computed by rollout, old, reference and every update
     nothing, or decoder   pixels                tower, merger, decoder
@@ -45,8 +44,7 @@ def with_features(
     buckets: Buckets,
     frozen: Sequence[str],
 ) -> list[EncodedPrompt]:
-    """The prompts with what the frozen parts make of their media; the same ones where nothing is
-    kept.
+    """The prompts with their media replaced by what the frozen parts make of them.
 
     Args:
       frozen: parts of the model that do not change.

@@ -89,8 +89,7 @@ def score(
     *,
     token_budget: int = 16384,
 ) -> list[list[np.ndarray]]:
-    """log p(token | prompt, earlier tokens) of every response, with the media ids out of the
-    normaliser.
+    """log p(token | prompt, earlier tokens) of responses, without media ids in the normaliser.
 
     Args:
       responses: for each prompt, a list of responses, each int[n] token ids.
@@ -108,28 +107,17 @@ def score(
         raise ValueError(f"temperature must be over 0, got {temperature}")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts but {len(responses)} lists of responses")
-    tokens: list[list[np.ndarray]] = []
+    counts: list[list[int]] = []
+    tokens: list[np.ndarray] = []
     for i, group in enumerate(responses):
-        tokens.append([])
-        for j, response in enumerate(group):
-            ids = np.asarray(response)
-            if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-                raise ValueError(
-                    f"response {j} of prompt {i} must be a non-empty list of token ids"
-                )
-            for what, bad in (
-                ("outside the vocabulary", (ids < 0) | (ids >= model.text.vocab)),
-                ("a media id", np.isin(ids, processor.media_token_ids)),
-            ):
-                if bad.any():
-                    at = int(np.flatnonzero(bad)[0])
-                    raise ValueError(
-                        f"response {j} of prompt {i}: id {ids[at]} at position {at} is {what}"
-                    )
-            tokens[-1].append(ids.astype(np.int32))
+        checked = [
+            check_ids(response, f"response {j} of prompt {i}", model.text.vocab, processor)
+            for j, response in enumerate(group)
+        ]
+        counts.append([len(ids) for ids in checked])
+        tokens += checked
     encoded = encode_all(processor, prompts)
-    counts = [[len(t) for t in group] for group in tokens]
-    longest = max((max(group, default=1) for group in counts), default=1)
+    longest = max((len(ids) for ids in tokens), default=1)
     buckets = fitting_buckets(encoded, longest)
     plans = plan_strips(
         [len(p) for p in encoded],
@@ -138,16 +126,34 @@ def score(
         token_budget=token_budget,
         multiple=batch_multiple(mesh_of(params), model.rules),
     )
-    token_n = np.concatenate([np.zeros(0, np.int32), *itertools.chain.from_iterable(tokens)])
     column = score_plans(
         model,
         params,
         encoded,
         plans,
-        token_n,
+        np.concatenate([np.zeros(0, np.int32), *tokens]),
         buckets,
         temperature=temperature,
         forbidden=processor.media_token_ids,
     )["logp"]
-    each = iter(np.split(column, np.cumsum(list(itertools.chain.from_iterable(counts)))))
-    return [[next(each) for _ in group] for group in counts]
+    each = iter(np.split(column, np.cumsum([len(ids) for ids in tokens])))
+    return [list(itertools.islice(each, len(group))) for group in counts]
+
+
+def check_ids(
+    response: Sequence[int] | np.ndarray, name: str, vocab: int, processor: Processor
+) -> np.ndarray:
+    """int32[n]: the token ids of a response.
+
+    Raises:
+      ValueError: as `score`; the message begins with `name`.
+    """
+    ids = np.asarray(response)
+    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise ValueError(f"{name} must be a non-empty list of token ids")
+    outside, media = (ids < 0) | (ids >= vocab), np.isin(ids, processor.media_token_ids)
+    for what, bad in (("outside the vocabulary", outside), ("a media id", media)):
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(f"{name}: id {ids[at]} at position {at} is {what}")
+    return ids.astype(np.int32)

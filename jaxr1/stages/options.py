@@ -73,7 +73,8 @@ class StageOptions:
             sizes, limit = getattr(self.buckets, what), getattr(self, f"max_{what}_tokens")
             if sizes and max(sizes) < limit:
                 raise ValueError(
-                    f"{self.path}buckets.{what} must reach max_{what}_tokens, {limit}; the largest is {max(sizes)}"
+                    f"{self.path}buckets.{what} must reach max_{what}_tokens, {limit}; the largest "
+                    f"is {max(sizes)}"
                 )
 
     @property

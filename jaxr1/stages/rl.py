@@ -7,12 +7,10 @@
 
 Which algorithm this is:
 - G responses to each prompt, graded by plain functions; the advantage of a response is relative to
-its
-  group (GRPO, RLOO, ...: `rl.advantages`);
-- a clipped surrogate on tokens (`rl.objectives`), averaged over the whole batch of an optimiser
-step; - on-policy: one update follows a rollout, so the ratio is exactly 1; several take disjoint
-groups each,
-  with old log-probs of the policy that sampled;
+  its group (GRPO, RLOO, ...: `rl.advantages`);
+- a clipped surrogate on tokens (`rl.objectives`), averaged over a whole optimiser step;
+- on-policy: one update follows a rollout, so the ratio is exactly 1; several take disjoint groups
+  each, with old log-probs of the policy that sampled;
 - KL to a frozen reference as a term of the loss.
 
 What was left out: a critic, KL in the reward, replay of old rollouts, sampling while training.
@@ -26,16 +24,18 @@ import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.draws import Draw
-from jaxr1.rewards.pool import Pending, RewardPool, wait_for
+from jaxr1.rewards.grades import Pending, wait_for
+from jaxr1.rewards.pool import RewardPool
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.journal import Journal
 from jaxr1.rl.learner import Learner, TrainState
-from jaxr1.rl.objectives import Entropy, Objective, PolicyStats, Term
+from jaxr1.rl.objectives import Entropy, PolicyStats
+from jaxr1.rl.terms import Objective, Term
 from jaxr1.rl.update import read, score, update
 from jaxr1.rl.weights import Weighting
 from jaxr1.rl.work import Work
 from jaxr1.sampling.draw import prompt_key
-from jaxr1.sampling.generate import Sampler, SamplingOptions
+from jaxr1.sampling.sampler import Sampler, SamplingOptions
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.options import Rl
 
@@ -120,8 +120,7 @@ class RlStage(Worker):
         episodes.columns |= credit.columns
         self.journal.write(number, episodes)
 
-        # Each part is one optimiser step. All are scored before the first, by the policy that
-        # sampled.
+        # Each part is one optimiser step; all are scored before the first, by the sampling policy.
         self.context.phase("update")
         parts = episodes.split(options.updates_per_rollout)
         for part in parts:
@@ -152,7 +151,7 @@ class RlStage(Worker):
         clock: Clock,
         work: Work,
     ) -> Episodes:
-        """Responses to all prompts with their grades: those of a try before a crash, or new ones."""
+        """Graded responses to all prompts: those of a try before a crash, or new ones."""
         options, context = self.options, self.context
         replay = self.journal.has(number)
         groups: list = []
@@ -165,11 +164,11 @@ class RlStage(Worker):
             keys = [prompt_key(context.seed, context.stream, draw.position) for draw in wave]
             sampled = self.sampler(params, seen, keys, options.group_size)
             groups += sampled
-            counts = [[len(completion.token_ids) for completion in group] for group in sampled]
-            work.forward(context.model, seen, counts)
+            part = Episodes.sampled(wave, sampled)
+            work.forward(context.model, seen, part.counts_bg.tolist())
             clock.lap("sample")
             if not replay:
-                pending.append(self.pool.submit(Episodes.sampled(wave, sampled).items()))
+                pending.append(self.pool.submit(part.items()))
 
         episodes = Episodes.sampled(draws, groups, {POLICY: prompts})
         context.phase("grading")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxr1.inputs.draws import Draw
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
-from jaxr1.rl.objectives import CrossEntropy, Objective
+from jaxr1.rl.objectives import CrossEntropy
+from jaxr1.rl.terms import Objective
 from jaxr1.rl.update import read, update
 from jaxr1.rl.work import Work
 from jaxr1.stages.context import POLICY, Clock, Context, Worker

@@ -1,7 +1,6 @@
-"""Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie in arrays of static
-shape.
-"""
+"""Invariants 4, 5 and 7 on the host: where tokens, patches and responses lie."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -19,36 +18,36 @@ BUCKETS = Buckets(prompt=(8, 16, 32, 64), response=(8, 16, 32), patches=(16, 32,
 
 
 def made_prompt(rng, grids, merge=2, text=3) -> EncodedPrompt:
-    """Text, then each image and more text; each merged block of an image carries one value that
-    nothing else has.
+    """Text, then each image and more text.
+
+    Each merged block of an image carries one value that nothing else has.
     """
-    ids, spans, media = [], [], []
+    ids, index, spans, lengths = [], [], [], []
     for t, h, w in grids:
-        ids += [1] * text
         n = t * h * w // merge**2
-        spans.append((len(ids), len(ids) + n))
-        media += [(len(ids) + i, len(media) + i) for i in range(n)]
-        ids += [9] * n
+        ids += [1] * text + [9] * n
+        index += [-1] * text + list(range(sum(lengths), sum(lengths) + n))
+        spans.append((len(ids) - n, len(ids)))
+        lengths.append(n)
     ids += [1] * text
-    index = np.full(len(ids), -1, np.int32)
-    for at, number in media:
-        index[at] = number
-    runs = [
-        Span(a, b, (t, h // merge, w // merge))
-        for (a, b), (t, h, w) in zip(spans, grids, strict=True)
-    ]
+    index += [-1] * text
+    runs = []
+    for (start, end), (t, h, w) in zip(spans, grids, strict=True):
+        runs.append(Span(start, end, (t, h // merge, w // merge)))
     position, following = mrope_positions(len(ids), runs)
-    values = rng.permutation(10**6)[: len(media)] + 1.0
-    blocks = (
-        np.split(values, np.cumsum([t * h * w // merge**2 for t, h, w in grids])[:-1])
-        if grids
-        else []
-    )
-    patches = tuple(
-        np.repeat(v, merge**2)[:, None].astype(np.float32) * np.ones(2, np.float32) for v in blocks
-    )
+    values = iter(rng.permutation(10**6) + 1.0)
+    patches = []
+    for n in lengths:
+        blocks = np.fromiter(values, np.float32, n)
+        patches.append(np.tile(np.repeat(blocks, merge**2)[:, None], (1, GEOMETRY.values)))
     return EncodedPrompt(
-        np.asarray(ids, np.int32), index, position, following, patches, tuple(grids), tuple(spans)
+        np.asarray(ids, np.int32),
+        np.asarray(index, np.int32),
+        position,
+        following,
+        tuple(patches),
+        tuple(grids),
+        tuple(spans),
     )
 
 
@@ -64,21 +63,19 @@ def test_the_drawing_of_a_patch_grid():
     assert order.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
     assert frame.tolist() == [0] * 16
     place, frame = patch_places((2, 2, 2), 2)
-    assert (
-        place.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 2
-        and frame.tolist() == [0] * 4 + [1] * 4
-    )
+    assert place.tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]] * 2
+    assert frame.tolist() == [0] * 4 + [1] * 4
 
 
 def test_the_drawing_of_a_batch(rng):
-    """A prompt of 4 media and 4 text tokens in a row of 9; images of 16 and 4 patches share a patch
-    row of 20.
-    """
-    a = made_prompt(rng, [(1, 4, 4)], text=0)
-    a = EncodedPrompt(
-        np.array([9, 9, 9, 9, 5, 6, 7, 8]), np.array([0, 1, 2, 3, -1, -1, -1, -1]), np.arange(24).reshape(8, 3), 17,
-        a.patches, a.grids, ((0, 4),),
-    )  # fmt: skip
+    """A prompt of 8 tokens in a row of 9; images of 16 and 4 patches share a patch row of 20."""
+    a = dataclasses.replace(
+        made_prompt(rng, [(1, 4, 4)], text=0),
+        token_ids=np.array([9, 9, 9, 9, 5, 6, 7, 8]),
+        media_index=np.array([0, 1, 2, 3, -1, -1, -1, -1]),
+        position=np.arange(24).reshape(8, 3),
+        next_position=17,
+    )
     b = made_prompt(rng, [(1, 2, 2)], text=1)
     batch = make_batch([a, b], Buckets((9,), (8,), (20,)), MEDIA, rows=4)
     assert batch.media_index_bp.tolist()[0] == [0, 1, 2, 3, -1, -1, -1, -1, -1]
@@ -90,12 +87,8 @@ def test_the_drawing_of_a_batch(rng):
         [0] * 9,
     ]
     assert batch.position_bp3[0, :8].tolist() == np.arange(24).reshape(8, 3).tolist()
-    assert batch.length_b.tolist() == [8, 3, 0, 0] and batch.next_position_b.tolist() == [
-        17,
-        b.next_position,
-        0,
-        0,
-    ]
+    assert batch.length_b.tolist() == [8, 3, 0, 0]
+    assert batch.next_position_b.tolist() == [17, b.next_position, 0, 0]
     assert batch.media[PATCHES].segment_rm.tolist() == [[1] * 16 + [2] * 4]
     assert (batch.media[PATCHES].place_rm2[0, :16] == patch_places((1, 4, 4), 2)[0]).all()
 
@@ -103,18 +96,16 @@ def test_the_drawing_of_a_batch(rng):
 @pytest.mark.parametrize("merge", [1, 2])
 @pytest.mark.parametrize("multiple", [1, 4])
 def test_media_index_finds_the_patches(rng, merge, multiple):
-    """Unique values: the embedding that a placeholder names is made of its own image's patches, in
-    one row and segment.
+    """The embedding that a placeholder names is made of its own image's patches.
+
+    They lie in one row and segment, and are known by their unique values.
     """
+    geometry = {PATCHES: PatchGeometry(merge, 2)}
     for _ in range(20):
-        prompts = [
-            made_prompt(rng, random_grids(rng, merge), merge)
-            for _ in range(int(rng.integers(1, 6)))
-        ]
+        grids = [random_grids(rng, merge) for _ in range(int(rng.integers(1, 6)))]
+        prompts = [made_prompt(rng, g, merge) for g in grids]
         buckets = fitting_buckets(prompts, 8)
-        batch = make_batch(
-            prompts, buckets, {PATCHES: PatchGeometry(merge, 2)}, rows=8, multiple=multiple
-        )
+        batch = make_batch(prompts, buckets, geometry, rows=8, multiple=multiple)
         media = batch.media[PATCHES]
         r, m, _ = media.patch_rmc.shape
         assert r % multiple == 0 and batch.token_bp.shape[1] in buckets.prompt
@@ -123,6 +114,7 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
         of_row = media.segment_rm + 1000 * np.arange(r)[:, None] * (media.segment_rm > 0)
         segment = of_row.reshape(-1, merge**2)
         seen = set()
+        patches = 0
         for b, p in enumerate(prompts):
             n = len(p)
             np.testing.assert_array_equal(batch.token_bp[b, :n], p.token_ids)
@@ -132,16 +124,13 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
             for (start, end), image, grid in zip(p.spans, p.patches, p.grids, strict=True):
                 at = batch.media_index_bp[b, start:end]
                 np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
-                numbers = np.unique(segment[at])
-                assert len(numbers) == 1 and numbers[0] % 1000 > 0, (
-                    "an image lies in one row under one number"
-                )
-                assert numbers[0] not in seen
-                seen.add(numbers[0])
+                [number] = np.unique(segment[at])  # an image lies in one row under one number
+                assert number % 1000 > 0 and number not in seen
+                seen.add(number)
+                patches += len(image)
                 places = media.place_rm2.reshape(-1, merge**2, 2)[at].reshape(-1, 2)
                 np.testing.assert_array_equal(places, patch_places(grid, merge)[0])
-        used = (media.segment_rm > 0).sum()
-        assert used == sum(len(x) for p in prompts for x in p.patches)
+        assert (media.segment_rm > 0).sum() == patches
         assert not media.patch_rmc[media.segment_rm == 0].any()
         assert not batch.length_b[len(prompts) :].any()
 
@@ -165,17 +154,13 @@ def test_what_does_not_fit(rng):
 
 def test_buckets(rng):
     for _ in range(100):
-        low, high, multiple = (
-            int(rng.integers(1, 200)),
-            int(rng.integers(1, 5000)),
-            int(rng.choice([1, 8, 16])),
-        )
+        low, high = int(rng.integers(1, 200)), int(rng.integers(1, 5000))
+        multiple = int(rng.choice([1, 8, 16]))
         sizes = geometric(low, high, multiple=multiple)
         assert list(sizes) == sorted(set(sizes)) and all(s % multiple == 0 for s in sizes)
         assert high <= sizes[-1] < high + multiple and sizes[0] < min(low, high) + multiple
-        assert all(b <= 2 * a + multiple for a, b in itertools.pairwise(sizes)), (
-            "at most half is padding"
-        )
+        for a, b in itertools.pairwise(sizes):
+            assert b <= 2 * a + multiple, "at most half is padding"
         size = int(rng.integers(1, high + 1))
         chosen = bucket(size, sizes, "x")
         assert chosen >= size and all(s < size for s in sizes if s < chosen)
@@ -195,7 +180,7 @@ def test_first_fit(rng):
     for _ in range(50):
         sizes = rng.integers(1, 20, int(rng.integers(0, 30))).tolist()
         bins = pack_first_fit(sizes, 20)
-        assert sorted(i for b in bins for i in b) == list(range(len(sizes)))
+        assert sorted(itertools.chain(*bins)) == list(range(len(sizes)))
         loads = [sum(sizes[i] for i in b) for b in bins]
         assert all(load <= 20 for load in loads)
         assert sum(load <= 10 for load in loads) <= 1, "two half-empty bins would have been one"
@@ -203,10 +188,9 @@ def test_first_fit(rng):
 
 def test_waste(rng):
     batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, MEDIA, rows=2)
-    waste = batch_waste(
-        batch
-    )  # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8
-    assert waste == pytest.approx({"prompt": 1 - 6 / 16, "patches": 0.25, "vision_pairs": 256 / 80})
+    # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8.
+    expected = {"prompt": 1 - 6 / 16, "patches": 1 - 12 / 16, "vision_pairs": 256 / 80}
+    assert batch_waste(batch) == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- strips
@@ -215,26 +199,26 @@ def test_waste(rng):
 def random_group(rng):
     """Prompt lengths, and response lengths with zeros among them."""
     prompts = rng.integers(1, 65, int(rng.integers(1, 12))).tolist()
-    responses = [
-        np.minimum(rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int), 32).tolist()
-        for _ in prompts
-    ]
+    responses = []
+    for _ in prompts:
+        lengths = rng.lognormal(2, 0.8, int(rng.integers(0, 9))).astype(int)
+        responses.append(np.minimum(lengths, 32).tolist())
     return prompts, responses
 
 
 def check(plans, prompts, responses, budget, multiple):
-    """What every plan must be; returns the number of rows."""
-    placed = [(p.prompt, p.sample) for plan in plans for p in plan.places]
-    assert sorted(placed) == [
-        (i, j) for i, ns in enumerate(responses) for j, n in enumerate(ns) if n > 0
-    ]
+    """What all plans must be."""
+    wanted = []
+    for i, lengths in enumerate(responses):
+        wanted += [(i, j) for j, length in enumerate(lengths) if length > 0]
+    placed = []
+    for plan in plans:
+        placed += [(p.prompt, p.sample) for p in plan.places]
+    assert sorted(placed) == wanted
     for plan in plans:
         assert plan.prompt_len in BUCKETS.prompt and plan.strip_len in BUCKETS.response
-        assert (
-            plan.rows % multiple == 0
-            and plan.rows >= len(plan.prompts)
-            and plan.strips.bit_count() == 1
-        )
+        assert plan.rows % multiple == 0 and plan.rows >= len(plan.prompts)
+        assert plan.strips.bit_count() == 1
         assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
         assert plan.tokens == plan.rows * (plan.prompt_len + plan.strips * plan.strip_len)
         used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
@@ -243,10 +227,9 @@ def check(plans, prompts, responses, budget, multiple):
             assert p.offset + p.length <= plan.strip_len and p.segment > 0
             used[p.row, p.strip, p.offset : p.offset + p.length] += 1
         assert used.max(initial=0) <= 1, "two responses in one place"
+        # Responses of a strip are told apart by their segment.
         numbers = [(p.row, p.strip, p.segment) for p in plan.places]
-        assert len(set(numbers)) == len(numbers), (
-            "responses of a strip are told apart by their segment"
-        )
+        assert len(set(numbers)) == len(numbers)
         if plan.tokens > budget:
             assert len(plan.prompts) == 1, "only a single row may exceed the budget"
             assert plan.strips == 1, "and only where one strip does"
@@ -257,23 +240,20 @@ def test_plans_place_every_response_once(rng, multiple):
     for _ in range(40):
         prompts, responses = random_group(rng)
         budget = int(rng.integers(20, 2000))
-        plans = plan_strips(prompts, responses, BUCKETS, token_budget=budget, multiple=multiple)
+        options = dict(token_budget=budget, multiple=multiple)
+        plans = plan_strips(prompts, responses, BUCKETS, **options)
         check(plans, prompts, responses, budget, multiple)
-        assert plans == plan_strips(
-            prompts, responses, BUCKETS, token_budget=budget, multiple=multiple
-        )
+        assert plans == plan_strips(prompts, responses, BUCKETS, **options)
 
 
 def test_a_large_group_gets_two_rows():
     [plan] = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 8 * 32)
     assert plan.prompts == (0,) and plan.strips == 8
-    plans = plan_strips(
-        [8], [[32] * 6], BUCKETS, token_budget=8 + 5 * 32
-    )  # room for 5 strips, which means 4
+    # Room for 5 strips, which means 4.
+    plans = plan_strips([8], [[32] * 6], BUCKETS, token_budget=8 + 5 * 32)
     assert [(plan.prompts, plan.strips) for plan in plans] == [((0,), 4), ((0,), 2)]
-    plans = plan_strips(
-        [8], [[32] * 4], BUCKETS, token_budget=8
-    )  # over the budget: as little as can be
+    # Over the budget: as little as can be.
+    plans = plan_strips([8], [[32] * 4], BUCKETS, token_budget=8)
     assert [plan.strips for plan in plans] == [1] * 4
 
 
@@ -281,23 +261,11 @@ def test_the_drawing_of_strips(rng):
     """Ten tokens in one strip; 4, 3 and 5 (here sorted by size) share the next."""
     [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=1000)
     prompt = made_prompt(rng, [(1, 4, 4)], text=1)
-    tokens = [100 * (j + 1) + np.arange(n) for j, n in enumerate((10, 4, 3, 5, 0))]
+    tokens = [np.arange(100, 110), np.arange(200, 204), np.arange(300, 303), np.arange(400, 405)]
     strips = make_strips(plan, [prompt], np.concatenate(tokens))
     assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
-    assert strips.token_bst.tolist()[0][1] == [
-        400,
-        401,
-        402,
-        403,
-        404,
-        200,
-        201,
-        202,
-        203,
-        300,
-        301,
-        302,
-    ]
+    second = [*range(400, 405), *range(200, 204), *range(300, 303)]
+    assert strips.token_bst.tolist()[0][1] == second
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
     at = prompt.next_position
     assert at < len(prompt), "an image takes fewer positions than tokens"
@@ -320,9 +288,8 @@ def test_gather_inverts_fill(rng):
         array = fill(plan, column)
         assert np.count_nonzero(array) == sum(p.length for p in plan.places)
         gather(plan, array, found)
-    np.testing.assert_array_equal(
-        found, np.where(np.repeat(placed.ravel(), counts.ravel()), column, 0)
-    )
+    expected = np.where(np.repeat(placed.ravel(), counts.ravel()), column, 0)
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_prompts_of_a_plan(rng):

@@ -1,6 +1,4 @@
-"""Invariants 6 and 9 for data: the order is a function of (seed, position), and nothing is left out
-silently.
-"""
+"""Invariants 6 and 9 for data: order by (seed, position), and nothing left out silently."""
 
 import dataclasses
 
@@ -46,12 +44,9 @@ def with_image(image) -> dict:
 
 
 def make(examples, processor, drops=None, **options) -> Draws:
-    drop = lambda *row: (drops if drops is not None else []).append(row)
-    return Draws(
-        dataset(examples),
-        processor,
-        **{"seed": 0, "max_prompt_tokens": 200, "on_drop": drop} | options,
-    )
+    drops = [] if drops is None else drops
+    fields = dict(seed=0, max_prompt_tokens=200, on_drop=lambda *row: drops.append(row))
+    return Draws(dataset(examples), processor, **fields | options)
 
 
 def drawn(draws, position, count) -> list[tuple[int, int]]:
@@ -64,16 +59,13 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
     whole = drawn(make(examples, processor, seed=seed), 0, 60)
     position, pieces = 0, []
     while len(pieces) < 60:
-        count = int(rng.integers(1, 9))
-        position, part = make(examples, processor, seed=seed).take(
-            position, count
-        )  # a fresh draws: as after a restart
+        fresh = make(examples, processor, seed=seed)  # as after a restart
+        position, part = fresh.take(position, int(rng.integers(1, 9)))
         pieces += [(d.position, d.row) for d in part]
         assert position == pieces[-1][0] + 1
     assert pieces[:60] == whole
-    assert [p for p, _ in whole] == list(range(60)), (
-        "positions differ, also where a row is met again"
-    )
+    # Positions differ, also where a row is met again.
+    assert [p for p, _ in whole] == list(range(60))
     for epoch in range(3):
         assert sorted(r for _, r in whole[17 * epoch : 17 * (epoch + 1)]) == list(range(17))
     assert whole != drawn(make(examples, processor, seed=seed + 1), 0, 60)
@@ -83,7 +75,7 @@ def test_the_order_is_a_function_of_seed_and_position(processor, rng, seed):
 
 
 def test_too_long_rows_are_passed_over_and_named_once(processor, rng):
-    """What is left keeps its positions, so a resume that does not know of the drop draws the same."""
+    """What is left keeps its positions, so a resume that knows of no drop draws the same."""
     long, wordy = ({"role": "user", "content": "x " * 500},), "y " * 500
     examples = rows(9, r2={"messages": long}, r5={"messages": long, "response": wordy})
     drops: list = []
@@ -124,9 +116,7 @@ def test_no_usable_row(processor):
 
 
 def test_an_image_over_the_patch_limit_is_dropped(processor, rng):
-    """100 to 1: the short side keeps one token, so the area passes max_pixels and no bucket holds
-    it.
-    """
+    """A very thin image: as its short side keeps a token, its area passes max_pixels."""
     thin = Image.fromarray(rng.integers(0, 256, (30, 5000, 3), dtype=np.uint8))
     examples = rows(3, r1=with_image(thin), r2=with_image(random_image(rng)))
     limit = processor.images.max_pixels // processor.images.patch_size**2
@@ -177,13 +167,9 @@ def test_a_response_ends_with_the_stop_token(processor):
     special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
     for row, draw in responses(processor, examples).items():
         assert draw.response.dtype == np.int32
-        assert (
-            draw.response[-1] == processor.turn_end_id
-            and draw.response[-1] in processor.stop_token_ids
-        )
-        assert not special & set(draw.response[:-1].tolist()), (
-            "special names in a response are text"
-        )
+        *said, last = draw.response.tolist()
+        assert last == processor.turn_end_id and last in processor.stop_token_ids
+        assert not special & set(said), "special names in a response are text"
         assert processor.decode(draw.response) == texts[row]
 
 
@@ -196,9 +182,8 @@ def test_a_response_does_not_repeat_the_prefix():
     found = responses(opened, examples)
     for draw in found.values():
         assert draw.prompt.token_ids[-1] == think
-    assert (
-        found[0].response.tolist() == found[1].response.tolist() and think not in found[0].response
-    )
+    assert found[0].response.tolist() == found[1].response.tolist()
+    assert think not in found[0].response
     assert found[2].response.tolist().count(think) == 1
 
 
@@ -209,17 +194,9 @@ def test_responses_too_long_or_absent(processor):
     assert {r for _, r in drawn(draws, 0, 6)} == {0, 2}
     [(source, reason)] = drops
     assert source == "mine.jsonl:2" and "the response has" in reason and "limit of 40" in reason
-    with pytest.raises(
-        DataError, match=r"mine\.jsonl:1: field 'response': a supervised stage needs one"
+    for fields, said in (
+        ({}, "a supervised stage needs one"),
+        ({"response": "a\ud800"}, r"character 1 \('\\ud800'\) is half of a surr"),
     ):
-        make(rows(1), processor, with_response=True, max_response_tokens=40).take(0, 1)
-    with pytest.raises(
-        DataError,
-        match=r"mine\.jsonl:1: field 'response': character 1 \('\\ud800'\) is half of a surr",
-    ):
-        make(
-            rows(1, r0={"response": "a\ud800"}),
-            processor,
-            with_response=True,
-            max_response_tokens=40,
-        ).take(0, 1)
+        with pytest.raises(DataError, match=r"mine\.jsonl:1: field 'response': " + said):
+            responses(processor, rows(1, r0=fields))

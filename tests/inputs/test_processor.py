@@ -1,16 +1,15 @@
-"""Invariants 1, 7 and 10 for prompts: ids and positions of transformers, anchored media, text that
-stays text.
-"""
+"""Invariants 1, 7 and 10 for prompts: ids and positions, anchored media, text that stays text."""
 
 import copy
 import dataclasses
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import make_checkpoint, mixed_prompts, random_image, torch_inputs
+from reference import Checkpoint, make_checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
 from jaxr1.checkpoints.tensors import CheckpointError
@@ -31,18 +30,30 @@ SPECIALS = (
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """A directory, the torch model in it, and our processor."""
-    folder = tmp_path_factory.mktemp("model") / "m"
-    model = make_checkpoint(folder, 0)
-    return folder, model, jaxr1.load_processor(folder)
+    return Checkpoint.make(tmp_path_factory.mktemp("model") / "m", 0)
+
+
+@pytest.fixture
+def copied(checkpoint, tmp_path):
+    """A copy of the directory to change, without its weights."""
+    ignored = shutil.ignore_patterns("*.safetensors")
+    return Path(shutil.copytree(checkpoint.folder, tmp_path / "m", ignore=ignored))
+
+
+def part(given) -> dict:
+    kind = "text" if isinstance(given, str) else "image"
+    return {"type": kind, kind: given}
 
 
 def user(*parts) -> jaxr1.Prompt:
-    content = [
-        {"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p}
-        for p in parts
-    ]
-    return jaxr1.Prompt([{"role": "user", "content": content}])
+    """A prompt of one user message."""
+    return jaxr1.Prompt([{"role": "user", "content": [part(given) for given in parts]}])
+
+
+def specials(processor) -> set[int]:
+    """The ids of the special tokens."""
+    added = processor.tokenizer.added_tokens_decoder
+    return {number for number, token in added.items() if token.special}
 
 
 def conversation(rng, prompt: jaxr1.Prompt) -> jaxr1.Prompt:
@@ -56,10 +67,11 @@ def conversation(rng, prompt: jaxr1.Prompt) -> jaxr1.Prompt:
 
 
 def test_token_ids_equal_transformers(checkpoint, rng):
-    """The rendered chat template with each placeholder repeated once per merged patch, tokenized in
-    one call.
+    """The ids are those of the rendered chat template, tokenized in one call.
+
+    Each placeholder is repeated once per merged patch.
     """
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     seen = set()
     for prompt in mixed_prompts(rng, 8):
         prompt = conversation(rng, prompt)
@@ -67,31 +79,31 @@ def test_token_ids_equal_transformers(checkpoint, rng):
         rendered = processor.tokenizer.apply_chat_template(
             prompt.messages, tokenize=False, add_generation_prompt=True
         )
-        counts = iter([t * h * w // 4 for t, h, w in encoded.grids])
-        expanded = re.sub(
-            re.escape("<|image_pad|>"), lambda _, c=counts: "<|image_pad|>" * next(c), rendered
-        )
+        first, *rest = rendered.split("<|image_pad|>")
+        expanded = first
+        for (t, h, w), text in zip(encoded.grids, rest, strict=True):
+            expanded += "<|image_pad|>" * (t * h * w // 4) + text
         expected = processor.tokenizer(expanded, add_special_tokens=False)["input_ids"]
         np.testing.assert_array_equal(encoded.token_ids, expected)
         for start, end in encoded.spans:
             assert set(encoded.token_ids[start:end]) == {processor.image_token_id}
-        np.testing.assert_array_equal(
-            encoded.media_index >= 0, encoded.token_ids == processor.image_token_id
-        )
+        is_image = encoded.token_ids == processor.image_token_id
+        np.testing.assert_array_equal(encoded.media_index >= 0, is_image)
         seen.add(len(encoded.grids))
     assert seen == {0, 1, 3}
 
 
 def test_positions_equal_transformers(checkpoint, rng):
-    """M-RoPE positions and the next one, against get_rope_index (its delta is next position -
-    length).
+    """M-RoPE positions and the next one, against get_rope_index.
+
+    Its delta is next position - length.
     """
-    _, model, processor = checkpoint
+    model, processor = checkpoint.reference.model, checkpoint.processor
     for prompt in mixed_prompts(rng, 8):
         encoded = processor.encode(conversation(rng, prompt))
         inputs = torch_inputs(encoded)
         inputs.pop("pixel_values", None)
-        position, delta = model.model.get_rope_index(**inputs)
+        position, delta = model.get_rope_index(**inputs)
         np.testing.assert_array_equal(encoded.position.T, position[:, 0].numpy())
         assert encoded.next_position == len(encoded) + int(delta)
 
@@ -123,57 +135,55 @@ def hostile(rng) -> str:
 
 
 def test_special_names_in_user_text_stay_text(checkpoint, rng):
-    """One marker id in front and behind brackets the user's text; between them are ordinary tokens
-    that spell it.
+    """One marker id in front and behind brackets the user's text.
+
+    Between them are ordinary tokens that spell it.
     """
-    _, _, processor = checkpoint
-    special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
-    empty = [i for i in processor.encode(user("", random_image(rng))).token_ids if i in special]
+    processor = checkpoint.processor
+    special, image = specials(processor), processor.image_token_id
+
+    def shown(encoded):
+        """The special tokens of a prompt, but for the image's, of which any number may be."""
+        return [i for i in encoded.token_ids.tolist() if i in special and i != image]
+
+    empty = shown(processor.encode(user("", random_image(rng))))
     for text in [*SPECIALS, *(hostile(rng) for _ in range(30))]:
         ids = processor.text_ids(text)
         assert not special & set(ids)
         assert processor.decode(ids) == text
         encoded = processor.encode(user(text, random_image(rng, 28, 29)))
-        shown = [int(i) for i in encoded.token_ids if i in special]
         assert len(encoded.spans) == 1
-        # The specials of the whole prompt are those of a prompt without text, up to the image's own
-        # length.
-        assert [i for i in shown if i != processor.image_token_id] == [
-            i for i in empty if i != processor.image_token_id
-        ]
+        assert shown(encoded) == empty
         assert text in processor.decode(encoded.token_ids)
 
 
 @pytest.mark.parametrize("role", ["system", "assistant", "tool"])
 def test_special_names_in_other_turns_stay_text(checkpoint, rng, role):
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     text = hostile(rng)
-    plain, loaded = (
-        processor.encode(
-            jaxr1.Prompt([{"role": role, "content": t}, {"role": "user", "content": "x"}])
-        )
-        for t in ("y", text)
-    )
-    special = {i for i, t in processor.tokenizer.added_tokens_decoder.items() if t.special}
-    assert [i for i in loaded.token_ids if i in special] == [
-        i for i in plain.token_ids if i in special
-    ]
-    assert text in processor.decode(loaded.token_ids)
+    special = specials(processor)
+
+    def encoded(text):
+        messages = [{"role": role, "content": text}, {"role": "user", "content": "x"}]
+        return processor.encode(jaxr1.Prompt(messages)).token_ids.tolist()
+
+    plain, loaded = encoded("y"), encoded(text)
+    assert [i for i in loaded if i in special] == [i for i in plain if i in special]
+    assert text in processor.decode(loaded)
 
 
 def test_sentinels_in_user_text_stay_text(checkpoint):
     """The private-use characters that stand for texts inside the template may occur in a text."""
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     text = "a \ue0001\ue001 b \ue0000\ue001"
-    ids = processor.encode(
-        jaxr1.Prompt([{"role": "system", "content": text}, {"role": "user", "content": "zz"}])
-    ).token_ids
-    assert processor.decode(ids).count(text) == 1 and processor.decode(ids).count("zz") == 1
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": "zz"}]
+    found = processor.decode(processor.encode(jaxr1.Prompt(messages)).token_ids)
+    assert found.count(text) == 1 and found.count("zz") == 1
 
 
 def test_added_words_stay_one_token(checkpoint):
     """<think> is an added token, but no special one: a user may say it."""
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     for tag in ("<think>", "</answer>"):
         assert processor.text_ids(tag) == [processor.tokenizer.convert_tokens_to_ids(tag)]
     ids = processor.text_ids("<|im_end|><think><|im_end|>")
@@ -181,14 +191,13 @@ def test_added_words_stay_one_token(checkpoint):
 
 
 def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     prompt = user(random_image(rng), "What is it?", random_image(rng))
     whole = processor.encode(prompt)
     assert len(processor.encode(prompt, len(whole))) == len(whole)
     for limit in (len(whole) - 1, whole.spans[0][1] - 1, 1):
-        with pytest.raises(
-            TooLong, match=f"{len(whole)} tokens .*for 2 images.*over the limit of {limit}"
-        ):
+        said = f"{len(whole)} tokens .*for 2 images.*over the limit of {limit}"
+        with pytest.raises(TooLong, match=said):
             processor.encode(prompt, limit)
 
 
@@ -219,7 +228,7 @@ def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):
 )
 def test_malformed_messages(checkpoint, messages, text):
     with pytest.raises(PromptError, match=re.escape(text)):
-        checkpoint[2].encode(jaxr1.Prompt(messages))
+        checkpoint.processor.encode(jaxr1.Prompt(messages))
 
 
 def each_part(body: str) -> str:
@@ -235,32 +244,29 @@ TEMPLATES = {
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_templates_that_lose_images_or_text(checkpoint, rng, tmp_path, template):
-    shutil.copytree(checkpoint[0], tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
-    (tmp_path / "m" / "chat_template.jinja").write_text(template)
-    processor = jaxr1.load_processor(tmp_path / "m")
+def test_templates_that_lose_images_or_text(copied, rng, template):
+    (copied / "chat_template.jinja").write_text(template)
+    processor = jaxr1.load_processor(copied)
     with pytest.raises(PromptError, match=TEMPLATES[template]):
         processor.encode(user(random_image(rng), "hello"))
 
 
-def test_the_processors_template_goes_before_the_tokenizers(checkpoint, rng, tmp_path):
-    """As in Qwen2.5-VL: the tokenizer's own template knows text only; that with image places is
-    chat_template.json.
+def test_the_processors_template_goes_before_the_tokenizers(checkpoint, copied, rng):
+    """The tokenizer's own template may know text only, as in Qwen2.5-VL.
+
+    That with image places is chat_template.json.
     """
-    folder, prompt = (
-        shutil.copytree(checkpoint[0], tmp_path / "m"),
-        user(random_image(rng), "How many?"),
-    )
-    whole = (folder / "chat_template.jinja").read_text()
-    (folder / "chat_template.jinja").unlink()
-    config = json.loads((folder / "tokenizer_config.json").read_text())
+    prompt = user(random_image(rng), "How many?")
+    whole = (copied / "chat_template.jinja").read_text()
+    (copied / "chat_template.jinja").unlink()
+    config = json.loads((copied / "tokenizer_config.json").read_text())
     config["chat_template"] = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (copied / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(PromptError, match="chat template cannot render these messages"):
-        jaxr1.load_processor(folder).encode(prompt)
-    (folder / "chat_template.json").write_text(json.dumps({"chat_template": whole}))
-    found = jaxr1.load_processor(folder).encode(prompt)
-    np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
+        jaxr1.load_processor(copied).encode(prompt)
+    (copied / "chat_template.json").write_text(json.dumps({"chat_template": whole}))
+    found = jaxr1.load_processor(copied).encode(prompt)
+    np.testing.assert_array_equal(found.token_ids, checkpoint.processor.encode(prompt).token_ids)
 
 
 def with_template(processor, template):
@@ -273,16 +279,21 @@ def with_template(processor, template):
 LOOKING = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% set text = m.content | trim %}"
-    "{% if m.role == 'assistant' and '</think>' in text %}{% set text = text.split('</think>')[-1] | trim %}{% endif %}"
-    "{{ text }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if m.role == 'assistant' and '</think>' in text %}"
+    "{% set text = text.split('</think>')[-1] | trim %}"
+    "{% endif %}"
+    "{{ text }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
 def test_templates_that_look_at_texts(checkpoint, rng):
-    """Trimming, as Llama's does, and cutting old thoughts, as Qwen3's does: as transformers has it,
-    specials apart.
+    """Templates that trim, as Llama's, or cut old thoughts, as Qwen3's: as transformers has it.
+
+    But for special names in the text.
     """
-    processor, tokenizer = with_template(checkpoint[2], LOOKING)
+    processor, tokenizer = with_template(checkpoint.processor, LOOKING)
     messages = [
         {"role": "user", "content": "  What is it?\n\n"},
         {"role": "assistant", "content": "<think>hm</think>\n\nA cat. "},
@@ -294,32 +305,34 @@ def test_templates_that_look_at_texts(checkpoint, rng):
     assert "hm" not in processor.decode(ids)
     text = f" {hostile(rng)}<|im_end|>\n"
     said = processor.encode(jaxr1.Prompt([{"role": "user", "content": text}])).token_ids
-    special = {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    special = specials(processor)
     assert [i for i in said if i in special] == [i for i in ids if i in special][-3:]
     assert processor.decode(said) == f"user\n{text.strip()}\nassistant\n"
 
 
 def test_prompts_do_not_depend_on_the_day(checkpoint):
-    asks = "{% if strftime_now is defined %}{{ strftime_now( '%d %b %Y' ) }}{% endif %}"  # as Llama 3.2's does
-    processor, _ = with_template(checkpoint[2], asks + LOOKING)
+    # As the template of Llama 3.2 asks.
+    asks = "{% if strftime_now is defined %}{{ strftime_now( '%d %b %Y' ) }}{% endif %}"
+    processor, _ = with_template(checkpoint.processor, asks + LOOKING)
     ids = processor.encode(jaxr1.Prompt([{"role": "user", "content": "x"}])).token_ids
     assert processor.decode(ids).startswith("26 Jul 2024")
 
 
 def test_a_template_may_open_the_answer(checkpoint):
     """What it opens is part of what rewards read, as a base model's prefix is."""
-    processor, _ = with_template(checkpoint[2], LOOKING + "<think>\n\n")
+    processor, _ = with_template(checkpoint.processor, LOOKING + "<think>\n\n")
     messages = [{"role": "user", "content": "x"}]
     assert processor.encode(jaxr1.Prompt(messages)).prefix == "<think>\n"
     assert processor.encode(jaxr1.Prompt(messages, prefix="I")).prefix == "<think>\nI"
-    assert checkpoint[2].encode(jaxr1.Prompt(messages)).prefix == ""
+    assert checkpoint.processor.encode(jaxr1.Prompt(messages)).prefix == ""
 
 
 def test_the_templates_end_of_a_turn_stops(checkpoint):
-    """InternLM2's end of text is </s>, but its answers end with <|im_end|>: both stop, and the
-    latter is trained on.
+    """InternLM2's end of text is </s>, but its answers end with <|im_end|>: both stop.
+
+    The latter is trained on.
     """
-    tokenizer = copy.deepcopy(checkpoint[2].tokenizer)
+    tokenizer = copy.deepcopy(checkpoint.processor.tokenizer)
     tokenizer.eos_token = "<|endoftext|>"
     ident = tokenizer.convert_tokens_to_ids
     assert end_of_turn(tokenizer, None) == end_of_turn(tokenizer, "chatml") == ident("<|im_end|>")
@@ -329,59 +342,42 @@ def test_the_templates_end_of_a_turn_stops(checkpoint):
 
 
 def test_chatml_has_places_for_images(checkpoint, rng):
-    """Qwen's own template is ChatML with a system turn of its own: with one given, both say the
-    same.
-    """
-    image = random_image(rng)
-    content = [
-        {"type": "text", "text": "In"},
-        {"type": "image", "image": image},
-        {"type": "text", "text": "how many?"},
-    ]
-    prompt = jaxr1.Prompt(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
-    )
-    found = jaxr1.load_processor(checkpoint[0], template="chatml").encode(prompt)
-    np.testing.assert_array_equal(found.token_ids, checkpoint[2].encode(prompt).token_ids)
-    assert found.spans == checkpoint[2].encode(prompt).spans != ()
+    """Qwen's own template is ChatML with a system turn: with one given, both say the same."""
+    [message] = user("In", random_image(rng), "how many?").messages
+    prompt = jaxr1.Prompt([{"role": "system", "content": "Be brief."}, message])
+    found = jaxr1.load_processor(checkpoint.folder, template="chatml").encode(prompt)
+    np.testing.assert_array_equal(found.token_ids, checkpoint.processor.encode(prompt).token_ids)
+    assert found.spans == checkpoint.processor.encode(prompt).spans != ()
 
 
 def test_half_a_surrogate_pair_is_no_text(checkpoint):
-    processor = jaxr1.load_processor(checkpoint[0])
-    message = {
-        "role": "user",
-        "content": [{"type": "text", "text": "fine"}, {"type": "text", "text": "a\ud800b"}],
-    }
-    with pytest.raises(
-        PromptError,
-        match=r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair",
-    ):
-        processor.encode(jaxr1.Prompt([message]))
+    said = r"message 0, part 1: character 1 \('\\ud800'\) is half of a surrogate pair"
+    with pytest.raises(PromptError, match=said):
+        checkpoint.processor.encode(user("fine", "a\ud800b"))
 
 
 def test_of_several_templates_the_default_one(checkpoint):
-    one, several = jaxr1.load_processor(checkpoint[0]), jaxr1.load_processor(checkpoint[0])
     prompt = jaxr1.Prompt([{"role": "user", "content": "How many?"}])
-    several.tokenizer.chat_template = {
-        "default": one.tokenizer.chat_template,
-        "tool_use": "{{ nothing.at.all }}",
-    }
+    one = checkpoint.processor
+    default = one.tokenizer.chat_template
+    templates = {"default": default, "tool_use": "{{ nothing.at.all }}"}
+    several, tokenizer = with_template(one, templates)
     np.testing.assert_array_equal(several.encode(prompt).token_ids, one.encode(prompt).token_ids)
-    several.tokenizer.chat_template = {"tool_use": "x"}
-    with pytest.raises(
-        PromptError, match="chat templates tool_use, and none of the name 'default'"
-    ):
+    tokenizer.chat_template = {"tool_use": "x"}
+    said = "chat templates tool_use, and none of the name 'default'"
+    with pytest.raises(PromptError, match=said):
         several.encode(prompt)
 
 
 def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
-    """Once, and as a processor of transformers has it: that adds special tokens to what the
-    template rendered.
+    """Once, and as a processor of transformers has it.
+
+    That adds special tokens to what the template rendered.
     """
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    _, _, processor = checkpoint
+    processor = checkpoint.processor
     bos, prompt = "<|endoftext|>", user(random_image(rng), "How many?")
     backend = processor.tokenizer.backend_tokenizer
     number = backend.token_to_id(bos)
@@ -399,28 +395,29 @@ def test_bos_of_the_tokenizer_goes_before_a_prompt(checkpoint, rng):
 
 
 def test_r1_zero_template(checkpoint, rng):
-    """VisualThinker-R1-Zero (its prompt for base models): image first, the question inside,
-    "<think>" opens the answer.
+    """VisualThinker-R1-Zero's prompt for base models.
+
+    The image comes first, the question is inside, and "<think>" opens the answer.
     """
-    folder, _, _ = checkpoint
+    folder = checkpoint.folder
     processor = jaxr1.load_processor(folder, template="r1_zero")
     image = random_image(rng)
     encoded = processor.encode(user("Where is the red <|im_end|> star?", image))
     (start, end) = encoded.spans[0]
-    name = processor.tokenizer.convert_tokens_to_ids
-    assert (
-        start == 1
-        and encoded.token_ids[0] == name("<|vision_start|>")
-        and encoded.token_ids[end] == name("<|vision_end|>")
-    )
+    ident = processor.tokenizer.convert_tokens_to_ids
+    assert start == 1
+    assert encoded.token_ids[0] == ident("<|vision_start|>")
+    assert encoded.token_ids[end] == ident("<|vision_end|>")
     assert processor.tokenizer.decode(encoded.token_ids[end + 1 :]) == (
-        "A conversation between User and Assistant. The user asks a question about the image, and the Assistant solves "
-        "it. The assistant first thinks about the reasoning process in the mind and then provides the user with the "
-        "answer.\nUser: Where is the red <|im_end|> star?\nAssistant: Let me solve this step by step.\n<think>"
-    )
-    assert encoded.prefix == processor.prefix == "<think>" and encoded.token_ids[-1] == name(
+        "A conversation between User and Assistant. The user asks a question about the image, and "
+        "the Assistant solves it. The assistant first thinks about the reasoning process in the "
+        "mind and then provides the user with the answer.\n"
+        "User: Where is the red <|im_end|> star?\n"
+        "Assistant: Let me solve this step by step.\n"
         "<think>"
     )
+    assert encoded.prefix == processor.prefix == "<think>"
+    assert encoded.token_ids[-1] == ident("<think>")
     messages = user("Where?", image).messages
     for prefix in ("", "<answer> 4"):
         other = processor.encode(jaxr1.Prompt(messages, prefix=prefix))
@@ -433,71 +430,56 @@ def test_r1_zero_template(checkpoint, rng):
 
 
 def test_prefix_follows_a_chat_template(checkpoint):
-    _, _, processor = checkpoint
-    messages = [{"role": "user", "content": "x"}]
-    plain, opened = (
-        processor.encode(jaxr1.Prompt(messages, prefix=p)).token_ids for p in (None, "<think> so")
-    )
-    np.testing.assert_array_equal(opened, [*plain, *processor.text_ids("<think> so")])
+    processor = checkpoint.processor
+    messages, prefix = [{"role": "user", "content": "x"}], "<think> so"
+    plain = processor.encode(jaxr1.Prompt(messages)).token_ids
+    opened = processor.encode(jaxr1.Prompt(messages, prefix=prefix)).token_ids
+    np.testing.assert_array_equal(opened, [*plain, *processor.text_ids(prefix)])
 
 
 @pytest.mark.parametrize(("stops", "named"), [(None, []), (7, [7]), ([7, 9], [7, 9]), ([], [])])
-def test_stop_ids(checkpoint, tmp_path, stops, named):
-    shutil.copytree(checkpoint[0], tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors"))
-    file = tmp_path / "m" / "generation_config.json"
+def test_stop_ids(copied, stops, named):
+    file = copied / "generation_config.json"
     file.unlink(missing_ok=True)
     if stops is not None:
         file.write_text(json.dumps({"eos_token_id": stops}))
-    processor = jaxr1.load_processor(tmp_path / "m")
+    processor = jaxr1.load_processor(copied)
     assert set(processor.stop_token_ids) == {*named, make_tokenizer(512).eos_token_id}
 
 
 def test_media_ids(checkpoint):
-    """All that stands for media: pads of images and videos, vision start, end and pad; nothing
-    else.
-    """
-    _, _, processor = checkpoint
+    """All that stands for media, and nothing else: pads, vision start and vision end."""
+    processor = checkpoint.processor
     names = processor.tokenizer.convert_ids_to_tokens(list(processor.media_token_ids))
-    assert set(names) == {
-        "<|image_pad|>",
-        "<|video_pad|>",
-        "<|vision_start|>",
-        "<|vision_end|>",
-        "<|vision_pad|>",
-    }
+    pads = {"<|image_pad|>", "<|video_pad|>", "<|vision_pad|>"}
+    assert set(names) == pads | {"<|vision_start|>", "<|vision_end|>"}
     assert not set(processor.media_token_ids) & set(processor.stop_token_ids)
 
 
 def test_bounds_of_the_image(checkpoint, rng):
-    folder, _, processor = checkpoint
+    folder, processor = checkpoint.folder, checkpoint.processor
     image = random_image(rng, 100, 200)
-    small = jaxr1.load_processor(folder, max_pixels=56 * 56).encode(user(image))
-    large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300).encode(
-        user(image)
-    )
-    assert (
-        len(small.patches[0])
-        <= 16
-        < len(processor.encode(user(image)).patches[0])
-        < len(large.patches[0])
-    )
+    patches = lambda processor: len(processor.encode(user(image)).patches[0])
+    small = jaxr1.load_processor(folder, max_pixels=56 * 56)
+    large = jaxr1.load_processor(folder, min_pixels=150 * 150, max_pixels=300 * 300)
+    assert patches(small) <= 16 < patches(processor) < patches(large)
 
 
 def test_an_export_keeps_the_bounds_it_was_loaded_with(checkpoint, tmp_path):
     """Of images and of videos, in one file or in two."""
     bounds = dict(max_pixels=80 * 80, video_fps=1.5, video_max_frames=6, video_max_pixels=70 * 70)
-    for number, folder in enumerate((checkpoint[0], tmp_path / "one file")):
+    for number, folder in enumerate((checkpoint.folder, tmp_path / "one file")):
         if number:
-            shutil.copytree(checkpoint[0], folder)
+            shutil.copytree(checkpoint.folder, folder)
             images = json.loads((folder / "preprocessor_config.json").read_text())
             (folder / "preprocessor_config.json").unlink()
             videos = {k: v for k, v in images.items() if k.startswith("image_m")}
             whole = {"image_processor": images, "video_processor": videos}
             (folder / "processor_config.json").write_text(json.dumps(whole))
         processor = jaxr1.load_processor(folder, **bounds)
-        again = jaxr1.load_processor(
-            jaxr1.save_model(*jaxr1.load_model(folder), processor, tmp_path / f"out{number}")
-        )
+        model, params = jaxr1.load_model(folder)
+        out = jaxr1.save_model(model, params, processor, tmp_path / f"out{number}")
+        again = jaxr1.load_processor(out)
         assert (again.images, again.videos) == (processor.images, processor.videos)
         assert again.videos.fps == 1.5 != jaxr1.load_processor(folder).videos.fps
 
@@ -505,22 +487,17 @@ def test_an_export_keeps_the_bounds_it_was_loaded_with(checkpoint, tmp_path):
 def test_damaged_processor_files(checkpoint, tmp_path):
     for name in ("preprocessor_config.json", "tokenizer.json", "generation_config.json"):
         folder = tmp_path / name.split(".")[0]
-        shutil.copytree(checkpoint[0], folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        shutil.copytree(checkpoint.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
         (folder / name).write_text("{broken")
         with pytest.raises(CheckpointError, match=str(folder)):
             jaxr1.load_processor(folder)
 
 
-def test_bounds_of_videos(tmp_path, rng):
-    make_checkpoint(tmp_path / "m", 0)
-    processor = jaxr1.load_processor(
-        tmp_path / "m", video_fps=1.0, video_max_frames=4, video_max_pixels=56 * 56
-    )
-    clip = {
-        "type": "video",
-        "video": rng.integers(0, 256, (40, 60, 60, 3), dtype=np.uint8),
-        "fps": 10.0,
-    }
+def test_bounds_of_videos(checkpoint, tmp_path, rng):
+    bounds = dict(video_fps=1.0, video_max_frames=4, video_max_pixels=56 * 56)
+    processor = jaxr1.load_processor(checkpoint.folder, **bounds)
+    frames = rng.integers(0, 256, (40, 60, 60, 3), dtype=np.uint8)
+    clip = {"type": "video", "video": frames, "fps": 10.0}
     encoded = processor.encode(jaxr1.Prompt([{"role": "user", "content": [clip]}]))
     assert len(encoded.grids) == 2 and encoded.grids[0][1] * encoded.grids[0][2] <= 16
     make_checkpoint(tmp_path / "i", 0, "internvl")

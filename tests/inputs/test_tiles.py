@@ -1,4 +1,4 @@
-"""Tiles: equal to transformers' numpy processor on random sizes and modes, and put together again."""
+"""Tiles: equal to transformers' numpy processor on random sizes and modes, once put together."""
 
 import numpy as np
 import pytest
@@ -21,16 +21,16 @@ def random_picture(rng) -> Image.Image:
 def test_equal_to_transformers(rng):
     from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
-    options = TileOptions(
-        size=56,
-        patch_size=14,
-        max_tiles=int(rng.integers(2, 13)),
-        min_tiles=int(rng.integers(1, 3)),
-    )
+    most, least = int(rng.integers(2, 13)), int(rng.integers(1, 3))
+    options = TileOptions(size=56, patch_size=14, max_tiles=most, min_tiles=least)
     theirs = GotOcr2ImageProcessorPil(
-        size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=options.min_tiles,
-        max_patches=options.max_tiles, image_mean=list(options.image_mean), image_std=list(options.image_std),
-    )  # fmt: skip
+        size={"height": 56, "width": 56},
+        crop_to_patches=True,
+        min_patches=least,
+        max_patches=most,
+        image_mean=list(options.image_mean),
+        image_std=list(options.image_std),
+    )
     for _ in range(200):
         picture = load_image(random_picture(rng))
         if max(picture.size) > 200 * min(picture.size):

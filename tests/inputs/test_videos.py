@@ -26,7 +26,7 @@ from jaxr1.inputs.videos import (
     video_grid,
     video_size,
 )
-from jaxr1.media.frames import sample_indices
+from jaxr1.media.frames import FrameChoice, sample_indices
 from jaxr1.media.images import MediaError
 from jaxr1.media.videos import Video, load_video
 
@@ -270,7 +270,8 @@ def test_sampling_equals_transformers(variant, processors, rng):
             VideoMetadata(total_num_frames=total, fps=rate), temporal_patch_size=2, **how
         )
         sampling = VARIANTS[variant].sampling
-        found = sample_indices(total, rate, sampling=sampling, frame_factor=2, **bounds, **how)
+        choice = FrameChoice(sampling=sampling, frame_factor=2, **bounds, **how)
+        found = sample_indices(total, rate, choice)
         expected = np.asarray(expected)
         # torch.arange rounds its end up: where n steps of total / n fall short of it, there is one
         # frame too many.
@@ -427,14 +428,14 @@ def test_opening_at_size_equals_resizing_later(variant, rng):
             min_pixels=low,
             max_pixels=low + int(rng.integers(0, 90)) * 1000,
         )
-        whole = load_video(
-            data,
+        choice = FrameChoice(
             fps=o.fps,
             min_frames=o.min_frames,
             max_frames=o.max_frames,
             sampling=o.rules.sampling,
             frame_factor=2,
         )
+        whole = load_video(data, choice)
         expected, grid = preprocess_video(whole.frames, o)
         small = open_video(data, o)
         assert small.frames.shape[1:3] == video_size(len(whole.frames), height, width, o)
@@ -462,7 +463,8 @@ def test_open_video_follows_its_options():
 
 
 def test_options_from_configs():
-    qwen2_5 = {  # preprocessor_config.json of a Qwen2.5-VL checkpoint, whose bounds are those of images
+    # preprocessor_config.json of a Qwen2.5-VL checkpoint, whose bounds are those of images
+    qwen2_5 = {
         "min_pixels": 3136,
         "max_pixels": 12845056,
         "patch_size": 14,

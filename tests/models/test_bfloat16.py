@@ -1,6 +1,4 @@
-"""bfloat16 computation: gradients that are sums over many tokens, large attention scores, sampler
-against trainer, and parameters that are stored in it.
-"""
+"""bfloat16: sums over many tokens, large scores, sampler against trainer, stored parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -35,18 +33,17 @@ def world(request, tmp_path_factory, module_seed):
 
 @pytest.mark.parametrize("strips_at_once", [0, 1])
 def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
-    """Norms, biases, embeddings and matrices alike: every tensor of the bfloat16 gradient is that
-    of float32.
+    """Every tensor of the bfloat16 gradient is that of float32: norms, biases and matrices alike.
 
     Summed in bfloat16, a norm's gradient over these 8192 tokens is wrong by half of it.
     """
     folder, processor = world.folder, world.processor
     rows, group, length = 16, 8, 64
     prompts = [processor.encode(p) for p in mixed_prompts(rng, rows)]
-    common = rng.integers(20, 24, (rows, group, length))  # four tokens make up half of the text
-    mixed = np.where(
-        rng.random(common.shape) < 0.5, common, rng.integers(20, 500, common.shape)
-    ).astype(np.int32)
+    # Four tokens make up half of the text.
+    common = rng.integers(20, 24, (rows, group, length))
+    others = rng.integers(20, 500, common.shape)
+    mixed = np.where(rng.random(common.shape) < 0.5, common, others).astype(np.int32)
     tokens = [list(row) for row in mixed]
     buckets = fitting_buckets(prompts, length)
 
@@ -64,9 +61,8 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
     whole = np.sqrt(sum((g**2).sum() for g in exact.values()))
     compared = 0
     for path, g in exact.items():
-        if (
-            np.linalg.norm(g) > 1e-3 * whole
-        ):  # smaller ones are rounding of the activations, not of the sums
+        # Smaller ones are rounding of the activations, not of the sums.
+        if np.linalg.norm(g) > 1e-3 * whole:
             compared += 1
             error = np.linalg.norm(found[path] - g) / np.linalg.norm(g)
             assert error < 16 * EPSILON, (path, error)
@@ -75,8 +71,9 @@ def test_gradients_add_up_over_thousands_of_tokens(world, rng, strips_at_once):
 
 @pytest.mark.parametrize("size", [1.0, 6.0])
 def test_large_scores_keep_their_digits(rng, size):
-    """Scores up to 70, as the key biases of Qwen2 make them: the error is that of the rounded
-    inputs' values alone.
+    """Scores up to 70, as the key biases of Qwen2 make them, are not rounded.
+
+    The error is that of the rounded inputs' values alone.
     """
     rows, length, heads, width = 2, 48, 4, 128
     narrow = lambda x: jnp.asarray(x, jnp.bfloat16)
@@ -92,9 +89,8 @@ def test_large_scores_keep_their_digits(rng, size):
 
     def close(found, expected):
         error = np.asarray(found.astype(jnp.float32), np.float64) - expected
-        assert np.sqrt((error**2).mean() / (expected**2).mean()) < EPSILON, (
-            "no more than the weights' own rounding"
-        )
+        # No more than the weights' own rounding.
+        assert np.sqrt((error**2).mean() / (expected**2).mean()) < EPSILON
 
     full, causal = np.ones((length, length), bool), np.tril(np.ones((length, length), bool))
     close(segment_attention(q, k, v, jnp.ones((rows, length), int)), exact(full))
@@ -103,23 +99,19 @@ def test_large_scores_keep_their_digits(rng, size):
     own = tuple(x[:, None, half:] for x in (k, v))
     prompt = tuple(x[:, :half] for x in (k, v))
     ones = jnp.ones((rows, 1, half), int)
-    close(
-        strip_attention(q[:, None, half:], prompt, jnp.full(rows, half), own, ones)[:, 0],
-        exact(causal)[:, half:],
-    )
-    caches = (
-        tuple(jnp.swapaxes(x, 1, 2) for x in prompt),
-        tuple(jnp.swapaxes(x, 2, 3) for x in own),
-    )
-    last = decode_attention(
-        q[:, -1:], caches[0], jnp.full(rows, half), caches[1], jnp.int32(half - 1)
-    )
+    lengths = jnp.full(rows, half)
+    strip = strip_attention(q[:, None, half:], prompt, lengths, own, ones)
+    close(strip[:, 0], exact(causal)[:, half:])
+    prompt_cache = tuple(jnp.swapaxes(x, 1, 2) for x in prompt)
+    own_cache = tuple(jnp.swapaxes(x, 2, 3) for x in own)
+    last = decode_attention(q[:, -1:], prompt_cache, lengths, own_cache, jnp.int32(half - 1))
     close(last[:, 0], exact(causal)[:, -1])
 
 
 def test_sampler_and_trainer_agree(world, rng):
-    """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit, a few roundings of the last
-    hidden state.
+    """Invariant 2 in bfloat16: within 8 x 2^-8 x the largest logit.
+
+    That is a few roundings of the last hidden state.
     """
     folder = world.folder
     model, params = jaxr1.load_model(folder, dtype="bfloat16")
@@ -128,17 +120,14 @@ def test_sampler_and_trainer_agree(world, rng):
     groups = jaxr1.generate(
         model, params, processor, prompts, n=4, max_new_tokens=24, seed=int(rng.integers(1000))
     )
-    scored = jaxr1.score(
-        model, params, processor, prompts, [[c.token_ids for c in g] for g in groups]
-    )
-    worst = max(
-        float(np.abs(c.logprobs - s).max())
-        for g, row in zip(groups, scored, strict=True)
-        for c, s in zip(g, row, strict=True)
-    )
-    largest = max(
-        1.0, max(float(-c.logprobs.min()) for g in groups for c in g)
-    )  # of logits that differ by this much
+    tokens = [[c.token_ids for c in group] for group in groups]
+    scored = jaxr1.score(model, params, processor, prompts, tokens)
+    worst, largest = 0.0, 1.0
+    for group, row in zip(groups, scored, strict=True):
+        for completion, logp in zip(group, row, strict=True):
+            worst = max(worst, float(np.abs(completion.logprobs - logp).max()))
+            # Logits differ by as much as this at least.
+            largest = max(largest, float(-completion.logprobs.min()))
     assert 0 < worst <= 8 * EPSILON * largest, worst / EPSILON / largest
 
 
@@ -148,11 +137,8 @@ def test_parameters_in_bfloat16_move(world):
     _, params = jaxr1.load_model(folder, param_dtype="bfloat16")
     before = jax.tree.map(lambda x: np.asarray(x.astype(jnp.float32)), params)
     rate, steps = 1e-5, 50
-    tx, schedule, objective = (
-        optax.adamw(rate),
-        optax.constant_schedule(rate),
-        Objective((CrossEntropy(),)),
-    )
+    tx, schedule = optax.adamw(rate), optax.constant_schedule(rate)
+    objective = Objective((CrossEntropy(),))
     state = init_state(params, tx)
     assert {x.dtype for x in jax.tree.leaves(state.opt) if x.ndim} == {jnp.dtype("float32")}
     for _ in range(steps):
@@ -167,7 +153,7 @@ def test_parameters_in_bfloat16_move(world):
 
 
 def test_stochastic_rounding(rng):
-    """Only to one of the two neighbours, exact where there is nothing to round, right on average."""
+    """Only to one of two neighbours, exact where there is nothing to round, right on average."""
     x = rng.standard_normal(400).astype(np.float32)
     draws = jnp.stack([round_stochastically(jnp.asarray(x), jax.random.key(i)) for i in range(500)])
     found = np.asarray(draws.astype(jnp.float32), np.float64)

@@ -1,6 +1,4 @@
-"""Each family beyond its logits: hub layouts, greedy text, gradients, video, mixed batches, frozen
-features.
-"""
+"""Each family beyond its logits: hub layouts, greedy text, gradients, video, frozen features."""
 
 import dataclasses
 import json
@@ -49,22 +47,25 @@ def video_prompt(rng, frames: int, fps: float = 3.0):
     return jaxr1.Prompt([{"role": "user", "content": parts}])
 
 
+def logits(model, params, encoded) -> np.ndarray:
+    """Ours for one encoded prompt."""
+    batch = make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
+    return np.asarray(prompt_logits(model, params, batch))[0, : len(encoded)]
+
+
 # ---------------------------------------------------------------- layouts on the hub
 
 
 def renamed(folder, out, rename, change):
-    """A copy of a directory with other tensor names (`rename(tensors) -> tensors`) and another
-    config.json.
-    """
+    """A copy of a directory: `rename(tensors)` for its tensors, `change(raw)` for config.json."""
     files = open_checkpoint(folder)
     tensors = rename({name: np.array(files[name].read(name)) for name in files})
     out.mkdir()
     for file in folder.iterdir():
-        if file.suffix not in (".safetensors",) and file.name != "config.json":
+        if file.suffix != ".safetensors" and file.name != "config.json":
             (out / file.name).write_bytes(file.read_bytes())
-    (out / "config.json").write_text(
-        json.dumps(change(json.loads((folder / "config.json").read_text())))
-    )
+    raw = json.loads((folder / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(change(raw)))
     write_checkpoint(out, list(tensors.items()))
     return out
 
@@ -79,9 +80,7 @@ def same_parameters(a: dict, b: dict):
 def test_names_of_the_hub(world, tmp_path):
     """A random checkpoint renamed to the other layout gives the same parameters."""
     model, params, processor, folder = world.model, world.params, world.processor, world.folder
-    layouts = {"qwen2_vl": "v5", "qwen2_5_vl": "v5", "internvl": "v5", "qwen3_vl": "v5"}
-    table = model.table(layouts[model.family])
-    arrays = hf_arrays(table, flatten(params))
+    arrays = hf_arrays(model.table("v5"), flatten(params))
     other = renamed(folder, tmp_path / "other", lambda _: arrays, lambda raw: raw)
     same_parameters(jaxr1.load_model(other)[1], params)
     if model.family.startswith("qwen2"):  # hub files keep the text settings at the top
@@ -94,10 +93,116 @@ def test_names_of_the_hub(world, tmp_path):
         assert (again.text, again.vision) == (model.text, model.vision)
 
 
+def original_names(tensors: dict, decoder: str) -> dict:
+    """The tensors of a small InternVL under the names of the hub's original files, fused as there.
+
+    Written out apart from the package's own tables.
+    """
+    out = {}
+    tensors = {name.removeprefix("model."): x for name, x in tensors.items()}
+    take = lambda name: tensors.pop(name)
+    tower = {
+        "cls_token": "class_embedding",
+        "patch_embeddings.projection.weight": "patch_embedding.weight",
+        "patch_embeddings.projection.bias": "patch_embedding.bias",
+        "position_embeddings": "position_embedding",
+    }
+    for mine, theirs in tower.items():
+        out[f"vision_model.embeddings.{theirs}"] = take(f"vision_tower.embeddings.{mine}")
+    block = {
+        "attention.projection_layer": "attn.proj",
+        "layernorm_before": "norm1",
+        "layernorm_after": "norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    for i in range(2):
+        a, b = f"vision_tower.encoder.layer.{i}.", f"vision_model.encoder.layers.{i}."
+        for w in ("weight", "bias"):
+            qkv = [take(f"{a}attention.{x}_proj.{w}") for x in "qkv"]
+            out[f"{b}attn.qkv.{w}"] = np.concatenate(qkv)
+            for mine, theirs in block.items():
+                out[f"{b}{theirs}.{w}"] = take(f"{a}{mine}.{w}")
+        out[f"{b}ls1"], out[f"{b}ls2"] = take(f"{a}lambda_1"), take(f"{a}lambda_2")
+    for mine, theirs in {"layer_norm": "0", "linear_1": "1", "linear_2": "3"}.items():
+        for w in ("weight", "bias"):
+            out[f"mlp1.{theirs}.{w}"] = take(f"multi_modal_projector.{mine}.{w}")
+    text = {name.removeprefix("language_model."): x for name, x in tensors.items()}
+    if decoder == "internlm2":
+        text = internlm2_names(text)
+    return out | {f"language_model.{name}": x for name, x in text.items()}
+
+
+def internlm2_names(text: dict) -> dict:
+    """The tensors of a Llama as InternLM2 has them: queries, keys and values in one, by group."""
+    out = {
+        "model.tok_embeddings.weight": text["model.embed_tokens.weight"],
+        "model.norm.weight": text["model.norm.weight"],
+        "output.weight": text["lm_head.weight"],
+    }
+    layer = {
+        "self_attn.o_proj": "attention.wo",
+        "mlp.gate_proj": "feed_forward.w1",
+        "mlp.up_proj": "feed_forward.w3",
+        "mlp.down_proj": "feed_forward.w2",
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    groups = 2
+    for i in range(3):
+        at = f"model.layers.{i}."
+        parts = [np.split(text[f"{at}self_attn.{x}_proj.weight"], groups) for x in "qkv"]
+        rows = []
+        for q, k, v in zip(*parts, strict=True):
+            rows += [q, k, v]
+        out[f"{at}attention.wqkv.weight"] = np.concatenate(rows)
+        for mine, theirs in layer.items():
+            out[f"{at}{theirs}.weight"] = text[f"{at}{mine}.weight"]
+    return out
+
+
+def original_config(raw: dict, decoder: str) -> dict:
+    """The config.json of the hub's original InternVL files."""
+    text = raw["text_config"] | {"model_type": decoder, "rope_theta": 1e4}
+    text.pop("rope_parameters")
+    if decoder == "internlm2":
+        text["rope_scaling"] = {"type": "dynamic", "factor": 2.0}
+    vision = {
+        "hidden_size": raw["vision_config"]["hidden_size"],
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": raw["vision_config"]["intermediate_size"],
+        "image_size": 56,
+        "patch_size": 14,
+        "qkv_bias": True,
+        "qk_normalization": False,
+        "norm_type": "layer_norm",
+        "layer_norm_eps": 1e-6,
+    }
+    return {
+        "model_type": "internvl_chat",
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
+        "llm_config": text,
+        "vision_config": vision,
+        "downsample_ratio": 0.5,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "force_image_size": 56,
+        "max_dynamic_patch": 4,
+        "min_dynamic_patch": 1,
+        "use_thumbnail": True,
+        "dynamic_image_size": True,
+        "template": "internvl2_5",
+        "tie_word_embeddings": False,
+    }
+
+
 @pytest.mark.parametrize("decoder", ["internlm2", "qwen2", "llama"])
 def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
-    """The layout of the hub's original files, fused matrices included; its remote code is named and
-    never run.
+    """The layout of the hub's original files, fused matrices included.
+
+    The remote code that they name is never run.
     """
     import torch
 
@@ -107,117 +212,22 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
         folder, module_seed, "internvl", decoder=kind, heads=4, kv_heads=2, tied=False
     )
     ours, params = jaxr1.load_model(folder)
-
-    def names(tensors):
-        """Written out apart from the package's own tables."""
-        out = {}
-        tensors = {k.removeprefix("model."): v for k, v in tensors.items()}
-        take = lambda name: tensors.pop(name)
-        tower = {
-            "cls_token": "class_embedding",
-            "patch_embeddings.projection.weight": "patch_embedding.weight",
-            "patch_embeddings.projection.bias": "patch_embedding.bias",
-            "position_embeddings": "position_embedding",
-        }
-        for mine, theirs in tower.items():
-            out[f"vision_model.embeddings.{theirs}"] = take(f"vision_tower.embeddings.{mine}")
-        for i in range(2):
-            a, b = f"vision_tower.encoder.layer.{i}.", f"vision_model.encoder.layers.{i}."
-            for w in ("weight", "bias"):
-                qkv = [take(f"{a}attention.{x}_proj.{w}") for x in "qkv"]
-                out[f"{b}attn.qkv.{w}"] = np.concatenate(qkv)
-                out[f"{b}attn.proj.{w}"] = take(f"{a}attention.projection_layer.{w}")
-                for x, y in (
-                    ("layernorm_before", "norm1"),
-                    ("layernorm_after", "norm2"),
-                    ("mlp.fc1",) * 2,
-                    ("mlp.fc2",) * 2,
-                ):
-                    out[f"{b}{y}.{w}"] = take(f"{a}{x}.{w}")
-            out[f"{b}ls1"], out[f"{b}ls2"] = take(f"{a}lambda_1"), take(f"{a}lambda_2")
-        for x, y in (("layer_norm", "0"), ("linear_1", "1"), ("linear_2", "3")):
-            for w in ("weight", "bias"):
-                out[f"mlp1.{y}.{w}"] = take(f"multi_modal_projector.{x}.{w}")
-        text = {k.removeprefix("language_model."): v for k, v in tensors.items()}
-        if decoder != "internlm2":
-            return out | {f"language_model.{k}": v for k, v in text.items()}
-        for i in range(3):
-            a, b = f"model.layers.{i}.", f"language_model.model.layers.{i}."
-            q, k, v = (text[f"{a}self_attn.{x}_proj.weight"] for x in "qkv")
-            size, groups = k.shape[0] // 2, 2
-            rows = []
-            for g in range(groups):
-                per = q.shape[0] // groups
-                rows += [
-                    q[g * per : (g + 1) * per],
-                    k[g * size : (g + 1) * size],
-                    v[g * size : (g + 1) * size],
-                ]
-            out[f"{b}attention.wqkv.weight"] = np.concatenate(rows)
-            for x, y in (
-                ("self_attn.o_proj", "attention.wo"),
-                ("mlp.gate_proj", "feed_forward.w1"),
-                ("mlp.up_proj", "feed_forward.w3"),
-                ("mlp.down_proj", "feed_forward.w2"),
-                ("input_layernorm", "attention_norm"),
-                ("post_attention_layernorm", "ffn_norm"),
-            ):
-                out[f"{b}{y}.weight"] = text[f"{a}{x}.weight"]
-        return out | {
-            "language_model.model.tok_embeddings.weight": text["model.embed_tokens.weight"],
-            "language_model.model.norm.weight": text["model.norm.weight"],
-            "language_model.output.weight": text["lm_head.weight"],
-        }
-
-    def config(raw):
-        text, vision = raw["text_config"], raw["vision_config"]
-        text = {
-            **text,
-            "model_type": decoder,
-            "rope_theta": 1e4,
-            "rope_scaling": {"type": "dynamic", "factor": 2.0},
-        }
-        text.pop("rope_parameters")
-        if decoder != "internlm2":
-            text.pop("rope_scaling")
-        vision = {
-            "hidden_size": vision["hidden_size"],
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": vision["intermediate_size"],
-            "image_size": 56,
-            "patch_size": 14,
-            "qkv_bias": True,
-            "qk_normalization": False,
-            "norm_type": "layer_norm",
-            "layer_norm_eps": 1e-6,
-        }
-        return {
-            "model_type": "internvl_chat", "architectures": ["InternVLChatModel"], "llm_config": text,
-            "vision_config": vision, "downsample_ratio": 0.5, "ps_version": "v2", "select_layer": -1,
-            "force_image_size": 56, "max_dynamic_patch": 4, "min_dynamic_patch": 1, "use_thumbnail": True,
-            "dynamic_image_size": True, "template": "internvl2_5", "tie_word_embeddings": False,
-            "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
-        }  # fmt: skip
-
-    original = renamed(folder, tmp_path / "original", names, config)
+    original = renamed(
+        folder,
+        tmp_path / "original",
+        lambda tensors: original_names(tensors, decoder),
+        lambda raw: original_config(raw, decoder),
+    )
     (original / "modeling_internvl_chat.py").write_text("raise SystemExit('remote code was run')")
     model, loaded = jaxr1.load_model(original)
     same_parameters(loaded, params)
     processor = jaxr1.load_processor(original)
-    assert (
-        processor.template == "internvl2_5"
-        and processor.images == jaxr1.load_processor(folder).images
-    )
+    assert processor.template == "internvl2_5"
+    assert processor.images == jaxr1.load_processor(folder).images
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
-    logits = np.asarray(
-        prompt_logits(
-            model, loaded, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
-        )
-    )
     with torch.no_grad():
         theirs = reference(**torch_inputs(encoded, ours)).logits[0].numpy()
-    np.testing.assert_allclose(logits[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(model, loaded, encoded), theirs, atol=1e-4, rtol=0)
     jaxr1.save_model(model, loaded, processor, tmp_path / "again")
     same_parameters(jaxr1.load_model(tmp_path / "again")[1], params)
     written = open_checkpoint(tmp_path / "again")
@@ -226,20 +236,13 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
             np.array(written[name].read(name)), np.array(file.read(name)), err_msg=name
         )
     for file in ("config.json", "preprocessor_config.json"):
-        assert (
-            json.loads((tmp_path / "again" / file).read_text()).items()
-            >= json.loads((original / file).read_text()).items()
-        )
-    for layout in (
-        original,
-        folder,
-    ):  # bounds given on loading are those of the export, in either layout's own keys
+        settings = json.loads((original / file).read_text())
+        assert json.loads((tmp_path / "again" / file).read_text()).items() >= settings.items()
+    # Bounds given on loading are those of the export, in either layout's own keys.
+    for layout in (original, folder):
         bounded = jaxr1.load_processor(layout, max_pixels=2 * 56 * 56)
-        assert (
-            (bounded.images.min_tiles, bounded.images.max_tiles)
-            == (1, 2)
-            != (1, processor.images.max_tiles)
-        )
+        assert (bounded.images.min_tiles, bounded.images.max_tiles) == (1, 2)
+        assert processor.images.max_tiles != 2
         out = jaxr1.save_model(
             *jaxr1.load_model(layout), bounded, tmp_path / f"bounded-{layout.name}"
         )
@@ -250,36 +253,27 @@ def test_original_internvl_repository(tmp_path, module_seed, rng, decoder):
 
 
 def test_greedy_text_equals_transformers(world, rng):
-    """64 tokens, media ids suppressed there too; from a step whose two best logits are within 1e-4
-    on, not compared.
+    """64 tokens, media ids suppressed there too.
+
+    A step whose two best logits are within 1e-4 is not compared.
     """
     import torch
 
-    reference, model, params, processor = (
-        world.reference,
-        world.model,
-        world.params,
-        world.processor,
-    )
+    reference, processor = world.reference, world.processor
+    model, params = world.model, world.params
     prompts = mixed_prompts(rng, 4, (0, 1, 3, 2))
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0.0)
     compared = total = 0
     for prompt, [ours] in zip(prompts, groups, strict=True):
         encoded = processor.encode(prompt)
-        inputs = torch_inputs(encoded, model)
-        start, ids = len(encoded), ours.token_ids
-        more = torch.tensor(np.asarray(ids)[None].astype(np.int64))
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], more], 1)
-        if "mm_token_type_ids" in inputs:
-            kinds = torch.zeros(1, len(ids), dtype=inputs["mm_token_type_ids"].dtype)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
+        ids = ours.token_ids
         with torch.no_grad():
-            logits = reference(**inputs).logits[0, start - 1 : -1].clone()
-        logits[:, list(processor.media_token_ids)] = -1e30
-        best = logits.topk(2, -1)
-        assert len(ids) == 64 or (
-            ours.finish_reason == "stop" and int(ids[-1]) in processor.stop_token_ids
-        )
+            whole = reference(**torch_inputs(encoded, model, ids)).logits[0]
+        theirs = whole[len(encoded) - 1 : -1].clone()
+        theirs[:, list(processor.media_token_ids)] = -1e30
+        best = theirs.topk(2, -1)
+        if len(ids) != 64:
+            assert ours.finish_reason == "stop" and int(ids[-1]) in processor.stop_token_ids
         total += len(ids)
         for step, token in enumerate(ids):
             if best.values[step, 0] - best.values[step, 1] >= 1e-4:
@@ -292,12 +286,8 @@ def test_gradients_equal_torch(world, rng):
     """d loss / d parameters of tower, merger and decoder against torch autograd."""
     import torch
 
-    reference, model, params, processor = (
-        world.reference,
-        world.model,
-        world.params,
-        world.processor,
-    )
+    reference, processor = world.reference, world.processor
+    model, params = world.model, world.params
     prompts = [processor.encode(p) for p in mixed_prompts(rng, 2, (2, 1))]
     tokens = [
         [rng.integers(20, 400, n).astype(np.int32) for n in (5, 3)],
@@ -306,31 +296,24 @@ def test_gradients_equal_torch(world, rng):
     weights = [[float(w) for w in rng.uniform(0.2, 1, len(row))] for row in tokens]
     buckets = fitting_buckets(prompts, 8)
     policy = learner(model, processor, (CrossEntropy(),), buckets)
-    policy = dataclasses.replace(
-        policy, objective=dataclasses.replace(policy.objective, forbidden=())
-    )
+    objective = dataclasses.replace(policy.objective, forbidden=())
+    policy = dataclasses.replace(policy, objective=objective)
     sums = gradients(policy, policy.init(params), given(prompts, tokens, weight=weights), Work())
     reference.zero_grad()
     total = 0.0
     for prompt, row, weight in zip(prompts, tokens, weights, strict=True):
         for response, w in zip(row, weight, strict=True):
-            inputs = torch_inputs(prompt, model)
-            ids = torch.tensor(response[None].astype(np.int64))
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
-            if "mm_token_type_ids" in inputs:
-                kinds = torch.zeros(1, len(response), dtype=inputs["mm_token_type_ids"].dtype)
-                inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
-            logp = torch.log_softmax(reference(**inputs).logits[0, len(prompt) - 1 : -1], -1)
-            total = total - w * logp.gather(1, ids[0, :, None]).sum()
+            whole = reference(**torch_inputs(prompt, model, response)).logits[0]
+            logp = torch.log_softmax(whole[len(prompt) - 1 : -1], -1)
+            ids = torch.tensor(response.astype(np.int64))
+            total = total - w * logp.gather(1, ids[:, None]).sum()
     total.backward()
     theirs = {name: p.grad.numpy() for name, p in reference.named_parameters()}
     mine = hf_arrays(model.table("v5"), flatten(sums.grads))
     norm = float(np.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in theirs.values())))
     for part in ("decoder", "vision", "merger"):
-        assert (
-            max(float(np.abs(np.asarray(x)).max()) for x in jax.tree.leaves(sums.grads[part]))
-            > 1e-5 * norm
-        )
+        grads = jax.tree.leaves(sums.grads[part])
+        assert max(float(np.abs(np.asarray(x)).max()) for x in grads) > 1e-5 * norm
     for name, ours in mine.items():
         assert np.abs(ours - theirs[name]).max() <= 2e-5 * norm, name
 
@@ -342,17 +325,9 @@ def test_gradients_equal_torch(world, rng):
 def test_a_head_is_tied_where_the_files_hold_none(
     tmp_path, module_seed, family, outer, nested, stored
 ):
-    """Files of every age: the outer and the nested setting need not agree, and one may be left out."""
-    make_checkpoint(
-        tmp_path / "m",
-        module_seed,
-        family,
-        tied=not stored,
-        layers=1,
-        depth=1,
-        full=(0,),
-        deep=(0,),
-    )
+    """Files of every age: outer and nested setting need not agree, and one may be left out."""
+    shallow = dict(layers=1, depth=1, full=(0,), deep=(0,))
+    make_checkpoint(tmp_path / "m", module_seed, family, tied=not stored, **shallow)
     file = tmp_path / "m" / "config.json"
     raw = json.loads(file.read_text())
     raw.pop("tie_word_embeddings", None)
@@ -362,8 +337,11 @@ def test_a_head_is_tied_where_the_files_hold_none(
     file.write_text(json.dumps(raw))
     # What transformers itself would overwrite, or make up: one of its own that is to be tied, none
     # where both promise one.
-    refused = "tensors that differ" if stored and outer else ""
-    refused = "missing tensors" if not stored and outer is False and nested is False else refused
+    refused = ""
+    if stored and outer:
+        refused = "tensors that differ"
+    if not stored and outer is False and nested is False:
+        refused = "missing tensors"
     if refused:
         with pytest.raises(CheckpointError, match=refused):
             jaxr1.load_model(tmp_path / "m")
@@ -376,23 +354,22 @@ def test_a_head_is_tied_where_the_files_hold_none(
 
 
 def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
-    """Each pair of frames is a picture of its own after the mean of its two times, as in the
-    released processor.
+    """Each pair of frames is a picture of its own after the mean of its two times.
 
-    (transformers 5.24 keeps the outer vision_start and vision_end around all of them; the model was
-    not trained so.)
+    So it is in the released processor. (transformers 5.24 keeps the outer vision_start and
+    vision_end around all of them; the model was not trained so.)
     """
     make_checkpoint(tmp_path / "m", module_seed, "qwen3_vl")
     processor = jaxr1.load_processor(tmp_path / "m")
     clip = np.zeros((4, 56, 56, 3), np.uint8)
-    part = {"type": "video", "video": clip, "fps": 2.0}
-    message = {
-        "role": "user",
-        "content": [{"type": "text", "text": "Look:"}, part, {"type": "text", "text": "What?"}],
-    }
-    encoded = processor.encode(jaxr1.Prompt([message]))
+    content = [
+        {"type": "text", "text": "Look:"},
+        {"type": "video", "video": clip, "fps": 2.0},
+        {"type": "text", "text": "What?"},
+    ]
+    encoded = processor.encode(jaxr1.Prompt([{"role": "user", "content": content}]))
     text = processor.tokenizer.decode(encoded.token_ids)
-    pads = "<|video_pad|>" * (len([i for i in encoded.media_index if i >= 0]) // 2)
+    pads = "<|video_pad|>" * (int((encoded.media_index >= 0).sum()) // 2)
     pair = f"<|vision_start|>{pads}<|vision_end|>"
     assert f"Look:<0.2 seconds>{pair}<1.2 seconds>{pair}What?" in text and len(encoded.grids) == 2
 
@@ -401,57 +378,44 @@ def test_frames_of_qwen3_are_told_by_their_times(tmp_path, module_seed):
 def test_video_equals_transformers(world, rng, frames):
     import torch
 
-    reference, model, params, processor = (
-        world.reference,
-        world.model,
-        world.params,
-        world.processor,
-    )
+    reference, processor = world.reference, world.processor
+    model, params = world.model, world.params
     if model.family == "internvl":
         with pytest.raises(PromptError, match="takes none"):
             processor.encode(video_prompt(rng, frames))
         return
-    short = dataclasses.replace(
-        processor,
-        videos=processor.videos.replace(fps=None, max_pixels=64 * 64 * 16, min_pixels=28 * 28),
-    )
+    small = processor.videos.replace(fps=None, max_pixels=64 * 64 * 16, min_pixels=28 * 28)
+    short = dataclasses.replace(processor, videos=small)
     fps = float(rng.uniform(1, 6))
     encoded = short.encode(video_prompt(rng, frames, fps))
     t = -(-frames // 2)
     assert len(encoded.grids) == t
-    ids = torch.tensor(encoded.token_ids[None].astype(np.int64))
-    kinds = torch.tensor((encoded.media_index >= 0)[None].astype(np.int32) * 2)
     h, w = encoded.grids[0][1:]
-    inputs = {"input_ids": ids, "mm_token_type_ids": kinds, "pixel_values_videos": torch.tensor(np.concatenate(encoded.patches)),
-              "video_grid_thw": torch.tensor([[t, h, w]])}  # fmt: skip
+    inputs = {
+        "input_ids": torch.tensor(encoded.token_ids[None].astype(np.int64)),
+        "mm_token_type_ids": torch.tensor((encoded.media_index >= 0)[None].astype(np.int32) * 2),
+        "pixel_values_videos": torch.tensor(np.concatenate(encoded.patches)),
+        "video_grid_thw": torch.tensor([[t, h, w]]),
+    }
     if model.family == "qwen2_5_vl":
         inputs["second_per_grid_ts"] = torch.tensor([2 / fps])
     with torch.no_grad():
         theirs = reference(**inputs).logits[0].numpy()
-    ours = np.asarray(
-        prompt_logits(
-            model, params, make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
-        )
-    )
-    np.testing.assert_allclose(ours[0, : len(encoded)], theirs, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(logits(model, params, encoded), theirs, atol=1e-4, rtol=0)
 
 
 def test_mixed_batch_is_as_good_as_alone(world, rng):
-    """Text only, one image, several and a video together, permuted and split: no log-prob changes."""
+    """Text only, one image, several and a video together, permuted and split: nothing changes."""
     model, params, processor = world.model, world.params, world.processor
     prompts = mixed_prompts(rng, 5, (0, 1, 4, 1, 2))
     if processor.videos is not None:
         prompts.append(video_prompt(rng, 4))
     tokens = [[rng.integers(20, 400, int(rng.integers(2, 9)))] for _ in prompts]
-    alone = [
-        jaxr1.score(model, params, processor, [p], [t])[0][0]
-        for p, t in zip(prompts, tokens, strict=True)
-    ]
+    run = lambda prompts, tokens: jaxr1.score(model, params, processor, prompts, tokens)
+    alone = [run([p], [t])[0][0] for p, t in zip(prompts, tokens, strict=True)]
     order = rng.permutation(len(prompts))
-    together = jaxr1.score(
-        model, params, processor, [prompts[i] for i in order], [tokens[i] for i in order]
-    )
-    half = jaxr1.score(model, params, processor, prompts[:3], tokens[:3])
+    together = run([prompts[i] for i in order], [tokens[i] for i in order])
+    half = run(prompts[:3], tokens[:3])
     for place, i in enumerate(order):
         np.testing.assert_allclose(together[place][0], alone[i], atol=2e-5)
     for i in range(3):
@@ -471,9 +435,9 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
     kept = with_features(model, params, prompts, buckets, frozen)
     assert {p.held for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}
     # The frozen parameters are not read any more: other ones give the same.
-    other = {
-        k: jax.tree.map(lambda x: x * np.nan, v) if k in frozen else v for k, v in params.items()
-    }
+    other = dict(params)
+    for part in frozen:
+        other[part] = jax.tree.map(lambda x: x * np.nan, params[part])
     episodes.views["policy"] = kept
     np.testing.assert_allclose(whole, scored(other), atol=1e-5)
 
@@ -481,15 +445,12 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
 def test_swapping_the_image_changes_the_logprobs(world, rng):
     model, params, processor = world.model, world.params, world.processor
     image = random_image(rng, 40, 80)
-    ask = lambda im: jaxr1.Prompt(
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}],
-            }
-        ]
-    )
     tokens = [[rng.integers(20, 300, 5)]]
-    one = jaxr1.score(model, params, processor, [ask(image)], tokens)[0][0]
-    other = jaxr1.score(model, params, processor, [ask(image.transpose(1))], tokens)[0][0]
+
+    def scored(image):
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "What"}]
+        prompt = jaxr1.Prompt([{"role": "user", "content": content}])
+        return jaxr1.score(model, params, processor, [prompt], tokens)[0][0]
+
+    one, other = scored(image), scored(image.transpose(1))
     assert np.abs(one - other).max() > 1e-3

@@ -1,5 +1,6 @@
-"""Counted work: gradients, micro-batches and device peaks. That a forward pass is counted right is
-in test_parity.
+"""Counted work: gradients, micro-batches and device peaks.
+
+That a forward pass is counted right is in test_parity.
 """
 
 from types import SimpleNamespace
@@ -44,7 +45,9 @@ def test_a_micro_batch_is_its_prompts_and_responses(rng):
     # So small a budget that a group takes several micro-batches, each with a copy of its prompt.
     plans = plan_strips([5, 9], lengths, Buckets((16,), (16,), (64,)), token_budget=200)
     assert len(plans) > 2
-    copies = [i for plan in plans for i in set(plan.prompts)]
+    copies = []
+    for plan in plans:
+        copies += set(plan.prompts)
     assert len(copies) > 2
     alone = lambda which: total_flops(forward_flops(model, prompts[i], ()) for i in which)
     needed = total_flops(forward_flops(model, p, n) for p, n in zip(prompts, lengths, strict=True))
@@ -55,9 +58,16 @@ def test_a_micro_batch_is_its_prompts_and_responses(rng):
 
 @pytest.mark.parametrize(
     "kind, peak",
-    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 PCIe", 756e12), ("NVIDIA A100-SXM4-80GB", 312e12),
-     ("TPU v5 lite", 197e12), ("TPU v5p", 459e12), ("NVIDIA RTX A1000", 0), ("cpu", 0)],
-)  # fmt: skip
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5p", 459e12),
+        ("NVIDIA RTX A1000", 0),
+        ("cpu", 0),
+    ],
+)
 def test_utilisation_is_told_where_the_device_is_known(monkeypatch, kind, peak):
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)] * 4)
     assert peak_flops() == 4 * peak

@@ -1,6 +1,4 @@
-"""In the compiled programs no buffer is as large as G x the prompt KV of a layer, and none as all
-response logits.
-"""
+"""In the compiled programs no buffer is as large as repeated prompt keys or all response logits."""
 
 import math
 import re
@@ -16,7 +14,7 @@ from jaxr1.inputs.strips import plan_prompts
 from jaxr1.rl import Kl, PolicyStats, Ppo
 from jaxr1.rl.step import accumulate, zero_sums
 from jaxr1.rl.update import make_batch, plan_episodes
-from jaxr1.sampling import decode as loop
+from jaxr1.sampling import decode
 from jaxr1.sampling.draw import Filters
 from jaxr1.sampling.scoring import score_batch
 
@@ -27,8 +25,10 @@ KV_HEADS, HEAD = 2, 14
 
 def shapes_of(compiled) -> set[tuple[int, ...]]:
     """The shape of every array in a compiled program."""
-    found = re.findall(r"\b(?:f32|bf16|f16|s32|u32|pred)\[([0-9,]*)\]", compiled.as_text())
-    return {tuple(int(d) for d in dims.split(",") if d) for dims in found}
+    found = set()
+    for dims in re.findall(r"\b(?:f32|bf16|f16|s32|u32|pred)\[([0-9,]*)\]", compiled.as_text()):
+        found.add(tuple(int(d) for d in dims.split(",") if d))
+    return found
 
 
 def sizes_of(compiled) -> set[int]:
@@ -46,9 +46,7 @@ def programs(tmp_path_factory):
     processor = jaxr1.load_processor(folder)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((PROMPT,), (TOKENS,), (64,))
-    tokens = [
-        [rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts
-    ]
+    tokens = [list(group) for group in rng.integers(20, 500, (ROWS, GROUP, TOKENS), np.int32)]
     policy = learner(model, processor, (Ppo(), Kl(0.1), PolicyStats()), buckets, on_policy=False)
     numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
     episodes = given(prompts, tokens, **numbers)
@@ -59,15 +57,14 @@ def programs(tmp_path_factory):
     asked = (np.float32(1), ("logp",), processor.media_token_ids)
     score = score_batch.lower(model, params, batch.prompt, batch.strips, *asked).compile()
     rows = plan_prompts(plan, prompts, buckets, model.media)
-    prefilled = loop.run_prefill(model, params, rows)
+    prefilled = decode.run_prefill(model, params, rows)
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
-    state, cache = loop.start(model, prefilled, keys, done, GROUP, TOKENS)
-    static = loop.Static(Filters(), processor.media_token_ids, (2,))
-    decode = loop.decode_until.lower(
-        model, params, cache, state, np.int32(9), np.float32(1), static
-    ).compile()
+    state, cache = decode.start(model, prefilled, keys, done, GROUP, TOKENS)
+    static = decode.Static(Filters(), processor.media_token_ids, (2,))
+    args = (cache, state, np.int32(9), np.float32(1), static)
+    steps = decode.decode_until.lower(model, params, *args).compile()
     assert plan.rows == ROWS and batch.prompt.token_bp.shape == (ROWS, PROMPT)
-    return plan, {"update": update, "score": score, "decode": decode}
+    return plan, {"update": update, "score": score, "decode": steps}
 
 
 @pytest.mark.parametrize("name", ["update", "score", "decode"])
@@ -94,7 +91,6 @@ def test_response_logits_never_exist(programs, name):
 def test_the_test_would_see_repeated_keys():
     """The same check finds a repetition where there is one."""
     keys = np.zeros((ROWS, PROMPT, KV_HEADS, HEAD), np.float32)
-    repeated = jax.jit(
-        lambda k: k[:, None] * np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None]
-    )
-    assert GROUP * keys.size in sizes_of(repeated.lower(keys).compile())
+    factor = np.arange(1.0, GROUP + 1, dtype=np.float32)[:, None, None, None]
+    repeated = jax.jit(lambda keys: keys[:, None] * factor).lower(keys)
+    assert GROUP * keys.size in sizes_of(repeated.compile())

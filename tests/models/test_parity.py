@@ -12,26 +12,41 @@ from jaxr1.models import vit
 from jaxr1.models.flops import forward_flops
 from jaxr1.models.vlm import prompt_logits
 
-TOLERANCE = 1e-4  # design, invariant 1: float32, unmasked logits
+# Of unmasked float32 logits (invariant 1).
+TOLERANCE = 1e-4
+# Families, and changes of the sizes of a random model.
 CASES = {
-    "qwen2_vl": ("qwen2_vl", dict()),
-    "qwen2_vl-odd-heads-untied": ("qwen2_vl", dict(hidden=56, heads=7, kv_heads=1, tied=False, layers=2)),
-    "qwen2_vl-merge1": ("qwen2_vl", dict(hidden=40, heads=5, kv_heads=5, merge=1, patch=8, vision_heads=4)),
+    "qwen2_vl": ("qwen2_vl", {}),
+    "qwen2_vl-odd-heads-untied": (
+        "qwen2_vl",
+        dict(hidden=56, heads=7, kv_heads=1, tied=False, layers=2),
+    ),
+    "qwen2_vl-merge1": (
+        "qwen2_vl",
+        dict(hidden=40, heads=5, kv_heads=5, merge=1, patch=8, vision_heads=4),
+    ),
     "qwen2_5_vl": ("qwen2_5_vl", dict(depth=3, full=(1,))),
     "qwen2_5_vl-odd-heads-untied": (
-        "qwen2_5_vl", dict(hidden=56, heads=7, kv_heads=7, tied=False, window=2, vision_width=36, vision_heads=3, full=(0,)),
+        "qwen2_5_vl",
+        dict(hidden=56, heads=7, kv_heads=7, tied=False)
+        | dict(window=2, vision_width=36, vision_heads=3, full=(0,)),
     ),
     "qwen3_vl": ("qwen3_vl", dict(depth=3, deep=(0, 2))),
     "qwen3_vl-odd-heads-untied": (
-        "qwen3_vl", dict(hidden=60, heads=5, kv_heads=1, tied=False, patch=8, depth=4, deep=(1,), layers=2),
+        "qwen3_vl",
+        dict(hidden=60, heads=5, kv_heads=1, tied=False, layers=2)
+        | dict(patch=8, depth=4, deep=(1,)),
     ),
-    "internvl-qwen2": ("internvl", dict()),
-    "internvl-6B-qwen3": ("internvl", dict(decoder="qwen3", qk_norm=True, norm="rms_norm", bias=False, tied=False)),
+    "internvl-qwen2": ("internvl", {}),
+    "internvl-6B-qwen3": (
+        "internvl",
+        dict(decoder="qwen3", qk_norm=True, norm="rms_norm", bias=False, tied=False),
+    ),
     "internvl-llama": ("internvl", dict(decoder="llama", tile=28, heads=3, kv_heads=3)),
     "qwen2": ("qwen2", dict(tied=False)),
     "qwen3": ("qwen3", dict(heads=3, kv_heads=1)),
-    "llama": ("llama", dict()),
-}  # fmt: skip
+    "llama": ("llama", {}),
+}
 
 
 @pytest.fixture(scope="module", params=CASES, ids=list(CASES))
@@ -47,9 +62,8 @@ def images_for(model):
 
 def logits(model, params, encoded, **options):
     buckets = fitting_buckets(encoded, 8)
-    return np.asarray(
-        prompt_logits(model, params, make_batch(encoded, buckets, model.media, rows=4, **options))
-    )
+    batch = make_batch(encoded, buckets, model.media, rows=4, **options)
+    return np.asarray(prompt_logits(model, params, batch))
 
 
 def test_logits_equal_transformers(case, rng):
@@ -73,25 +87,29 @@ def test_every_tower_block_equals_transformers(case, rng):
         pytest.skip("no tower")
     [encoded] = [processor.encode(p) for p in mixed_prompts(rng, 1, (2,))]
     batch = make_batch([encoded], fitting_buckets([encoded], 8), model.media, rows=1)
+    rows = batch.media["patches"]
     ours = np.asarray(
-        vit.tower(
-            model.vision, params["vision"], batch.media["patches"], model.rules, every_block=True
-        )
+        vit.tower(model.vision, params["vision"], rows, model.rules, every_block=True)
     )
     kept = []
-    visual = reference.model.vision_tower if model.family == "internvl" else reference.model.visual
-    blocks = visual.encoder.layer if model.family == "internvl" else visual.blocks
-    for block in blocks:
-        block.register_forward_hook(
-            lambda _, __, out: kept.append((out[0] if isinstance(out, tuple) else out).numpy())
-        )
+
+    def keep(block, inputs, out):
+        kept.append((out[0] if isinstance(out, tuple) else out).numpy())
+
     inputs = torch_inputs(encoded, model)
+    pixels = inputs["pixel_values"]
     with torch.no_grad():
         if model.family == "internvl":
-            visual(inputs["pixel_values"])
+            visual = reference.model.vision_tower
+            for block in visual.encoder.layer:
+                block.register_forward_hook(keep)
+            visual(pixels)
         else:
-            visual(inputs["pixel_values"], grid_thw=inputs["image_grid_thw"])
-    segment = batch.media["patches"].segment_rm
+            visual = reference.model.visual
+            for block in visual.blocks:
+                block.register_forward_hook(keep)
+            visual(pixels, grid_thw=inputs["image_grid_thw"])
+    segment = rows.segment_rm
     for mine, theirs in zip(ours, kept, strict=True):
         if model.family == "internvl":  # theirs is a CLS token and then patches row by row
             side = model.vision.tile_side
@@ -99,15 +117,13 @@ def test_every_tower_block_equals_transformers(case, rng):
             order = pixels_of(number, (1, side, side), 2, 1)[0].reshape(-1).astype(int)
             mine, theirs = mine[segment[:, 0] > 0][:, order], theirs[:, 1:]
         else:
-            rows = [mine[r][segment[r] > 0] for r in range(len(mine))]
-            mine, theirs = np.concatenate(rows), theirs.reshape(-1, theirs.shape[-1])
+            mine = np.concatenate([row[real] for row, real in zip(mine, segment > 0, strict=True)])
+            theirs = theirs.reshape(-1, theirs.shape[-1])
             # Windows reorder theirs, rows sort ours by size: every vector of one has its like in
             # the other.
             apart = np.abs(mine[:, None] - theirs[None]).max(-1)
-            assert (
-                mine.shape == theirs.shape
-                and max(apart.min(0).max(), apart.min(1).max()) <= TOLERANCE
-            )
+            assert mine.shape == theirs.shape
+            assert max(apart.min(0).max(), apart.min(1).max()) <= TOLERANCE
             continue
         np.testing.assert_allclose(mine, theirs, atol=TOLERANCE, rtol=0)
 

@@ -1,6 +1,6 @@
-"""The tower: position tables resampled as torch does it, and how many programs a mix of image sizes
-compiles.
-"""
+"""The tower: position tables resampled as torch does it, and how many programs sizes compile."""
+
+import itertools
 
 import jax
 import numpy as np
@@ -22,10 +22,8 @@ def test_bicubic_equals_torch(rng, to):
     expected = torch.nn.functional.interpolate(
         grid, size=(to, to), mode="bicubic", align_corners=False
     )
-    ours = bicubic(8, to) @ table.reshape(64, 5)
-    np.testing.assert_allclose(
-        ours.reshape(to, to, 5), expected[0].permute(1, 2, 0).numpy(), atol=1e-5
-    )
+    ours = (bicubic(8, to) @ table.reshape(64, 5)).reshape(to, to, 5)
+    np.testing.assert_allclose(ours, expected[0].permute(1, 2, 0).numpy(), atol=1e-5)
 
 
 def test_same_size_is_the_identity():
@@ -37,22 +35,18 @@ def test_twenty_sizes_compile_at_most_as_many_programs_as_buckets(rng, at_once):
     """An epoch of images of 20 sizes, then the same again: which compiles nothing."""
     model, params = jaxr1.load_model("tiny-qwen2_5_vl")
     buckets = geometric(16, 1024, multiple=4)
-    sides = [(2 * h, 2 * w) for h in range(2, 17) for w in range(2, 17)]
+    sides = list(itertools.product(range(4, 34, 2), repeat=2))
     sizes = [sides[i] for i in rng.permutation(len(sides))[:20]]
-    encode = jax.jit(
-        lambda *args: vlm.encode_patches(*args), static_argnums=0
-    )  # a function of its own: its own cache
+    # A function of its own has a cache of its own.
+    encode = jax.jit(lambda *args: vlm.encode_patches(*args), static_argnums=0)
+    geometry, block = model.vision.geometry, block_size(buckets[-1])
     counts = []
     for _ in range(2):
         for i in range(0, 20, at_once):
             grids = [(1, h, w) for h, w in sizes[i : i + at_once]]
-            patches = [
-                rng.standard_normal((h * w, model.vision.geometry.values), np.float32)
-                for _, h, w in grids
-            ]
-            rows, _ = make_rows(
-                patches, grids, buckets, model.vision.geometry, block=block_size(buckets[-1])
-            )
+            shapes = [(h * w, geometry.values) for _, h, w in grids]
+            patches = [rng.standard_normal(shape, np.float32) for shape in shapes]
+            rows, _ = make_rows(patches, grids, buckets, geometry, block=block)
             encode(model, params, rows)
         counts.append(encode._cache_size())
     assert 1 < counts[0] <= len(buckets) and counts[1] == counts[0]

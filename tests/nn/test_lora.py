@@ -46,9 +46,8 @@ def world(request, tmp_path_factory, module_seed):
 
 def filled(adapters, rng):
     """Adapters as after training: B is not zero any more."""
-    return jax.tree.map(
-        lambda x: x + rng.standard_normal(x.shape).astype(np.float32) * 0.1, adapters
-    )
+    noise = lambda x: rng.standard_normal(x.shape).astype(np.float32) * 0.1
+    return jax.tree.map(lambda x: x + noise(x), adapters)
 
 
 def responses(rng):
@@ -56,22 +55,22 @@ def responses(rng):
 
 
 def test_fresh_adapters_change_nothing(world, rng):
-    model, params, adapters, processor = world.model, world.params, world.adapters, world.processor
+    model, params, processor = world.model, world.params, world.processor
     prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
     base = jaxr1.score(dataclasses.replace(model, lora=None), params, processor, prompts, tokens)
-    ours = jaxr1.score(model, {**params, ADAPTERS: adapters}, processor, prompts, tokens)
+    ours = jaxr1.score(model, world.whole, processor, prompts, tokens)
     for a, b in zip(base, ours, strict=True):
         for x, y in zip(a, b, strict=True):
             np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 def test_merged_is_the_same_model(world, rng, tmp_path):
-    model, params, adapters, processor = world.model, world.params, world.adapters, world.processor
-    adapters = filled(adapters, rng)
+    model, params, processor = world.model, world.params, world.processor
+    trained = {**params, ADAPTERS: filled(world.adapters, rng)}
     prompts, tokens = mixed_prompts(rng, 2, (1, 2)), responses(rng)
     plain = dataclasses.replace(model, lora=None)
-    ours = jaxr1.score(model, {**params, ADAPTERS: adapters}, processor, prompts, tokens)
-    whole = merged({**params, ADAPTERS: adapters}, model.table(), model.lora)
+    ours = jaxr1.score(model, trained, processor, prompts, tokens)
+    whole = merged(trained, model.table(), model.lora)
     out = jaxr1.save_model(plain, whole, processor, tmp_path / "out")
     again = jaxr1.score(*jaxr1.load_model(out), processor, prompts, tokens)
     base = jaxr1.score(plain, params, processor, prompts, tokens)
@@ -97,9 +96,8 @@ def test_only_adapters_have_optimiser_state(world):
 
 def test_what_is_refused(world):
     model = world.model
-    with pytest.raises(
-        ValueError, match=r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"
-    ):
+    said = r"no matrix matches targets 'decoder/q'; there are .*decoder/layers/q"
+    with pytest.raises(ValueError, match=said):
         init_adapters(model.table(), Lora(targets="decoder/q"), 0, None, model.rules)
     with pytest.raises(ValueError, match="not inside the 3 layers"):
         init_adapters(model.table(), Lora(layers=(1, 3)), 0, None, model.rules)
@@ -110,10 +108,8 @@ def test_what_is_refused(world):
     assert {"decoder/layers/q/a", "vision/blocks/proj/a"} <= adapter_table(table, both).keys()
     deep = Lora(targets=both.targets, layers=(2, 2))
     assert not [path for path in adapter_table(table, deep) if path.startswith("vision")]
-    assert set(adapter_table(table, Lora(targets="merger/fc1", layers=(0, 9)))) == {
-        "merger/fc1/a",
-        "merger/fc1/b",
-    }
+    single = Lora(targets="merger/fc1", layers=(0, 9))
+    assert set(adapter_table(table, single)) == {"merger/fc1/a", "merger/fc1/b"}
     with pytest.raises(ValueError, match="no range"):
         Lora(layers=(2, 1))
     with pytest.raises(ValueError, match="rank"):

@@ -59,9 +59,8 @@ def test_sizes_that_do_not_fit(options, text):
 def test_some_devices():
     mesh = MeshOptions().build(jax.devices()[2:])
     assert mesh.size == 2 and single_device_mesh().size == 1
-    assert mesh_of(
-        {"a": jax.device_put(np.ones(2), jax.devices()[3])}
-    ).devices.ravel().tolist() == [jax.devices()[3]]
+    alone = jax.device_put(np.ones(2), jax.devices()[3])
+    assert mesh_of({"a": alone}).devices.ravel().tolist() == [jax.devices()[3]]
     x = jax.device_put(np.ones(4), sharding(mesh, ("embed",), (4,), DEFAULT_RULES))
     assert mesh_of({"a": x}) == mesh
 
@@ -70,12 +69,10 @@ def test_partition():
     assert partition(("embed", "mlp"), (8, 6), MESH, DEFAULT_RULES) == P("fsdp", "tensor")
     assert partition(("batch", None), (16, 3), MESH, DEFAULT_RULES) == P(("data", "fsdp"), None)
     assert partition((None, "unknown"), (8, 8), MESH, DEFAULT_RULES) == P(None, None)
-    assert partition(
-        ("batch", "mlp"), (8, 6), {"data": 1, "fsdp": 1, "tensor": 1}, DEFAULT_RULES
-    ) == P(None, None)
-    assert partition(("batch",), (8,), {"data": 1, "fsdp": 4, "tensor": 1}, DEFAULT_RULES) == P(
-        "fsdp"
-    )
+    one = {"data": 1, "fsdp": 1, "tensor": 1}
+    assert partition(("batch", "mlp"), (8, 6), one, DEFAULT_RULES) == P(None, None)
+    four = {"data": 1, "fsdp": 4, "tensor": 1}
+    assert partition(("batch",), (8,), four, DEFAULT_RULES) == P("fsdp")
 
 
 def test_a_mesh_axis_is_used_once_in_a_tensor():
@@ -89,11 +86,9 @@ def test_what_does_not_divide_is_replicated_and_logged_once(rng, caplog):
     with caplog.at_level(logging.WARNING, "jaxr1.parallel.mesh"):
         for _ in range(3):
             assert partition(("embed", "mlp"), (size, 6), MESH, DEFAULT_RULES) == P(None, "tensor")
-    assert [r.getMessage() for r in caplog.records] == [
-        f"axis 'embed' of size {size} is not divisible by 4 ('fsdp',): replicated".replace(
-            "('fsdp',)", "(('fsdp',))"
-        )
-    ]
+    [record] = caplog.records
+    said = f"axis 'embed' of size {size} is not divisible by 4 (fsdp): replicated"
+    assert record.getMessage() == said
     # A dimension left whole leaves its mesh axis to the next one.
     assert partition(("heads", "mlp"), (size, 6), MESH, DEFAULT_RULES) == P(None, "tensor")
 

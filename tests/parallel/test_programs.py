@@ -1,8 +1,10 @@
-"""What devices send each other in the compiled programs: parameters and activations, never logits,
-and no parameter once per token. What is stored is split as the parameters are.
+"""What devices send each other in the compiled programs: parameters and activations.
+
+Never logits, and no parameter once per token. What is stored is split as the parameters are.
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from typing import Any
@@ -21,7 +23,7 @@ from jaxr1.rl import Optimizer, PolicyStats, Ppo
 from jaxr1.rl.learner import init_state
 from jaxr1.rl.step import accumulate, apply, zero_sums
 from jaxr1.rl.update import make_batch, plan_episodes
-from jaxr1.sampling import decode as loop
+from jaxr1.sampling import decode
 from jaxr1.sampling.draw import Filters
 from jaxr1.sampling.scoring import score_batch
 
@@ -29,14 +31,16 @@ ROWS, GROUP, TOKENS, VOCAB = 8, 4, 24, 512
 WIDTH = 48
 
 
+OPERATION = re.compile(
+    r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\("
+)
+
+
 def collectives(compiled) -> list[tuple[str, tuple[int, ...], str]]:
     """(kind, shape, name of the operation) of everything that devices exchange."""
     found = []
     for line in compiled.as_text().splitlines():
-        match = re.search(
-            r" = (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)(-start)?\(",
-            line,
-        )
+        match = OPERATION.search(line)
         if match:
             name = re.search(r'op_name="([^"]*)"', line)
             for dims in re.findall(r"\w+\[([0-9,]*)\]", match.group(1)):
@@ -74,12 +78,9 @@ def programs(request, folder):
     processor, rng = jaxr1.load_processor(folder), np.random.default_rng(0)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
     buckets = Buckets((192,), (TOKENS,), (64,))
-    tokens = [
-        [rng.integers(20, 500, TOKENS).astype(np.int32) for _ in range(GROUP)] for _ in prompts
-    ]
-    policy = learner(
-        model, processor, (Ppo(), PolicyStats()), buckets, optimizer=Optimizer(1e-3, clip_norm=0)
-    )
+    tokens = [list(group) for group in rng.integers(20, 500, (ROWS, GROUP, TOKENS), np.int32)]
+    optimizer = Optimizer(1e-3, clip_norm=0)
+    policy = learner(model, processor, (Ppo(), PolicyStats()), buckets, optimizer=optimizer)
     numbers = dict.fromkeys(policy.objective.columns, [[1.0] * GROUP] * ROWS)
     episodes = given(prompts, tokens, **numbers)
     [plan] = plan_episodes(policy, params, episodes, episodes.valid_bg)
@@ -93,33 +94,29 @@ def programs(request, folder):
         score = score_batch.lower(model, params, placed.prompt, placed.strips, *asked).compile()
         whole = (model, policy.objective, state.trainable, state.frozen, sums, placed, {})
         update = accumulate.lower(*whole).compile()
-        rows = place_rows(
-            plan_prompts(plan, prompts, buckets, model.media, multiple=multiple), mesh, model.rules
-        )
-        on_rows = lambda x: jax.device_put(x, placed.prompt.token_bp.sharding)
-        keys = jax.device_put(
-            np.zeros((ROWS, GROUP, 2), np.uint32), placed.strips.token_bst.sharding
-        )
-        prefilled = loop.run_prefill(model, params, rows)
-        decoding, cache = loop.start(
-            model, prefilled, keys, on_rows(np.zeros((ROWS, GROUP), bool)), GROUP, 32
-        )
-        static = loop.Static(Filters(), processor.media_token_ids, (2,))
+        rows = plan_prompts(plan, prompts, buckets, model.media, multiple=multiple)
+        keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
+        keys = jax.device_put(keys, placed.strips.token_bst.sharding)
+        done = jax.device_put(done, placed.prompt.token_bp.sharding)
+        prefilled = decode.run_prefill(model, params, place_rows(rows, mesh, model.rules))
+        decoding, cache = decode.start(model, prefilled, keys, done, GROUP, 32)
+        static = decode.Static(Filters(), processor.media_token_ids, (2,))
         args = (model, params, cache, decoding, np.int32(9), np.float32(1), static)
-        decode = loop.decode_until.lower(*args).compile()
-    compiled = {"score": score, "update": update, "decode": decode}
+        steps = decode.decode_until.lower(*args).compile()
+    compiled = {"score": score, "update": update, "decode": steps}
     return Programs(mesh, model, policy, state, placed, cache, decoding, compiled)
 
 
 @pytest.mark.parametrize("name", ["score", "update", "decode"])
 def test_logits_stay_on_their_device(programs, name):
-    """Over the vocabulary only single numbers per token are added up, and the output matrix is
-    brought together.
+    """Over the vocabulary only single numbers per token are added up.
+
+    The output matrix is brought together.
     """
     mesh, compiled = programs.mesh, programs.compiled
     share = VOCAB // mesh.shape["tensor"]
-    matrices = {(a, b) for a in (VOCAB, share) for b in (WIDTH, WIDTH // 2, WIDTH // 4)}
-    matrices |= {(b, a) for a, b in matrices}
+    sides = (VOCAB, share), (WIDTH, WIDTH // 2, WIDTH // 4)
+    matrices = {*itertools.product(*sides), *itertools.product(*reversed(sides))}
     for kind, shape, where in collectives(compiled[name]):
         if VOCAB in shape or (share in shape and share != WIDTH):
             assert shape[-2:] in matrices and math.prod(shape[:-2]) == 1, (kind, shape, where)
@@ -138,12 +135,8 @@ def test_no_parameter_is_gathered_for_every_token(programs):
 
 def test_states_are_split_as_the_parameters_are(programs):
     """Moments, gradient sums, and all of them again after a step."""
-    mesh, model, objective, placed = (
-        programs.mesh,
-        programs.model,
-        programs.policy.objective,
-        programs.placed,
-    )
+    mesh, model, placed = programs.mesh, programs.model, programs.placed
+    objective = programs.policy.objective
     tx, rate = optax.adamw(1e-3), optax.constant_schedule(1e-3)
     state = init_state(jax.tree.map(lambda x: x.copy(), programs.state.params), tx)
     wanted = [x.sharding for x in jax.tree.leaves(state.trainable)]
@@ -153,11 +146,8 @@ def test_states_are_split_as_the_parameters_are(programs):
         trees = [state.trainable, sums.grads, state.opt[0].mu, state.opt[0].nu]
         for tree in trees:
             for x, sharding in zip(jax.tree.leaves(tree), wanted, strict=True):
-                assert x.sharding.is_equivalent_to(sharding, x.ndim), (
-                    x.shape,
-                    x.sharding,
-                    sharding,
-                )
+                said = (x.shape, x.sharding, sharding)
+                assert x.sharding.is_equivalent_to(sharding, x.ndim), said
         for x in jax.tree.leaves((state, sums)):
             assert x.sharding.device_set == set(mesh.devices.flat)
 
@@ -175,16 +165,12 @@ def test_compaction_and_growth_keep_rows_apart(programs):
     mesh, model, cache, decoding = programs.mesh, programs.model, programs.cache, programs.decoding
     multiple = batch_multiple(mesh, model.rules)
     with jax.set_mesh(mesh):
-        wide = loop.grow(model, decoding, 64)
-        row, slot = (
-            np.arange(multiple, dtype=np.int32),
-            np.tile(np.arange(2, dtype=np.int32), (multiple, 1)),
-        )
-        small, kept = loop.select(model, wide, cache, row, slot, np.zeros((multiple, 2), bool))
+        wide = decode.grow(model, decoding, 64)
+        row = np.arange(multiple, dtype=np.int32)
+        slot = np.tile(np.arange(2, dtype=np.int32), (multiple, 1))
+        small, kept = decode.select(model, wide, cache, row, slot, np.zeros((multiple, 2), bool))
     for tree in (cache, decoding, wide, small, kept):
         for x in jax.tree.leaves(tree):
             if x.ndim:
-                assert x.addressable_shards[0].data.shape[0] == x.shape[0] // multiple, (
-                    x.shape,
-                    x.sharding,
-                )
+                rows = x.addressable_shards[0].data.shape[0]
+                assert rows == x.shape[0] // multiple, (x.shape, x.sharding)

@@ -25,16 +25,16 @@ def evaluation(log, run_dir, stage, step, accuracy, rows):
     log.write(stage, step, {f"eval/digits_easy/{key}": value for key, value in values.items()})
     with AppendLog(run_dir / "rollouts" / f"eval_digits_easy_{stage}_{step}.jsonl") as rollouts:
         for i, right in enumerate(rows):
-            rollouts.write(
-                {
-                    "prompt": f"question {i} {EVIL}",
-                    "answer": str(i),
-                    "response": f"<think>{stage} {EVIL}</think><answer>{i if right else -1}</answer>",
-                    "rewards": {"accuracy": float(right), "format": None, "<b>": 1},
-                    "finish_reason": "stop" if right else "length",
-                    "media": ["ab12"] if i else ["../metrics"],
-                }
-            )
+            answer = i if right else -1
+            row = {
+                "prompt": f"question {i} {EVIL}",
+                "answer": str(i),
+                "response": f"<think>{stage} {EVIL}</think><answer>{answer}</answer>",
+                "rewards": {"accuracy": float(right), "format": None, "<b>": 1},
+                "finish_reason": "stop" if right else "length",
+                "media": ["ab12"] if i else ["../outside"],
+            }
+            rollouts.write(row)
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,15 @@ def run_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("run <1>")
     (directory / "media").mkdir()
     Image.new("RGB", (40, 20), "red").save(directory / "media" / "ab12.png")
+    Image.new("RGB", (40, 20), "blue").save(directory / "outside.png")
     with MetricsLog(directory, tensorboard=False) as log:
         evaluation(log, directory, "cold_start", 0, 0.0, [0] * 20)
         for step in range(1, 11):
             log.write("cold_start", step, {"policy/loss": 1 / step, "policy/grad_norm": 1.0})
         evaluation(log, directory, "cold_start", 10, 0.4, [0] * 20)
         for step in range(1, 81):
-            log.write(
-                "rl",
-                step,
-                {"reward/mean": step / 80, "policy/kl": float("nan") if step == 3 else 0.01},
-            )
+            kl = float("nan") if step == 3 else 0.01
+            log.write("rl", step, {"reward/mean": step / 80, "policy/kl": kl})
             if step % 40 == 0:
                 evaluation(log, directory, "rl", step, step / 100, [i % 4 < 3 for i in range(20)])
     return directory
@@ -66,9 +64,8 @@ def report(run_dir):
 def test_history(run_dir):
     history = read_history(run_dir)
     assert history.stages == [("cold_start", 0, 10), ("rl", 10, 90)]
-    assert (
-        history.series["reward/mean"][0] == (11, 1 / 80) and len(history.series["policy/kl"]) == 79
-    )
+    assert history.series["reward/mean"][0] == (11, 1 / 80)
+    assert len(history.series["policy/kl"]) == 79
     assert [e.x for e in history.evaluations["digits_easy"]] == [0, 10, 50, 90]
 
 
@@ -80,21 +77,13 @@ def test_table_has_before_and_after_each_stage(report):
 
 
 def test_every_reward_has_its_columns(tmp_path):
-    """Two sets graded by other rewards than accuracy and format: shares in percent, other numbers
-    as they are.
-    """
+    """Two sets graded by rewards of their own: shares in percent, other numbers as they are."""
     with MetricsLog(tmp_path, tensorboard=False) as log:
         for step, value in ((0, 0.25), (1, 0.5)):
-            log.write(
-                "rl",
-                step,
-                {"eval/boxes/iou": value, "eval/boxes/length_mean": 9.0, "eval/boxes/n": 4},
-            )
-            log.write(
-                "rl",
-                step,
-                {"eval/poems/rhymes": 10 * value, "eval/poems/length_mean": 8.0, "eval/poems/n": 3},
-            )
+            boxes = {"iou": value, "length_mean": 9.0, "n": 4}
+            log.write("rl", step, {f"eval/boxes/{key}": number for key, number in boxes.items()})
+            poems = {"rhymes": 10 * value, "length_mean": 8.0, "n": 3}
+            log.write("rl", step, {f"eval/poems/{key}": number for key, number in poems.items()})
         log.write("rl", 1, {"reward/iou": 0.3, "reward/brevity": -2.0, "reward/std": 1.0})
     report = write_report(tmp_path)
     [head] = [line for line in report.text.splitlines() if "stage" in line and "set" in line]
@@ -138,9 +127,8 @@ def test_page_is_self_contained_and_harmless(report):
     pictures = [base64.b64decode(url.partition(",")[2]) for url in reader.urls]
     assert all(Image.open(io.BytesIO(data)).size for data in pictures)
     assert reader.text.count("before training") == reader.text.count("after rl, step 80") == 12
-    assert (
-        "question 0" not in reader.text or "picture not kept" in reader.text
-    )  # a path in a media name leads nowhere
+    # A path in a media name leads nowhere.
+    assert "question 0 " in reader.text and reader.text.count("picture not kept") == 1
 
 
 def test_samples_are_mixed(run_dir):
@@ -173,15 +161,23 @@ def test_large_pictures_are_made_smaller(tmp_path):
     assert max(Image.open(io.BytesIO(base64.b64decode(uri))).size) == 512
 
 
+# A bare package takes the place of jaxr1.run: what the modules import themselves is looked at, not
+# what else lives in the room.
+IMPORTS = """
+import os, sys, types
+import jaxr1
+room = types.ModuleType("jaxr1.run")
+room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), "run")]
+sys.modules["jaxr1.run"] = room
+import jaxr1.report.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards
+from jaxr1.report.curves import draw_curves
+from jaxr1.report.history import History
+draw_curves(History())
+print([m for m in ("jax", "torch", "matplotlib.pyplot") if m in sys.modules])
+"""
+
+
 def test_reports_and_metrics_need_neither_jax_nor_pyplot():
-    # a bare package in place of jaxr1.run: what these modules import themselves, not what else
-    # lives in the room
-    code = (
-        "import sys, types, jaxr1, os\nroom = types.ModuleType('jaxr1.run')\n"
-        "room.__path__ = [os.path.join(os.path.dirname(jaxr1.__file__), 'run')]\nsys.modules['jaxr1.run'] = room\n"
-        "import jaxr1.report.report, jaxr1.run.console, jaxr1.run.metrics, jaxr1.rewards\n"
-        "from jaxr1.report.curves import draw_curves\nfrom jaxr1.report.history import History\ndraw_curves(History())\n"
-        "print([m for m in ('jax', 'torch', 'matplotlib.pyplot') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", IMPORTS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

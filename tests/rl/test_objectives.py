@@ -20,14 +20,13 @@ from jaxr1.rl.objectives import (
     CrossEntropy,
     Entropy,
     Kl,
-    Objective,
     PolicyStats,
     Ppo,
-    Term,
     clipped_surrogate,
     kl_estimate,
 )
 from jaxr1.rl.optimizer import Optimizer
+from jaxr1.rl.terms import Objective, Term
 from jaxr1.rl.weights import token_weights
 
 SHAPE = (3, 2, 8)  # rows, strips, tokens
@@ -165,7 +164,7 @@ def test_what_an_objective_asks_for():
 
 
 def test_sums_over_responses_and_labels(rng):
-    """The drawing of `sum_by`; whatever is summed over a response, is over that of one strip only."""
+    """The drawing of `sum_by`; a sum over a response is over that of one strip only."""
     segment = np.int32([[[1, 1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 2, 0, 0]]])
     x = rng.normal(size=segment.shape).astype(np.float32)
     tokens = objectives.Tokens({}, {"own": jnp.ones(segment.shape)}, jnp.asarray(segment), {})

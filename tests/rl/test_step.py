@@ -1,6 +1,4 @@
-"""Invariants 4 and 8: however a batch is laid out, the gradient is the same; frozen parts do not
-move.
-"""
+"""Invariants 4 and 8: one gradient however a batch is laid out; frozen parts do not move."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +23,7 @@ from jaxr1.rl.step import apply
 from jaxr1.rl.update import gradients, plan_episodes
 from jaxr1.rl.work import Work
 
-GRAD = 1e-6  # times the global norm (design, invariant 4)
+GRAD = 1e-6  # times the global norm (invariant 4)
 
 
 class Batch:
@@ -34,13 +32,17 @@ class Batch:
     def __init__(self, processor, rng, prompts=4, group=4, longest=12):
         self.prompts = [processor.encode(p) for p in mixed_prompts(rng, prompts)]
         lengths = rng.integers(1, longest, (prompts, group))
-        self.tokens = [[rng.integers(20, 500, n).astype(np.int32) for n in row] for row in lengths]
-        number = lambda scale, at: [[rng.normal(at, scale, n) for n in row] for row in lengths]
-        # Log-probs around those of a random model.
+
+        def of_length(draw):
+            """`draw(length)` for each response."""
+            return [list(map(draw, row)) for row in lengths]
+
+        self.tokens = of_length(lambda n: rng.integers(20, 500, n).astype(np.int32))
         columns = {
-            "advantage": number(1.0, 0.0),
-            "old_logp": number(0.3, -6.0),
-            "ref_logp": number(0.3, -6.0),
+            "advantage": of_length(lambda n: rng.normal(0.0, 1.0, n)),
+            # Log-probs around those of a random model.
+            "old_logp": of_length(lambda n: rng.normal(-6.0, 0.3, n)),
+            "ref_logp": of_length(lambda n: rng.normal(-6.0, 0.3, n)),
         }
         self.weight = token_weights(lengths, "token-mean")
         self.episodes = given(self.prompts, self.tokens, **columns, weight=self.weight)
@@ -48,24 +50,18 @@ class Batch:
 
     def of(self, name):
         """A column as [b][g] arrays."""
-        parts = iter(
-            np.split(self.episodes.columns[name], np.cumsum(self.episodes.counts_bg.ravel()))
-        )
-        return [[next(parts) for _ in row] for row in self.tokens]
+        column, found = self.episodes.columns[name], []
+        for lengths in self.episodes.counts_bg:
+            *row, column = np.split(column, np.cumsum(lengths))
+            found.append(row)
+        return found
 
     def sums(
         self, model, params, processor, buckets, *, budget=10**6, freeze=(), only=None, **objective
     ):
         terms = (Ppo(), Kl(0.1, "k3"), PolicyStats())
-        policy = learner(
-            model,
-            processor,
-            terms,
-            buckets,
-            budget=budget,
-            freeze=freeze,
-            **({"on_policy": False} | objective),
-        )
+        options = dict(budget=budget, freeze=freeze, on_policy=False)
+        policy = learner(model, processor, terms, buckets, **options | objective)
         episodes, work = self.episodes, Work()
         if only is not None:
             valid_bg = np.zeros_like(episodes.valid_bg)
@@ -90,9 +86,8 @@ class World:
     def plan(self, buckets=None):
         """The one micro-batch that all of it makes."""
         policy = learner(self.model, self.processor, (Ppo(), Kl(0.1)), buckets or self.buckets)
-        [plan] = plan_episodes(
-            policy, self.params, self.batch.episodes, self.batch.episodes.valid_bg
-        )
+        episodes = self.batch.episodes
+        [plan] = plan_episodes(policy, self.params, episodes, episodes.valid_bg)
         return plan
 
     def sums(self, params=None, model=None, buckets=None, **options):
@@ -107,9 +102,8 @@ def world(tmp_path_factory, module_seed):
     model, params = jaxr1.load_model(folder)
     processor = jaxr1.load_processor(folder)
     batch = Batch(processor, np.random.default_rng(module_seed))
-    made = World(
-        folder, reference, model, params, processor, batch, Buckets((96,), (16,), (64,)), None
-    )
+    buckets = Buckets((96,), (16,), (64,))
+    made = World(folder, reference, model, params, processor, batch, buckets, None)
     made.whole, work = made.sums()
     assert len(work.padding) == 1 and made.plan().strips < 4 * 4
     return made
@@ -130,9 +124,7 @@ def close(a, b, tolerance=GRAD):
 
 
 def test_gradient_equals_torch(world):
-    """d loss / d parameters of tower, merger and decoder against torch autograd, response by
-    response.
-    """
+    """d loss / d parameters of tower, merger and decoder, as torch has it response by response."""
     import torch
 
     batch, forbidden = world.batch, list(world.processor.media_token_ids)
@@ -141,14 +133,11 @@ def test_gradient_equals_torch(world):
     given = [batch.of(name) for name in ("advantage", "old_logp", "ref_logp")]
     for b, prompt in enumerate(batch.prompts):
         for g, response in enumerate(batch.tokens[b]):
-            inputs = torch_inputs(prompt)
-            ids = torch.tensor(response[None].astype(np.int64))
-            inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
-            kinds = torch.zeros(1, len(response), dtype=inputs["mm_token_type_ids"].dtype)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
-            logits = world.reference(**inputs).logits[0, len(prompt) - 1 : -1].clone()
+            whole = world.reference(**torch_inputs(prompt, response=response)).logits[0]
+            logits = whole[len(prompt) - 1 : -1].clone()
             logits[:, forbidden] = -1e30
-            logp = torch.log_softmax(logits, -1).gather(1, ids[0, :, None])[:, 0]
+            ids = torch.tensor(response.astype(np.int64))
+            logp = torch.log_softmax(logits, -1).gather(1, ids[:, None])[:, 0]
             advantage, old, ref = (torch.tensor(x[b][g]) for x in given)
             ratio = torch.exp(torch.clamp(logp - old, -20, 20))
             loss = -torch.minimum(ratio * advantage, torch.clamp(ratio, 0.8, 1.2) * advantage)
@@ -165,7 +154,7 @@ def test_gradient_equals_torch(world):
 
 
 def test_packed_equals_separate_rows(world):
-    """Strips with several responses give what one response per program gives, gradients included."""
+    """Strips with several responses give what one response per program gives, gradients too."""
     added = None
     for only in np.ndindex(world.batch.episodes.counts_bg.shape):
         one, _ = world.sums(only=only)
@@ -207,15 +196,13 @@ def test_meshes_train_the_same(world, sizes):
     four, _ = world.sums(model=model, params=sharded)
     close(world.whole, four)
     tx, rate = optax.sgd(0.1), optax.constant_schedule(0.1)
-    one_state, one_metrics = apply(
-        tx, rate, init_state(jax.tree.map(jnp.copy, world.params), tx), world.whole
-    )
+    params = jax.tree.map(jnp.copy, world.params)
+    one_state, one_metrics = apply(tx, rate, init_state(params, tx), world.whole)
     four_state, four_metrics = apply(tx, rate, init_state(sharded, tx), four)
     norm = float(one_metrics["policy/grad_norm"])
     assert norm == pytest.approx(float(four_metrics["policy/grad_norm"]), rel=1e-5)
-    for a, b in zip(
-        jax.tree.leaves(one_state.trainable), jax.tree.leaves(four_state.trainable), strict=True
-    ):
+    ones, fours = (jax.tree.leaves(state.trainable) for state in (one_state, four_state))
+    for a, b in zip(ones, fours, strict=True):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), atol=0.1 * GRAD * norm + 1e-7)
 
 
@@ -226,11 +213,9 @@ def test_frozen_means_frozen(world, freeze):
     before = jax.tree.map(np.asarray, params)
     tx = optax.adamw(1e-2, weight_decay=0.1)
     state = init_state(params, tx, freeze)
-    assert {p.shape for p in jax.tree.leaves(state.opt) if p.ndim} <= {
-        p.shape for p in jax.tree.leaves(state.trainable)
-    }
-    moments = [x for x in jax.tree.leaves(state.opt) if x.ndim]
-    assert len(moments) == 2 * len([x for x in jax.tree.leaves(state.trainable) if x.ndim])
+    moments = [x.shape for x in jax.tree.leaves(state.opt) if x.ndim]
+    trained = [x.shape for x in jax.tree.leaves(state.trainable) if x.ndim]
+    assert set(moments) <= set(trained) and len(moments) == 2 * len(trained)
     sums, _ = world.sums(params=params, freeze=freeze)
     state, _ = apply(tx, lambda _: 0.0, state, sums)
     for part, tree in state.params.items():
@@ -239,9 +224,8 @@ def test_frozen_means_frozen(world, freeze):
 
 
 def test_freeze_refuses_nonsense(world):
-    with pytest.raises(
-        ValueError, match="'tower' is none of the model's parts: vision, merger, decoder"
-    ):
+    said = "'tower' is none of the model's parts: vision, merger, decoder"
+    with pytest.raises(ValueError, match=said):
         split_params(world.params, ("tower",))
     with pytest.raises(ValueError, match="nothing is left"):
         split_params(world.params, ("vision", "merger", "decoder"))
@@ -259,15 +243,12 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(world):
 
 
 def test_a_token_sees_only_what_came_before(world, rng):
-    """Causality by gradient: d log p(token t of a) / d everything after t, and of other responses,
-    is exactly 0.
-    """
+    """Causality by gradient: d log p(token t) / d what comes after, or other responses, is 0."""
     from jaxr1.models import text, vlm
 
     model, params, batch, plan = world.model, world.params, world.batch, world.plan()
-    prompt = vlm.prefill(
-        model, cast(model, params), plan_prompts(plan, batch.prompts, world.buckets, model.media)
-    )
+    rows = plan_prompts(plan, batch.prompts, world.buckets, model.media)
+    prompt = vlm.prefill(model, cast(model, params), rows)
     strips = make_strips(plan, batch.prompts, batch.episodes.token_n)
     shared = [p for p in plan.places if p.length > 2 and p.segment > 1]
     place = shared[0] if shared else next(p for p in plan.places if p.length > 2)
@@ -275,10 +256,9 @@ def test_a_token_sees_only_what_came_before(world, rng):
     x = params["decoder"]["embed"][strips.token_bst]
 
     def probe(x):
-        hidden = text.extend(
-            model.text, params["decoder"], prompt.kv, prompt.length_b, x, strips.position_bst3, strips.segment_bst,
-            model.rules,
-        )  # fmt: skip
+        where = (strips.position_bst3, strips.segment_bst, model.rules)
+        decoder = params["decoder"]
+        hidden = text.extend(model.text, decoder, prompt.kv, prompt.length_b, x, *where)
         return hidden[place.row, place.strip, t].sum()
 
     moved = np.abs(np.asarray(jax.grad(probe)(x))).sum(-1) > 0

@@ -60,9 +60,8 @@ def arm(phase: str, folder: Path) -> None:
 
         def dying(*args):
             calls.append(1)
-            if (
-                len(calls) == 2 + 2 * 4
-            ):  # 2 supervised steps, then 2 updates a step: the last one of step 4
+            # 2 supervised steps, then 2 updates a step: the last one of step 4.
+            if len(calls) == 2 + 2 * 4:
                 die()
             return apply(*args)
 
@@ -72,9 +71,8 @@ def arm(phase: str, folder: Path) -> None:
 
         def dying(*args):
             calls.append(1)
-            if (
-                len(calls) == 2 * 8 + 5
-            ):  # 8 questions each before training, after the supervised stage, after step 2
+            # 8 questions each before training, after the supervised stage, after step 2.
+            if len(calls) == 2 * 8 + 5:
                 die()
             return encoded(*args)
 
@@ -84,12 +82,9 @@ def arm(phase: str, folder: Path) -> None:
 
         def dying(self, states, progress, config):
             def watch():
-                target = folder / "checkpoints"
-                while not [
-                    p
-                    for p in target.rglob("*")
-                    if "tmp" in str(p) and str(progress.total_step) in str(p)
-                ]:
+                target, step = folder / "checkpoints", str(progress.total_step)
+                begun = lambda path: "tmp" in str(path) and step in str(path)
+                while not any(map(begun, target.rglob("*"))):
                     time.sleep(0.0005)
                 die()
 
@@ -102,15 +97,14 @@ def arm(phase: str, folder: Path) -> None:
 
 def main() -> None:
     phase, folder = sys.argv[1], Path(sys.argv[2])
-    config = dataclasses.replace(
-        load_config(str(Path(__file__).with_name("small_run.py"))), run_dir=str(folder)
-    )
+    here = Path(__file__).parent
+    config = load_config(str(here / "small_run.py"))
+    config = dataclasses.replace(config, run_dir=str(folder))
     if "unrepeatable" in sys.argv:
         sft, stage = config.stages
-        rewards = (Reward(f"{Path(__file__).with_name('small_rewards.py')}:unrepeatable"),)
-        config = dataclasses.replace(
-            config, stages=(sft, dataclasses.replace(stage, rewards=rewards))
-        )
+        rewards = (Reward(f"{here}/small_rewards.py:unrepeatable"),)
+        stage = dataclasses.replace(stage, rewards=rewards)
+        config = dataclasses.replace(config, stages=(sft, stage))
     arm(phase, folder)
     result = jaxr1.train(config)
     sys.exit(128 + result.signal if result.signal else 0)

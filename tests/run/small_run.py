@@ -1,6 +1,4 @@
-"""A small two-stage run for tests of the run itself: seconds on a CPU, with everything that a
-checkpoint must hold.
-"""
+"""A small two-stage run: seconds on a CPU, with everything that a checkpoint must hold."""
 
 from pathlib import Path
 
@@ -13,9 +11,7 @@ REWARDS = Path(__file__).with_name("small_rewards.py")
 
 
 def config() -> Config:
-    """Two supervised steps, then four RL steps of two updates each, with a reference and a user's
-    reward.
-    """
+    """Two supervised steps, then four RL steps of two updates with a reference and own rewards."""
     buckets = BucketOptions(prompt=(32,), response=(16,), patches=(8,))
     return Config(
         model="tiny",

@@ -1,6 +1,4 @@
-"""metrics.jsonl survives kills and resumes exactly; TensorBoard agrees; the console gives the
-terminal back.
-"""
+"""metrics.jsonl survives kills and resumes; TensorBoard agrees; the terminal is given back."""
 
 import io
 import json
@@ -72,13 +70,18 @@ def test_broken_line_is_named(tmp_path):
         read_jsonl(path)
 
 
+WRITER = """
+import itertools, sys
+from jaxr1.run.metrics import AppendLog
+log = AppendLog(sys.argv[1])
+for i in itertools.count():
+    log.write({"i": i, "x": "y" * 5000})
+"""
+
+
 def test_killed_writer_leaves_whole_lines(tmp_path):
     path = tmp_path / "log.jsonl"
-    code = (
-        "import sys\nfrom jaxr1.run.metrics import AppendLog\nlog = AppendLog(sys.argv[1])\n"
-        "i = 0\nwhile True:\n    log.write({'i': i, 'x': 'y' * 5000})\n    i += 1\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(path)])
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
     try:
         while not path.exists() or path.stat().st_size < 200_000:
             assert process.poll() is None
@@ -93,7 +96,6 @@ def test_killed_writer_leaves_whole_lines(tmp_path):
 
 def scalars(directory):
     """{tag: [(step, value)]} of the event files, read record by record."""
-    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  (the package under test is installed)
     from tensorboardX.proto.event_pb2 import Event
 
     found = {}
@@ -146,11 +148,8 @@ def test_plain_console_prints_one_line_a_step():
     text = out.getvalue().splitlines()
     assert text[0] == "stage rl (2 of 2): 10 steps"
     assert text[1] == "rl 1/10  reward/mean 0.500  policy/kl 1.0e-05  eval/a/accuracy 0.250"
-    assert (
-        text[2].endswith("left in stage")
-        and "other" not in text[2]
-        and "reward/unscored 1.000" in text[2]
-    )
+    assert text[2].endswith("left in stage")
+    assert "other" not in text[2] and "reward/unscored 1.000" in text[2]
     assert text[3:] == ["[bold]as it is[/bold] 3"]
     assert "\x1b" not in out.getvalue()
 
@@ -169,23 +168,16 @@ def test_live_console_restores_the_terminal(error, monkeypatch):
             assert console.is_live
             console.stage("rl", 10, done=4)
             console.phase("sampling")
-            console.step(
-                5,
-                {
-                    "reward/mean": 0.5,
-                    "eval/digits/accuracy": 0.25,
-                    "rollout/length_mean": float("nan"),
-                },
-            )
+            found = {"reward/mean": 0.5, "eval/digits/accuracy": 0.25}
+            console.step(5, found | {"rollout/length_mean": float("nan")})
             console._live.refresh()
             if error:
                 raise error("stop")
     except (KeyboardInterrupt, RuntimeError) as caught:
         assert type(caught) is error
     text = out.getvalue()
-    assert text.count("\x1b[?25l") == 1 and text.rindex("\x1b[?25h") > text.rindex(
-        "\x1b[?25l"
-    )  # cursor shown again
+    hide, show = "\x1b[?25l", "\x1b[?25h"  # the cursor
+    assert text.count(hide) == 1 and text.rindex(show) > text.rindex(hide)
     assert (sys.stdout, sys.stderr) == before
     for part in ("stage rl", "5/10", "sampling", "eval/digits/accuracy", "0.250"):
         assert part in text
@@ -193,16 +185,10 @@ def test_live_console_restores_the_terminal(error, monkeypatch):
 
 def test_numbers():
     values = [0.0, 0.71312, -12.345, 123456.0, 1e-5, float("nan"), None]
-    assert [format_number(v) for v in values] == [
-        "0",
-        "0.713",
-        "-12.3",
-        "1.2e+05",
-        "1.0e-05",
-        "–",
-        "–",
-    ]
-    assert [format_seconds(s) for s in (0, 61, 3661.4, None)] == ["0:00", "1:01", "1:01:01", "–:––"]
+    said = ["0", "0.713", "-12.3", "1.2e+05", "1.0e-05", "–", "–"]
+    assert list(map(format_number, values)) == said
+    said = ["0:00", "1:01", "1:01:01", "–:––"]
+    assert list(map(format_seconds, [0, 61, 3661.4, None])) == said
 
 
 def test_time_left_forgets_steps_that_compile(monkeypatch):

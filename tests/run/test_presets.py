@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from reference import one_stage
@@ -11,10 +12,9 @@ from jaxr1.config import load_config
 from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
-from jaxr1.rl import Kl, Optimizer
-from jaxr1.rl import update as updating
+from jaxr1.rl import Kl, Optimizer, update
 from jaxr1.run.export import export_checkpoint
-from jaxr1.sampling import features, generate, scoring
+from jaxr1.sampling import features, sampler, scoring
 
 PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
 CLASSES = {
@@ -39,24 +39,29 @@ def brevity(tmp_path):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_step_learns(tmp_path, brevity, preset):
-    """From random parameters the mean reward of the last two of 8 steps is 0.15 over that of the
-    first two.
+    """From random parameters the mean reward of 8 steps rises by 0.15.
+
+    That of the last two steps is compared with that of the first two.
     """
     config = one_stage(
-        tmp_path / "run", steps=8, prompts_per_step=4, group_size=8, rewards=(brevity,),
+        tmp_path / "run",
+        steps=8,
+        prompts_per_step=4,
+        group_size=8,
+        rewards=(brevity,),
         optimizer=Optimizer(learning_rate=4e-3),
-    )  # fmt: skip
-    found = [
-        r["reward/mean"] for r in jaxr1.train(dataclasses.replace(config, model=preset)).metrics
-    ]
+    )
+    result = jaxr1.train(dataclasses.replace(config, model=preset))
+    found = [row["reward/mean"] for row in result.metrics]
     print(np.round(found, 2))
     assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_recipes_run_on_every_preset(tmp_path, preset):
-    """The quickstart with both stages cut short and VisualThinker's tiny variant, to an export that
-    transformers reads.
+    """The quickstart, cut short, and VisualThinker's tiny variant.
+
+    The quickstart's export is read by transformers.
     """
     import transformers
 
@@ -78,10 +83,8 @@ def test_recipes_run_on_every_preset(tmp_path, preset):
     assert [r["stage"] for r in result.metrics if "reward/mean" in r] == ["grpo"]
     assert not (tmp_path / "quick" / "dropped.jsonl").read_text()
     theirs = getattr(transformers, CLASSES[preset]).from_pretrained(tmp_path / "quick" / "export")
-    norms = [
-        p for name, p in theirs.named_parameters() if name.endswith("language_model.norm.weight")
-    ]
-    assert np.array_equal(norms[0].detach().numpy(), np.asarray(result.params["decoder"]["norm"]))
+    norm = theirs.model.language_model.norm.weight.detach().numpy()
+    assert np.array_equal(norm, np.asarray(result.params["decoder"]["norm"]))
 
     visual = load_config("configs/visualthinker_r1_zero.py:tiny")
     stage = dataclasses.replace(visual.stages[0], steps=1, prompts_per_step=2)
@@ -93,23 +96,29 @@ def test_recipes_run_on_every_preset(tmp_path, preset):
 
 
 def test_adapters_learn_and_are_merged(tmp_path, brevity):
-    """A LoRA stage with a KL term: the base is the reference, only adapters move, the export holds
-    their sum.
+    """A LoRA stage with a KL term: the base is the reference, and only adapters move.
+
+    The export holds their sum.
     """
-    fields = dict(
-        steps=10, prompts_per_step=4, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
-        lora=Lora(rank=4, alpha=16, targets="decoder/layers/.*"), kl=Kl(0.01), freeze=(),
-    )  # fmt: skip
-    config = one_stage(tmp_path / "run", **fields)
+    config = one_stage(
+        tmp_path / "run",
+        steps=10,
+        prompts_per_step=4,
+        group_size=8,
+        rewards=(brevity,),
+        optimizer=Optimizer(learning_rate=1e-2),
+        lora=Lora(rank=4, alpha=16, targets="decoder/layers/.*"),
+        kl=Kl(0.01),
+        freeze=(),
+    )
     base = jaxr1.load_model("tiny")[1]
     result = jaxr1.train(config)
     found = [r["reward/mean"] for r in result.metrics]
     print(np.round(found, 2))
     assert np.mean(found[-2:]) > np.mean(found[:2]) + 0.15
     assert not (tmp_path / "run" / "reference").exists(), "the base is the reference"
-    assert "lora" not in result.params and result.metrics[0]["policy/kl"] == pytest.approx(
-        0, abs=1e-6
-    )
+    assert "lora" not in result.params
+    assert result.metrics[0]["policy/kl"] == pytest.approx(0, abs=1e-6)
     same = lambda a, b: np.array_equal(np.asarray(a), np.asarray(b))
     assert same(base["decoder"]["embed"], result.params["decoder"]["embed"])
     assert same(base["vision"]["blocks"]["q"], result.params["vision"]["blocks"]["q"])
@@ -123,24 +132,25 @@ def test_adapters_learn_and_are_merged(tmp_path, brevity):
 
 
 def test_adapters_in_the_tower_are_trained(tmp_path, brevity):
-    """A tower with adapters is not taken for a frozen one: its pixels are computed anew, and it
-    moves.
-    """
+    """A tower with adapters is not taken for a frozen one: it sees pixels, and it moves."""
     config = one_stage(
-        tmp_path / "run", steps=2, group_size=8, rewards=(brevity,), optimizer=Optimizer(learning_rate=1e-2),
+        tmp_path / "run",
+        steps=2,
+        group_size=8,
+        rewards=(brevity,),
+        optimizer=Optimizer(learning_rate=1e-2),
         lora=Lora(rank=2, targets="vision/blocks/v"),
-    )  # fmt: skip
+    )
     base, after = jaxr1.load_model("tiny")[1], jaxr1.train(config).params
-    moved = np.abs(
-        np.asarray(base["vision"]["blocks"]["v"]) - np.asarray(after["vision"]["blocks"]["v"])
-    ).max()
-    assert moved > 1e-6
+    was, is_now = (np.asarray(x["vision"]["blocks"]["v"]) for x in (base, after))
+    assert np.abs(was - is_now).max() > 1e-6
     assert np.array_equal(np.asarray(base["merger"]["fc1"]), np.asarray(after["merger"]["fc1"]))
 
 
 def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
-    """Rollout, old, reference and updates of a run with a frozen tower and merger see pixels no
-    more.
+    """In a run with a frozen tower and merger nothing sees pixels any more.
+
+    Neither rollouts nor old and reference log-probs nor updates do.
     """
     fields = dict(
         steps=2,
@@ -157,37 +167,24 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
 
         def placed(batch, mesh, rules):
             first = batch[0] if isinstance(batch, tuple) else batch  # prompts and strips
-            media = getattr(first, "media", None) or getattr(
-                getattr(first, "prompt", None), "media", {}
-            )
-            for rows in media.values():
+            prompts = getattr(first, "prompt", first)  # of an update's batch
+            for rows in getattr(prompts, "media", {}).values():
                 seen.setdefault(where, set()).add(rows.held)
             return real(batch, mesh, rules)
 
         monkeypatch.setattr(module, name, placed)
 
-    for module, where in ((generate, "rollout"), (scoring, "score"), (updating, "update")):
+    for module, where in ((sampler, "rollout"), (scoring, "score"), (update, "update")):
         spy(module, "place_rows", where)
     tower = features._compute
     monkeypatch.setattr(features, "_compute", lambda *args: computed.append(1) or tower(*args))
     frozen = jaxr1.train(one_stage(tmp_path / "a", freeze=("vision", "merger"), **fields))
     before, after = jaxr1.load_model("tiny")[1], frozen.params
     for part in ("vision", "merger"):
-        for a, b in zip(*(map(np.asarray, _leaves(x[part])) for x in (before, after)), strict=True):
-            assert np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(before[part]), jax.tree.leaves(after[part]), strict=True):
+            assert np.array_equal(np.asarray(a), np.asarray(b))
     row = frozen.metrics[0]
-    assert (
-        row["rollout/max_abs_dlogp"] < 1e-4
-        and row["time/encode_s"] > 0
-        and row["perf/vision_pairs"] == 1
-    )
-    assert (
-        seen == {where: {"merger"} for where in ("rollout", "score", "update")}
-        and len(computed) == 2
-    )  # once a step
-
-
-def _leaves(tree):
-    import jax
-
-    return jax.tree.leaves(tree)
+    assert row["rollout/max_abs_dlogp"] < 1e-4
+    assert row["time/encode_s"] > 0 and row["perf/vision_pairs"] == 1
+    assert seen == {"rollout": {"merger"}, "score": {"merger"}, "update": {"merger"}}
+    assert len(computed) == 2  # once a step

@@ -1,5 +1,6 @@
 """Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -19,9 +20,12 @@ SCRIPT = Path(__file__).with_name("killed.py")
 
 def start(phase, folder, *more, devices=1):
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), phase, str(folder), *more], env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [sys.executable, str(SCRIPT), phase, str(folder), *more],
+        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def run(phase, folder, *more, devices=1):
@@ -35,21 +39,38 @@ def kept(row):
     return {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "memory/"))}
 
 
-def picture(folder):
+def files(folder, pattern):
+    """{name: bytes} of rollouts."""
+    return {path.name: path.read_bytes() for path in (folder / "rollouts").glob(pattern)}
+
+
+@dataclasses.dataclass
+class Finished:
     """Everything about a finished run that must not depend on interruptions."""
-    tensors = {n: np.array(f.read(n)) for n, f in open_checkpoint(folder / "export").items()}
-    rollouts = {p.name: p.read_bytes() for p in sorted((folder / "rollouts").glob("*.jsonl"))}
-    metrics = [kept(r) for r in read_jsonl(folder / "metrics.jsonl")]
-    return tensors, rollouts, metrics, (folder / "dropped.jsonl").read_bytes()
+
+    tensors: dict[str, bytes]
+    rollouts: dict[str, bytes]
+    metrics: list[dict]
+    dropped: bytes
+
+    @classmethod
+    def read(cls, folder):
+        export = open_checkpoint(folder / "export").items()
+        return cls(
+            tensors={name: np.array(file.read(name)).tobytes() for name, file in export},
+            rollouts=files(folder, "*.jsonl"),
+            metrics=[kept(row) for row in read_jsonl(folder / "metrics.jsonl")],
+            dropped=(folder / "dropped.jsonl").read_bytes(),
+        )
 
 
-def same(one, other):
-    assert one[0].keys() == other[0].keys()
-    for name, tensor in one[0].items():
-        assert tensor.tobytes() == other[0][name].tobytes(), name
-    assert one[1] == other[1]
-    assert json.dumps(one[2]) == json.dumps(other[2])
-    assert one[3] == other[3]
+def same(one: Finished, other: Finished):
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert tensor == other.tensors[name], name
+    assert one.rollouts == other.rollouts
+    assert json.dumps(one.metrics) == json.dumps(other.metrics)
+    assert one.dropped == other.dropped
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +78,7 @@ def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     code, output = run("none", folder)
     assert code == 0, output
-    return picture(folder)
+    return Finished.read(folder)
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +86,21 @@ def uninterrupted_on_four(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "four"
     code, output = run("none", folder, devices=4)
     assert code == 0, output
-    return picture(folder)
+    return Finished.read(folder)
 
 
 def test_the_run_is_worth_comparing(uninterrupted):
     """Every step moved the parameters, both stages and all evaluations are there."""
-    metrics = uninterrupted[2]
-    steps = [(r["stage"], r["step"]) for r in metrics if "policy/grad_norm" in r]
-    assert steps == [("sft", 1), ("sft", 2), ("rl", 1), ("rl", 2), ("rl", 3), ("rl", 4)]
-    assert all(r["policy/grad_norm"] > 0 for r in metrics if "policy/grad_norm" in r)
-    assert [(r["stage"], r["step"]) for r in metrics if "eval/heldout/accuracy" in r] == [
-        ("sft", 0), ("sft", 2), ("rl", 2), ("rl", 4)
-    ]  # fmt: skip
-    assert any(r.get("policy/kl", 0) > 0 for r in metrics)
+    metrics = uninterrupted.metrics
+    steps = [row for row in metrics if "policy/grad_norm" in row]
+    assert [(row["stage"], row["step"]) for row in steps] == [
+        *[("sft", 1), ("sft", 2)],
+        *[("rl", 1), ("rl", 2), ("rl", 3), ("rl", 4)],
+    ]
+    assert all(row["policy/grad_norm"] > 0 for row in steps)
+    tests = [(row["stage"], row["step"]) for row in metrics if "eval/heldout/accuracy" in row]
+    assert tests == [("sft", 0), ("sft", 2), ("rl", 2), ("rl", 4)]
+    assert any(row.get("policy/kl", 0) > 0 for row in metrics)
 
 
 @pytest.mark.parametrize("phase", ["sampling", "grading", "evaluation", "checkpoint"])
@@ -87,7 +110,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase)
     assert not (tmp_path / "run" / "export").exists()
     code, output = run("none", tmp_path / "run")
     assert code == 0, output
-    same(picture(tmp_path / "run"), uninterrupted)
+    same(Finished.read(tmp_path / "run"), uninterrupted)
 
 
 def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
@@ -96,22 +119,18 @@ def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
     assert code == -signal.SIGKILL, output
     code, output = run("none", tmp_path / "run", devices=4)
     assert code == 0, output
-    same(picture(tmp_path / "run"), uninterrupted_on_four)
+    same(Finished.read(tmp_path / "run"), uninterrupted_on_four)
 
 
 def test_grades_are_replayed(tmp_path):
-    """A grader that never says the same twice: what was written before the kill is what the update
-    used.
-    """
+    """A grader that never says the same twice: the update uses what was written before the kill."""
     code, output = run("update", tmp_path / "run", "unrepeatable")
     assert code == -signal.SIGKILL, output
-    written = {p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")}
+    written = files(tmp_path / "run", "rl_*.jsonl")
     assert set(written) == {f"rl_{i}.jsonl" for i in (1, 2, 3, 4)}
     code, output = run("none", tmp_path / "run", "unrepeatable")
     assert code == 0, output
-    assert {
-        p.name: p.read_bytes() for p in (tmp_path / "run" / "rollouts").glob("rl_*.jsonl")
-    } == written
+    assert files(tmp_path / "run", "rl_*.jsonl") == written
 
 
 def test_a_finished_run_says_so(tmp_path, uninterrupted):
@@ -125,8 +144,9 @@ def test_a_finished_run_says_so(tmp_path, uninterrupted):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_save_and_exit(tmp_path, uninterrupted, number):
-    """Stopped in the middle of RL: a checkpoint, a message, the exit status of the signal; resumed,
-    the same run.
+    """Stopped in the middle of RL: a checkpoint, a message, the exit status of the signal.
+
+    Resumed, it is the same run.
     """
     folder = tmp_path / "run"
     process = start("none", folder)
@@ -141,4 +161,4 @@ def test_signals_save_and_exit(tmp_path, uninterrupted, number):
     assert "the same command resumes" in output
     code, output = run("none", folder)
     assert code == 0, output
-    same(picture(folder), uninterrupted)
+    same(Finished.read(folder), uninterrupted)

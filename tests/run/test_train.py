@@ -1,6 +1,4 @@
-"""Runs from their configuration: the tiny recipe to its export, own data and rewards, what a
-mistake says.
-"""
+"""Runs from their configuration: the tiny recipe, own data and rewards, what a mistake says."""
 
 import dataclasses
 import json
@@ -24,6 +22,38 @@ from jaxr1.run.export import export_checkpoint
 from jaxr1.run.machine import CompileCounter
 from jaxr1.run.resume import ResumeError
 
+# What a step of RL is measured by.
+METRICS = (
+    "reward/mean",
+    "reward/accuracy",
+    "reward/format",
+    "reward/frac_zero_std",
+    "rollout/length_mean",
+    "rollout/frac_truncated",
+    "rollout/entropy",
+    "policy/kl",
+    "policy/grad_norm",
+    "time/step_s",
+    "perf/tokens_per_s",
+    "perf/model_tflops",
+    "perf/compiles",
+    "perf/padding",
+    "memory/host_rss_gib",
+)
+# What a run leaves behind.
+WRITTEN = (
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "dropped.jsonl",
+    "curves.png",
+    "report.html",
+    "tensorboard",
+    "reference/grpo",
+    "checkpoints",
+    "export/model.safetensors",
+)
+
 
 @pytest.fixture(autouse=True)
 def at_the_root(monkeypatch, request):
@@ -31,53 +61,38 @@ def at_the_root(monkeypatch, request):
 
 
 def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
-    config = dataclasses.replace(
-        load_config("configs/visualthinker_r1_zero.py:tiny"), run_dir=str(tmp_path / "run")
-    )
+    config = load_config("configs/visualthinker_r1_zero.py:tiny")
+    config = dataclasses.replace(config, run_dir=str(tmp_path / "run"))
     result = jaxr1.train(config)
     assert result.signal is None and result.run_dir == tmp_path / "run"
     steps = [r for r in result.metrics if "policy/loss" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     for row in steps:
-        assert (
-            row["rollout/max_abs_dlogp"] < 1e-4
-            and row["policy/ratio"] == 1
-            and row["policy/clip_frac"] == 0
-        )
-        for name in ("reward/mean", "reward/accuracy", "reward/format", "reward/frac_zero_std", "rollout/length_mean",
-                     "rollout/frac_truncated", "rollout/entropy", "policy/kl", "policy/grad_norm",
-                     "time/step_s", "perf/tokens_per_s", "perf/model_tflops", "perf/compiles", "perf/padding",
-                     "memory/host_rss_gib"):  # fmt: skip
-            assert name in row
+        assert set(METRICS) <= set(row)
+        assert row["rollout/max_abs_dlogp"] < 1e-4
+        assert row["policy/ratio"] == 1 and row["policy/clip_frac"] == 0
     folder = tmp_path / "run"
-    for name in ("config.json", "environment.json", "metrics.jsonl", "dropped.jsonl", "curves.png", "report.html",
-                 "reference/grpo", "checkpoints", "export/model.safetensors", "tensorboard"):  # fmt: skip
+    for name in WRITTEN:
         assert (folder / name).exists(), name
     row = read_jsonl(folder / "rollouts" / "grpo_1.jsonl")[0]
-    assert (
-        row["response"].startswith("<think>")
-        and row["media"]
-        and set(row["rewards"]) == {"accuracy", "format"}
-    )
+    assert row["response"].startswith("<think>") and row["media"]
+    assert set(row["rewards"]) == {"accuracy", "format"}
 
     # Its work: one forward pass that samples, one of the reference, and an update that costs three.
     model, processor = jaxr1.load_model("tiny")[0], jaxr1.load_processor("tiny", template="r1_zero")
     data = config.stages[0].data.load()
-    known = {
-        p.hashes: p
-        for p in (processor.encode(jaxr1.Prompt(data[i].messages)) for i in range(len(data)))
-    }
-    groups: dict = {}
+    known, groups = {}, {}
+    for i in range(len(data)):
+        prompt = processor.encode(jaxr1.Prompt(data[i].messages))
+        known[prompt.hashes] = prompt
     for row in read_jsonl(folder / "rollouts" / "grpo_1.jsonl"):
         groups.setdefault(tuple(row["media"]), []).append(row["length"])
-    flops = 5 * sum(
-        sum(forward_flops(model, known[media], lengths).values())
-        for media, lengths in groups.items()
-    )
+    flops = 0
+    for media, lengths in groups.items():
+        flops += 5 * sum(forward_flops(model, known[media], lengths).values())
     # Two divisions and two products in float64, each rounded to 1.1e-16.
-    assert steps[0]["perf/model_tflops"] * steps[0]["time/step_s"] * 1e12 == pytest.approx(
-        flops, rel=1e-15
-    )
+    measured = steps[0]["perf/model_tflops"] * steps[0]["time/step_s"] * 1e12
+    assert measured == pytest.approx(flops, rel=1e-15)
 
     from transformers import Qwen2VLForConditionalGeneration
 
@@ -85,13 +100,13 @@ def test_visualthinker_tiny_runs_from_stage_one_to_export(tmp_path, capsys):
     ours = np.asarray(result.params["decoder"]["norm"])
     assert np.array_equal(exported.model.language_model.norm.weight.detach().numpy(), ours)
     model, params = jaxr1.load_model(folder / "export")
-    again = jaxr1.generate(model, params, jaxr1.load_processor(folder / "export"), [jaxr1.Prompt(
-        [{"role": "user", "content": "Which object"}])], max_new_tokens=4, temperature=0)  # fmt: skip
-    assert len(again[0][0].token_ids) > 0
+    processor = jaxr1.load_processor(folder / "export")
+    prompt = jaxr1.Prompt([{"role": "user", "content": "Which object"}])
+    [[said]] = jaxr1.generate(model, params, processor, [prompt], max_new_tokens=4, temperature=0)
+    assert len(said.token_ids) > 0
     latest = export_checkpoint(folder, tmp_path / "again")
-    assert (latest / "model.safetensors").read_bytes() == (
-        folder / "export" / "model.safetensors"
-    ).read_bytes()
+    first, again = (x / "model.safetensors" for x in (folder / "export", latest))
+    assert first.read_bytes() == again.read_bytes()
     command = ["--run-dir", str(folder), "--out", str(tmp_path / "early"), "--step"]
     assert export([*command, "2"]) == 0 and export([*command, "3"]) == 1
     assert "has no checkpoint of step 3, only of 2, 4" in capsys.readouterr().err
@@ -105,11 +120,8 @@ def test_visualthinker_paper_has_the_published_numbers():
     assert isinstance(stage, Rl) and isinstance(stage.data, Sat) and stage.data.limit == 15000
     assert stage.data.path == "SAT_static.parquet"
     assert (stage.prompts_per_step, stage.group_size, stage.steps) == (8, 8, 1500)
-    assert (stage.max_prompt_tokens, stage.max_response_tokens, stage.temperature) == (
-        1024,
-        700,
-        1.0,
-    )
+    assert (stage.max_prompt_tokens, stage.max_response_tokens) == (1024, 700)
+    assert stage.temperature == 1.0
     assert (stage.optimizer.learning_rate, stage.kl.coef, stage.kl.estimator) == (1e-6, 0.04, "k3")
     assert (stage.advantage.scale, stage.advantage.eps) == ("std", 1e-4)
     assert stage.aggregation == "seq-mean-token-mean" and stage.updates_per_rollout == 1
@@ -118,20 +130,25 @@ def test_visualthinker_paper_has_the_published_numbers():
 
 
 def test_a_reward_is_learned(tmp_path):
-    """GRPO from random parameters: the share of a wanted token rises, on its own data and reward."""
+    """GRPO from random parameters, on own data and with an own reward: answers get shorter."""
     rewards = tmp_path / "rewards.py"
     rewards.write_text("def short(completion, example):\n    return -len(completion.text) / 50\n")
     config = one_stage(
-        tmp_path / "run", steps=30, prompts_per_step=4, group_size=8, rewards=(Reward(f"{rewards}:short"),),
+        tmp_path / "run",
+        steps=30,
+        prompts_per_step=4,
+        group_size=8,
+        rewards=(Reward(f"{rewards}:short"),),
         optimizer=Optimizer(learning_rate=3e-3),
-    )  # fmt: skip
+    )
     found = [r["reward/mean"] for r in jaxr1.train(config).metrics]
     assert np.mean(found[-5:]) > np.mean(found[:5]) + 0.2
 
 
 def test_second_pass_compiles_nothing(tmp_path):
-    """A step met again compiles nothing new, and only strips have several sizes: 1, 2 or 4 for a
-    group of four.
+    """A step met again compiles nothing new, and only strips have several sizes.
+
+    They are 1, 2 or 4 for a group of four.
     """
     before = accumulate._cache_size()
     config = one_stage(tmp_path / "a", steps=3)
@@ -144,35 +161,32 @@ def test_second_pass_compiles_nothing(tmp_path):
 
 def test_own_files_and_own_reward(tmp_path, rng):
     """JSONL rows with images beside it; every other column reaches the reward."""
+    rows = []
     for i in range(4):
-        Image.fromarray(rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)).save(
-            tmp_path / f"{i}.png"
-        )
-    rows = [
-        {"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i), "level": i}
-        for i in range(4)
-    ]
+        pixels = rng.integers(0, 256, (28, 56, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        row = {"prompt": "<image> How many shapes?", "images": [f"{i}.png"], "answer": str(i)}
+        rows.append(row | {"level": i})
     rows.append({"prompt": "word " * 200, "answer": "1", "level": 9})  # too long
     rows.append({"prompt": "What?", "answer": "\\frac{1}{", "level": 9})
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "mine.py").write_text(
-        "def level(completion, example):\n    return example.metadata['level'] * 1.0\n"
-    )
+    code = "def level(completion, example):\n    return example.metadata['level'] * 1.0\n"
+    (tmp_path / "mine.py").write_text(code)
     config = one_stage(
-        tmp_path / "run", data=Files(path=str(tmp_path / "train.jsonl")), steps=4,
+        tmp_path / "run",
+        data=Files(path=str(tmp_path / "train.jsonl")),
+        steps=4,
         rewards=(Reward(f"{tmp_path}/mine.py:level"), Reward("accuracy")),
-    )  # fmt: skip
-    result = jaxr1.train(config)
-    seen = {r["source"]: r["rewards"]["level"] for i in (1, 2, 3, 4)
-            for r in read_jsonl(tmp_path / "run" / "rollouts" / f"rl_{i}.jsonl")}  # fmt: skip
-    assert seen and all(
-        level == int(source.rpartition(":")[2]) - 1 for source, level in seen.items()
     )
-    dropped = {
-        r["source"].rpartition(":")[2]: r["reason"]
-        for r in read_jsonl(tmp_path / "run" / "dropped.jsonl")
-    }
-    assert "over the limit of 32" in dropped["5"] and "answer" in dropped["6"]
+    result = jaxr1.train(config)
+    line = lambda row: int(row["source"].rpartition(":")[2])
+    for step in (1, 2, 3, 4):
+        graded = read_jsonl(tmp_path / "run" / "rollouts" / f"rl_{step}.jsonl")
+        assert graded
+        for row in graded:
+            assert row["rewards"]["level"] == line(row) - 1
+    dropped = {line(row): row["reason"] for row in read_jsonl(tmp_path / "run" / "dropped.jsonl")}
+    assert "over the limit of 32" in dropped[5] and "answer" in dropped[6]
     assert len(result.metrics) == 4
 
 
@@ -192,31 +206,36 @@ def test_another_configuration_is_refused(tmp_path):
 
 
 def test_doubtful_settings_are_warned_of(tmp_path, capsys):
-    jaxr1.train(
-        one_stage(
-            tmp_path / "run", steps=1, top_p=0.9, max_prompt_tokens=40000, buckets=BucketOptions()
-        )
-    )
+    fields = dict(steps=1, top_p=0.9, max_prompt_tokens=40000, buckets=BucketOptions())
+    jaxr1.train(one_stage(tmp_path / "run", **fields))
     said = capsys.readouterr().out
-    assert (
-        "stages.0: up to 40016 tokens, but the model was made for 32768" in said
-        and "top_p and top_k filter" in said
-    )
+    assert "stages.0: up to 40016 tokens, but the model was made for 32768" in said
+    assert "top_p and top_k filter" in said
+
+
+BAD_REWARDS = """
+import os, time
+
+def broken(completion, example):
+    raise KeyError('nope')
+
+def moody(completion, example):
+    kind = sum(map(ord, completion.text)) % 4
+    if kind == 0:
+        time.sleep(60)
+    if kind == 1:
+        os._exit(3)
+    return float('nan') if kind == 2 else 1.0
+"""
 
 
 def test_failing_rewards(tmp_path):
-    """One that always raises stops the run and is named; one that sometimes hangs or exits costs
-    only its samples.
+    """A reward that always raises stops the run and is named.
+
+    One that sometimes hangs or exits costs only its samples.
     """
     bad = tmp_path / "bad.py"
-    bad.write_text(
-        "import os, time\n"
-        "def broken(completion, example):\n    raise KeyError('nope')\n"
-        "def moody(completion, example):\n"
-        "    kind = sum(map(ord, completion.text)) % 4\n"
-        "    if kind == 0: time.sleep(60)\n    if kind == 1: os._exit(3)\n"
-        "    return float('nan') if kind == 2 else 1.0\n"
-    )
+    bad.write_text(BAD_REWARDS)
     with pytest.raises(RewardError, match=r"broken.*bad\.py"):
         jaxr1.train(one_stage(tmp_path / "a", rewards=(Reward(f"{bad}:broken"),)))
     config = one_stage(

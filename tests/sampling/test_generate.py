@@ -1,21 +1,21 @@
-"""Invariants 1 to 4 for sampling: equal to transformers, to the trainer, to itself in other
-company.
-"""
+"""Invariants 1 to 4 for sampling: equal to transformers, to the trainer, to itself elsewhere."""
+
+import itertools
 
 import jax
 import numpy as np
 import pytest
-from reference import Checkpoint, mixed_prompts, torch_inputs
+from reference import Checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
 from jaxr1.nn.logprob import vocabulary_bias
 from jaxr1.parallel import make_mesh
 from jaxr1.run.machine import CompileCounter
-from jaxr1.sampling import decode as loop
+from jaxr1.sampling import decode
 from jaxr1.sampling.draw import Filters, draw, filtered
 
-TIE = 1e-4  # top-2 gap below which greedy text may differ (design, invariant 1)
-LOGP = 1e-5  # times max(1, max |logit|) (design, invariant 2)
+TIE = 1e-4  # top-2 gap below which greedy text may differ (invariant 1)
+LOGP = 1e-5  # times max(1, max |logit|) (invariant 2)
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +23,16 @@ def checkpoint(tmp_path_factory, module_seed):
     return Checkpoint.make(tmp_path_factory.mktemp("model") / "m", module_seed)
 
 
+def ids(completion) -> tuple[int, ...]:
+    return tuple(completion.token_ids.tolist())
+
+
 def reference_logits(reference, prompt, response):
     """float32[n, V]: what transformers predicts at each response position."""
     import torch
 
-    inputs = torch_inputs(prompt)
-    ids = torch.tensor(response[None].astype(np.int64))
-    inputs["input_ids"] = torch.cat([inputs["input_ids"], ids], 1)
-    kinds = torch.zeros(1, len(response), dtype=inputs["mm_token_type_ids"].dtype)
-    inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], kinds], 1)
     with torch.no_grad():
-        logits = reference(**inputs).logits[0].numpy()
+        logits = reference(**torch_inputs(prompt, response=response)).logits[0].numpy()
     return logits[len(prompt) - 1 : -1]
 
 
@@ -41,16 +40,13 @@ def test_greedy_equals_transformers(checkpoint, rng):
     """64 tokens on 16 mixed prompts; after a tie the comparison goes on teacher-forced."""
     import torch
 
-    reference, model, params, processor = (
-        checkpoint.reference,
-        checkpoint.model,
-        checkpoint.params,
-        checkpoint.processor,
-    )
+    reference, processor = checkpoint.reference, checkpoint.processor
+    model, params = checkpoint.model, checkpoint.params
     prompts = mixed_prompts(rng, 16)
     groups = jaxr1.generate(model, params, processor, prompts, max_new_tokens=64, temperature=0)
     compared = 0
-    for prompt, (ours,) in zip(prompts, groups, strict=True):
+    bias = np.asarray(vocabulary_bias(model.text.vocab, processor.media_token_ids))
+    for prompt, [ours] in zip(prompts, groups, strict=True):
         encoded = processor.encode(prompt)
         with torch.no_grad():
             out = reference.generate(
@@ -66,9 +62,7 @@ def test_greedy_equals_transformers(checkpoint, rng):
         differ = np.flatnonzero(theirs[:same] != ours.token_ids[:same])
         compared += same if not len(differ) else differ[0]
         # Every one of our tokens must be (nearly) the most likely one, given our own text so far.
-        logits = reference_logits(reference, encoded, ours.token_ids) + np.asarray(
-            vocabulary_bias(model.text.vocab, processor.media_token_ids)
-        )
+        logits = reference_logits(reference, encoded, ours.token_ids) + bias
         gap = logits.max(-1) - np.take_along_axis(logits, ours.token_ids[:, None], 1)[:, 0]
         assert gap.max() <= TIE
         if len(differ):
@@ -80,25 +74,15 @@ def test_greedy_equals_transformers(checkpoint, rng):
 
 
 def test_logprobs_equal_transformers_and_score(checkpoint, rng):
-    reference, model, params, processor = (
-        checkpoint.reference,
-        checkpoint.model,
-        checkpoint.params,
-        checkpoint.processor,
-    )
+    reference, processor = checkpoint.reference, checkpoint.processor
+    model, params = checkpoint.model, checkpoint.params
     prompts = mixed_prompts(rng, 4)
     temperature = float(rng.uniform(0.6, 1.4))
     groups = jaxr1.generate(
         model, params, processor, prompts, n=3, max_new_tokens=24, temperature=temperature
     )
-    scored = jaxr1.score(
-        model,
-        params,
-        processor,
-        prompts,
-        [[c.token_ids for c in g] for g in groups],
-        temperature=temperature,
-    )
+    tokens = [[completion.token_ids for completion in group] for group in groups]
+    scored = jaxr1.score(model, params, processor, prompts, tokens, temperature=temperature)
     bias = np.asarray(vocabulary_bias(model.text.vocab, processor.media_token_ids))
     for prompt, group, ours in zip(prompts, groups, scored, strict=True):
         for completion, logp in zip(group, ours, strict=True):
@@ -107,12 +91,9 @@ def test_logprobs_equal_transformers_and_score(checkpoint, rng):
             assert logp.dtype == np.float32 and logp.shape == completion.token_ids.shape
             assert np.abs(logp - completion.logprobs).max() <= bound
             tempered = logits.astype(np.float64) / temperature + bias
-            whole = tempered - np.log(
-                np.exp(tempered - tempered.max(-1, keepdims=True)).sum(-1, keepdims=True)
-            )
-            theirs = (whole - tempered.max(-1, keepdims=True))[
-                np.arange(len(logp)), completion.token_ids
-            ]
+            tempered -= tempered.max(-1, keepdims=True)
+            whole = tempered - np.log(np.exp(tempered).sum(-1, keepdims=True))
+            theirs = whole[np.arange(len(logp)), completion.token_ids]
             np.testing.assert_allclose(logp, theirs, atol=1e-4)
 
 
@@ -120,38 +101,35 @@ def test_a_draw_depends_on_its_own_prompt_only(checkpoint, rng):
     """Alone, in other company, in another order, in a larger bucket: the same tokens."""
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = [jaxr1.Prompt(p.messages, id=f"row {i}") for i, p in enumerate(mixed_prompts(rng, 6))]
-    run = lambda chosen, n=2: jaxr1.generate(
-        model, params, processor, chosen, n=n, max_new_tokens=12, seed=5
-    )
+
+    def run(chosen, n=2, seed=5):
+        """Ids of the responses, for each prompt."""
+        options = dict(n=n, max_new_tokens=12, seed=seed)
+        groups = jaxr1.generate(model, params, processor, chosen, **options)
+        return [list(map(ids, group)) for group in groups]
+
     together = run(prompts)
     order = rng.permutation(6)
-    for i, group in zip(order, run([prompts[i] for i in order]), strict=True):
-        assert [list(c.token_ids) for c in group] == [list(c.token_ids) for c in together[i]]
-    alone = run([prompts[3]], n=4)[0]
-    assert [list(c.token_ids) for c in alone[:2]] == [list(c.token_ids) for c in together[3]]
-    texts = {tuple(c.token_ids) for g in together for c in g}
-    assert len(texts) == 12  # all draws differ
-    other = jaxr1.generate(model, params, processor, prompts, n=2, max_new_tokens=12, seed=6)
-    assert {tuple(c.token_ids) for g in other for c in g}.isdisjoint(texts)
+    assert run([prompts[i] for i in order]) == [together[i] for i in order]
+    [alone] = run([prompts[3]], n=4)
+    assert alone[:2] == together[3]
+    drawn = set(itertools.chain(*together))
+    assert len(drawn) == 12  # all draws differ
+    assert drawn.isdisjoint(itertools.chain(*run(prompts, seed=6)))
 
 
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 4, 1), (1, 2, 2)])
 def test_meshes_generate_the_same(checkpoint, rng, sizes):
-    folder, model, params, processor = (
-        checkpoint.folder,
-        checkpoint.model,
-        checkpoint.params,
-        checkpoint.processor,
-    )
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 3)
     args = dict(n=2, max_new_tokens=10, seed=1)
     one = jaxr1.generate(model, params, processor, prompts, **args)
     mesh = make_mesh(sizes, jax.devices()[:4])
-    sharded_model, sharded = jaxr1.load_model(folder, mesh=mesh)
-    four = jaxr1.generate(sharded_model, sharded, processor, prompts, **args)
+    model, sharded = jaxr1.load_model(checkpoint.folder, mesh=mesh)
+    four = jaxr1.generate(model, sharded, processor, prompts, **args)
     for a, b in zip(one, four, strict=True):
-        assert [list(c.token_ids) for c in a] == [list(c.token_ids) for c in b]
         for x, y in zip(a, b, strict=True):
+            assert ids(x) == ids(y)
             np.testing.assert_allclose(x.logprobs, y.logprobs, atol=2e-5)
 
 
@@ -159,82 +137,71 @@ def test_greedy_repeats_and_reports_temperature_one(checkpoint, rng):
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 2)
     groups = jaxr1.generate(model, params, processor, prompts, n=3, max_new_tokens=8, temperature=0)
-    assert all(
-        len(g) == 3 and all(list(c.token_ids) == list(g[0].token_ids) for c in g) for g in groups
-    )
-    logp = jaxr1.score(model, params, processor, prompts, [[g[0].token_ids] for g in groups])
-    assert all(np.abs(a[0] - g[0].logprobs).max() < 1e-4 for a, g in zip(logp, groups, strict=True))
+    for group in groups:
+        assert len(group) == 3 and len(set(map(ids, group))) == 1
+    first = [group[0] for group in groups]
+    scored = jaxr1.score(model, params, processor, prompts, [[c.token_ids] for c in first])
+    for completion, [logp] in zip(first, scored, strict=True):
+        assert np.abs(logp - completion.logprobs).max() < 1e-4
 
 
 def test_stops(checkpoint, rng):
-    """A stop id ends a response and is part of its ids; a stop string ends it and is not part of
-    its text.
-    """
+    """A stop id ends a response and belongs to it; a stop string ends it and is not in its text."""
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
-    prompts = mixed_prompts(rng, 3)
-    free = jaxr1.generate(model, params, processor, prompts, n=2, max_new_tokens=40, seed=3)
-    for i, group in enumerate(free):
-        ids = group[0].token_ids
-        if len(ids) < 12:
+    prompts = mixed_prompts(rng, 6)
+    tried = {"ids": 0, "strings": 0}
+
+    def run(**stops):
+        options = dict(n=2, max_new_tokens=40, seed=3)
+        return jaxr1.generate(model, params, processor, prompts, **options, **stops)
+
+    groups = run()
+    for completion in itertools.chain(*groups):
+        if len(completion.token_ids) == 40:
+            assert completion.finish_reason == "length"
+    for i, [free, _] in enumerate(groups):
+        if len(free.token_ids) < 12:
             continue
-        chosen = int(ids[8])
-        stopped = jaxr1.generate(
-            model,
-            params,
-            processor,
-            prompts,
-            n=2,
-            max_new_tokens=40,
-            seed=3,
-            stop_token_ids=[chosen],
-        )[i][0]
-        first = int(np.flatnonzero(ids == chosen)[0])
-        assert list(stopped.token_ids) == list(ids[: first + 1]) and stopped.finish_reason == "stop"
-        text = processor.decode(ids[6:9])
-        if text.strip() and "\ufffd" not in text and text in group[0].text:
-            cut = jaxr1.generate(
-                model, params, processor, prompts, n=2, max_new_tokens=40, seed=3, stop=[text]
-            )[i][0]
-            assert (
-                cut.finish_reason == "stop"
-                and cut.text == group[0].text[: group[0].text.find(text)]
-            )
-            assert text in processor.decode(cut.token_ids) and text not in processor.decode(
-                cut.token_ids[:-1]
-            )
-            assert list(cut.token_ids) == list(ids[: len(cut.token_ids)])
-    assert all(c.finish_reason == "length" for g in free for c in g if len(c.token_ids) == 40)
+        chosen = ids(free)[8]
+        stopped = run(stop_token_ids=[chosen])[i][0]
+        assert ids(stopped) == ids(free)[: ids(free).index(chosen) + 1]
+        assert stopped.finish_reason == "stop"
+        tried["ids"] += 1
+        text = processor.decode(free.token_ids[6:9])
+        if text.strip() and "\ufffd" not in text and text in free.text:
+            cut = run(stop=[text])[i][0]
+            assert cut.finish_reason == "stop"
+            assert cut.text == free.text[: free.text.find(text)]
+            assert text in processor.decode(cut.token_ids)
+            assert text not in processor.decode(cut.token_ids[:-1])
+            assert ids(cut) == ids(free)[: len(cut.token_ids)]
+            tried["strings"] += 1
+    assert min(tried.values()) >= 1, tried
 
 
 def test_media_ids_are_never_sampled(checkpoint, rng):
-    """Even when the model would say nothing else: with the head turned to the image pad, other
-    tokens come.
-    """
+    """Even when the model would say nothing else: the head is turned to the image pad."""
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     embed = params["decoder"]["embed"]
     boosted = embed.at[np.array(processor.media_token_ids)].multiply(50.0)
     turned = {**params, "decoder": {**params["decoder"], "embed": boosted}}
     groups = jaxr1.generate(model, turned, processor, mixed_prompts(rng, 2), n=4, max_new_tokens=30)
-    seen = {int(t) for g in groups for c in g for t in c.token_ids}
+    seen = set()
+    for completion in itertools.chain(*groups):
+        seen |= set(ids(completion))
     assert seen and seen.isdisjoint(processor.media_token_ids)
 
 
 def test_swapping_the_image_changes_the_logprobs(checkpoint, rng):
-    from reference import random_image
-
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     image = random_image(rng)
-    ask = lambda im: jaxr1.Prompt(
-        [
-            {
-                "role": "user",
-                "content": [{"type": "image", "image": im}, {"type": "text", "text": "What"}],
-            }
-        ]
-    )
-    ids = [[np.arange(20, 30)]]
-    one = jaxr1.score(model, params, processor, [ask(image)], ids)[0][0]
-    other = jaxr1.score(model, params, processor, [ask(image.transpose(1))], ids)[0][0]
+
+    def scored(image):
+        content = [{"type": "image", "image": image}, {"type": "text", "text": "What"}]
+        prompt = jaxr1.Prompt([{"role": "user", "content": content}])
+        return jaxr1.score(model, params, processor, [prompt], [[np.arange(20, 30)]])[0][0]
+
+    one, other = scored(image), scored(image.transpose(1))
     assert np.abs(one - other).max() > 1e-3
 
 
@@ -245,31 +212,22 @@ def test_compaction_changes_nothing(checkpoint, rng, monkeypatch):
     args = dict(n=4, max_new_tokens=128, seed=2)
     # Stop ids that leave two responses running and end all others at different places in the first
     # 24 tokens.
-    free = jaxr1.generate(model, params, processor, prompts, **args)
-    longest = sorted(
-        ((len(c.token_ids), i, j) for i, g in enumerate(free) for j, c in enumerate(g)),
-        reverse=True,
-    )[:2]
-    running = {(i, j) for _, i, j in longest}
-    kept = {int(t) for i, j in running for t in free[i][j].token_ids}
-    ended = {
-        int(t)
-        for i, g in enumerate(free)
-        for j, c in enumerate(g)
-        if (i, j) not in running
-        for t in c.token_ids[:24]
-    }
-    args["stop_token_ids"] = sorted(ended - kept)
+    free = itertools.chain(*jaxr1.generate(model, params, processor, prompts, **args))
+    *others, one, other = sorted(free, key=lambda completion: len(completion.token_ids))
+    ended = set()
+    for completion in others:
+        ended |= set(ids(completion)[:24])
+    args["stop_token_ids"] = sorted(ended - set(ids(one)) - set(ids(other)))
     calls = []
-    select = loop.select
-    monkeypatch.setattr(loop, "select", lambda *a: calls.append(1) or select(*a))
+    select = decode.select
+    monkeypatch.setattr(decode, "select", lambda *a: calls.append(1) or select(*a))
     compacted = jaxr1.generate(model, params, processor, prompts, **args)
-    monkeypatch.setattr(loop, "compaction", lambda *_: None)
+    monkeypatch.setattr(decode, "compaction", lambda *_: None)
     whole = jaxr1.generate(model, params, processor, prompts, **args)
     assert calls, "nothing was compacted"
     for a, b in zip(compacted, whole, strict=True):
         for x, y in zip(a, b, strict=True):
-            assert list(x.token_ids) == list(y.token_ids) and x.finish_reason == y.finish_reason
+            assert ids(x) == ids(y) and x.finish_reason == y.finish_reason
             np.testing.assert_allclose(x.logprobs, y.logprobs, atol=2e-5)
 
 
@@ -277,15 +235,15 @@ def test_compaction_keeps_every_live_response(rng):
     for _ in range(200):
         rows, samples, multiple = 8, int(rng.choice([1, 2, 4, 8])), int(rng.choice([1, 2, 4]))
         done = rng.random((rows, samples)) < rng.uniform(0.3, 1.0)
-        chosen = loop.compaction(done, multiple)
+        chosen = decode.compaction(done, multiple)
         if chosen is None:
             continue
         row, slot, filler = chosen
         assert len(row) % multiple == 0 and slot.shape == filler.shape and slot.size < done.size
-        kept = {
-            (int(row[i]), int(slot[i, j])) for i, j in np.ndindex(slot.shape) if not filler[i, j]
-        }
-        assert kept >= set(zip(*map(lambda x: x.tolist(), np.nonzero(~done)), strict=True))
+        lost = ~done
+        for i, j in np.argwhere(~filler):
+            lost[row[i], slot[i, j]] = False
+        assert not lost.any()
 
 
 def test_second_pass_compiles_nothing(checkpoint, rng):
@@ -300,15 +258,12 @@ def test_second_pass_compiles_nothing(checkpoint, rng):
 
 
 def test_filters(rng):
-    """top-k and top-p against a plain numpy version, and the frequencies of draws against their
-    distribution.
-    """
+    """top-k and top-p against plain numpy, and draws as frequent as their probabilities."""
     logits = rng.normal(size=(5, 40)).astype(np.float32) * 2
     order = np.sort(logits, -1)[:, ::-1]
     k = np.asarray(filtered(logits, Filters(top_k=7)))
-    assert ((k > -1e29).sum(-1) == 7).all() and (
-        np.sort(k, -1)[:, ::-1][:, :7] == order[:, :7]
-    ).all()
+    assert ((k > -1e29).sum(-1) == 7).all()
+    assert (np.sort(k, -1)[:, ::-1][:, :7] == order[:, :7]).all()
     p = np.asarray(filtered(logits, Filters(top_p=0.8)))
     for row, kept in zip(logits, p, strict=True):
         prob = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
@@ -353,9 +308,10 @@ def test_score_refuses_what_cannot_be_scored(checkpoint, rng):
 def test_streaming_shows_a_growing_answer(checkpoint, rng):
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     seen = []
-    done = jaxr1.generate(
-        model, params, processor, mixed_prompts(rng, 1), max_new_tokens=20, seed=1,
-        on_tokens=lambda t: seen.append(list(t[0][0])), stream_every=4,
-    )[0][0]  # fmt: skip
-    assert len(seen) >= 2 and all(b[: len(a)] == a for a, b in zip(seen, seen[1:], strict=False))
+    show = lambda groups: seen.append(list(groups[0][0]))
+    options = dict(max_new_tokens=20, seed=1, on_tokens=show, stream_every=4)
+    [[done]] = jaxr1.generate(model, params, processor, mixed_prompts(rng, 1), **options)
+    assert len(seen) >= 2
+    for a, b in itertools.pairwise(seen):
+        assert b[: len(a)] == a
     assert seen[-1] == list(done.token_ids)

@@ -110,7 +110,8 @@ def text_config(
         sections = tuple(rope.get("mrope_section", decoder.sections))
         if sum(sections) != size // 2:
             raise ValueError(
-                f"config.json: mrope_section {sections} must add up to half the head size, {size // 2}"
+                f"config.json: mrope_section {sections} must "
+                f"add up to half the head size, {size // 2}"
             )
     theta = rope.get("rope_theta", text.get("rope_theta", defaults.rope_theta))
     return TextConfig(
@@ -156,7 +157,8 @@ def _rope_scaling(rope: dict) -> RopeScaling | None:
             int(rope["original_max_position_embeddings"]),
         )
     raise ValueError(
-        f"config.json: rope type {kind!r} is not supported (default, mrope, dynamic, linear or llama3)"
+        f"config.json: rope type {kind!r} is not supported "
+        "(default, mrope, dynamic, linear or llama3)"
     )
 
 

@@ -98,8 +98,7 @@ class Family:
     preset: PresetFiles | None = None
 
     def head_decides(self, raw: dict) -> bool:
-        """Whether the files must say if the head is tied to the embedding: it is where they hold
-        none.
+        """Whether the files say if the head is tied to the embedding: it is if they hold none.
 
         transformers goes by the outer setting of a config.json, and earlier versions of it by the
         nested one; where the two do not agree, or one is left out, both kinds of files exist.

@@ -77,7 +77,8 @@ def _vision(whole: dict, text: TextConfig, shuffle: str) -> VisionConfig:
     tile = whole.get("force_image_size") or image
     if tile % (patch * merge):
         raise ValueError(
-            f"config.json: tiles of {tile} pixels do not divide into {merge} x {merge} patches of {patch}"
+            f"config.json: tiles of {tile} pixels do not "
+            f"divide into {merge} x {merge} patches of {patch}"
         )
     return VisionConfig(
         depth=raw["num_hidden_layers"],
@@ -119,9 +120,7 @@ def _media(raw: dict, vision: VisionConfig) -> MediaRules:
     )
 
 
-# ---------------------------------------------------------------- names
-
-
+# --- names --------------------------------------------------------------------------------------
 def _original_names(layout: str, raw: dict) -> FileNames:
     decoder = decoder_of(_settings(raw))
     head = "language_model.output" if decoder.fused else "language_model.lm_head"
@@ -189,9 +188,7 @@ def _vision_names(prefix: str) -> VisionNames:
     }
 
 
-# ---------------------------------------------------------------- built-in model
-
-
+# --- built-in model -----------------------------------------------------------------------------
 def _preset(preset: Preset, token_id: TokenId) -> dict:
     vision = {
         "initializer_range": 0.05,
@@ -226,8 +223,7 @@ def _preset_images(preset: Preset) -> dict:
     }
 
 
-# ---------------------------------------------------------------- the families
-
+# --- the families -------------------------------------------------------------------------------
 FAMILIES = {
     "internvl_chat": Family(
         layouts=("original",),

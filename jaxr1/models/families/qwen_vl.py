@@ -106,9 +106,7 @@ class Kind:
         )
 
 
-# ---------------------------------------------------------------- towers
-
-
+# --- towers -------------------------------------------------------------------------------------
 def _common(raw: dict, width: int, out_width: int, merge: int) -> dict[str, Any]:
     """Settings that the three towers spell alike."""
     return dict(
@@ -167,9 +165,7 @@ def _qwen3_vision(raw: dict) -> VisionConfig:
     )
 
 
-# ---------------------------------------------------------------- built-in models
-
-
+# --- built-in models ----------------------------------------------------------------------------
 def _media_ids(token_id: TokenId) -> dict:
     return {key: token_id(name) for key, name in MEDIA_IDS.items()}
 
@@ -276,9 +272,7 @@ def _preset_images(preset: Preset) -> dict:
     }
 
 
-# ---------------------------------------------------------------- the families
-
-
+# --- the families -------------------------------------------------------------------------------
 def _family(kind: Kind, layouts: tuple[str, ...], preset: PresetFiles) -> Family:
     return Family(
         layouts=layouts,
