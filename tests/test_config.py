@@ -11,7 +11,7 @@ import pytest
 from jaxr1.config import ConfigError, load_config, parse
 from jaxr1.data import Arithmetic
 from jaxr1.rewards import Reward
-from jaxr1.rl import Optimizer
+from jaxr1.rl import Optimizer, Ppo
 from jaxr1.run import Config, Evaluation, Rl, Sft
 from jaxr1.run.resume import (
     FREE,
@@ -197,6 +197,34 @@ def test_flags_change_single_fields():
     assert parse(small(), list(itertools.chain(*flags.items())), "x") == expected
     assert parse(small(), [], "x") == small()
     assert isinstance(sft.optimizer, Optimizer)
+
+
+OWN_LOSS = """
+import dataclasses
+from jaxr1.rl import Credit, Estimator, Term
+@dataclasses.dataclass(frozen=True)
+class Mine(Term):
+    strength: float = 0.5
+@dataclasses.dataclass(frozen=True)
+class Even(Estimator):
+    floor: float = 0.25
+    needs_group = False
+def own():
+    stage = Rl(Arithmetic(count=8), surrogate=Mine(), advantage=Even(), group_size=1)
+    return Config(stages=(stage,))
+"""
+
+
+def test_a_loss_of_ones_own_has_flags(tmp_path):
+    config = load_config(write(tmp_path, OWN_LOSS) + ":own")
+    assert parse(config, [], "x") == config
+    flags = ["--stages.0.surrogate.strength", "0.7", "--stages.0.advantage.floor", "0.1"]
+    [stage] = parse(config, flags, "x").stages
+    assert type(stage.surrogate).__name__ == "Mine" and stage.surrogate.strength == 0.7
+    assert type(stage.advantage).__name__ == "Even" and stage.advantage.floor == 0.1
+    # In the directory of a run the kind stands beside the fields: another one is noticed.
+    other = dataclasses.replace(config, stages=(dataclasses.replace(stage, surrogate=Ppo()),))
+    assert any("surrogate" in line for line in differences(resolved(config), resolved(other)))
 
 
 def said(capsys, flags) -> str:

@@ -211,7 +211,7 @@ class Kept:
         folder = self.parts / learner
         if not folder.is_dir():
             return {}
-        parts = ocp.pytree_metadata(folder.absolute()).metadata
+        parts = ocp.metadata(folder.absolute()).metadata
         return ocp.load(folder.absolute(), {part: abstract(like[part]) for part in parts})
 
 
