@@ -209,7 +209,8 @@ def _reply_html(title: str, row: dict[str, Any] | None) -> str:
     body = _escape(text[:MAX_RESPONSE_CHARS])
     for tag in ("think", "/think", "answer", "/answer"):
         body = body.replace(f"&lt;{tag}&gt;", f'<span class="tag">&lt;{tag}&gt;</span>')
-    body = body or '<span class="none">(empty)</span>'
+    if not text.strip():
+        body = f'<span class="none">({"blank" if text else "empty"})</span>'
     chips = []
     rewards = row.get("rewards")
     for name, value in (rewards if isinstance(rewards, dict) else {}).items():
