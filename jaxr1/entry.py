@@ -39,9 +39,12 @@ def arguments(
     import tyro
 
     prog = f"python -m jaxr1.{command}"
-    return tyro.cli(
-        kind, prog=prog, args=None if argv is None else list(argv), config=tuple(config)
-    )
+    args = None if argv is None else list(argv)
+    try:
+        return tyro.cli(kind, prog=prog, args=args, config=tuple(config))
+    except BrokenPipeError:  # of the help
+        _read_no_more()
+        sys.exit(0)
 
 
 def finish(command: Callable[[], int]) -> int:
@@ -53,6 +56,11 @@ def finish(command: Callable[[], int]) -> int:
         return command()
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
-    except BrokenPipeError:  # whoever reads has seen enough (`... | head`)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        _read_no_more()
     return 1
+
+
+def _read_no_more() -> None:
+    """Whoever reads has seen enough (`... | head`): what is still buffered goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -255,6 +257,15 @@ def test_a_flag_that_does_not_fit(capsys, flags, texts):
     text = said(capsys, flags)
     for part in texts:
         assert part in text
+
+
+def test_help_whose_reader_has_gone():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    command = [sys.executable, "-m", "jaxr1.bench", "--help"]
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_every_field_has_help(capsys):
