@@ -328,7 +328,16 @@ def given(prompts, responses, **columns):
 
 
 def learner(
-    model, processor, terms, buckets, *, budget=10**6, freeze=(), optimizer=None, **objective
+    model,
+    processor,
+    terms,
+    buckets,
+    *,
+    budget=10**6,
+    strips_at_once=0,
+    freeze=(),
+    optimizer=None,
+    **objective,
 ):
     """A policy with these terms."""
     from jaxr1.rl.learner import Learner
@@ -336,7 +345,8 @@ def learner(
 
     made = Objective(tuple(terms), forbidden=processor.media_token_ids, **objective)
     optimizer = optimizer or Optimizer()
-    return Learner(model, made, buckets, optimizer, 10, freeze, micro_batch_tokens=budget)
+    at_once = dict(micro_batch_tokens=budget, strips_at_once=strips_at_once)
+    return Learner(model, made, buckets, optimizer, 10, freeze, **at_once)
 
 
 BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))

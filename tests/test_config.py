@@ -358,7 +358,7 @@ def test_one_process_works_in_a_directory(tmp_path):
         ("Rl(D, top_p=1.7)", "top_p must be in (0, 1], got 1.7"),
         ("Rl(D, reward_workers=0)", "reward_workers must be at least 1"),
         ("Rl(D, waves=0)", "waves must be at least 1"),
-        ("Rl(D, strips_at_once=3)", "strips_at_once must be a power of two or 0, got 3"),
+        ("Rl(D, strips_at_once=-1)", "strips_at_once must be at least 0, got -1"),
         ("Rl(D, kl=Kl(-1.0))", "Kl.coef must be at least 0"),
         (
             "Rl(D, optimizer=Optimizer(learning_rate=-1.0))",

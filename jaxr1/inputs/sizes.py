@@ -28,6 +28,12 @@ def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def strips_for(count: int) -> int:
+    """Strips of a row for `count` used ones: 1, 2, 3, 4, 6, 8, 12, 16, ..."""
+    size = power_of_two(count)
+    return 3 * size // 4 if size >= 4 and count <= 3 * size // 4 else size
+
+
 def rows_for(count: int, multiple: int) -> int:
     """Rows of a batch for `count` real ones: `multiple` times a power of two."""
     return multiple * power_of_two(-(-count // multiple))

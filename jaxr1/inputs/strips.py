@@ -7,8 +7,8 @@
                    [ 1 1 1 1 2 2 2 3 3 3 3 3 ]
 
 A plan fixes sizes and places on the host; arrays are then filled from columns, which hold one
-number for each token of each response. Rows are copies of prompts: a group whose strips do not fit
-one row gets two.
+number for each token of each response. A prompt is computed once: all of its responses are in its
+row, and where that is too much for a device, fewer of the row's strips are computed at once.
 
     column  [ a a a a b b c c c d d d d d ]       start of d: 9
 """
@@ -16,16 +16,17 @@ one row gets two.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, make_batch
 from jaxr1.inputs.patches import PatchGeometry
-from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, rows_for, strips_for
 
 
 @struct.dataclass
@@ -37,6 +38,26 @@ class Strips:
     position_bst3: Any  # int32[B, S, T, 3]
     segment_bst: Any  # int32[B, S, T], 0 = padding
     target_bst: Any  # int32[B, S, T], the token whose log-prob stands at this place
+
+
+def cut_strips(tree: Any, size: int) -> Any:
+    """Arrays [B, S, T, ...] as [S / size, B, size, T, ...]: some strips of each row at once."""
+
+    def cut(x):
+        rows, count, *rest = x.shape
+        return jnp.moveaxis(x.reshape(rows, count // size, size, *rest), 1, 0)
+
+    return jax.tree.map(cut, tree)
+
+
+def join_strips(tree: Any) -> Any:
+    """The inverse of `cut_strips`."""
+
+    def join(x):
+        moved = jnp.moveaxis(x, 0, 1)
+        return moved.reshape(moved.shape[0], -1, *moved.shape[3:])
+
+    return jax.tree.map(join, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +79,17 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A micro-batch: `rows` padded rows, the real ones in `prompts`; S strips of T tokens."""
+    """A micro-batch: `rows` padded rows, the real ones in `prompts`; S strips of T tokens.
+
+    `at_once` of a row's strips are computed together; it divides S.
+    """
 
     prompts: tuple[int, ...]
     rows: int
     prompt_len: int
     strips: int
     strip_len: int
+    at_once: int
     places: tuple[Place, ...]
 
     @property
@@ -73,13 +98,8 @@ class Plan:
         return self.rows * (self.prompt_len + self.strips * self.strip_len)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
-    """Responses of one prompt that share a row, in strips of `size` tokens."""
-
-    prompt: int
-    samples: tuple[int, ...]
-    size: int
+LAUNCH = 1024
+"""Padded tokens on a device that cost as much as one more micro-batch."""
 
 
 def plan_strips(
@@ -88,51 +108,46 @@ def plan_strips(
     buckets: Buckets,
     *,
     token_budget: int,
+    strips_at_once: int = 0,
     multiple: int = 1,
     placed: np.ndarray | None = None,
 ) -> list[Plan]:
-    """Packs responses into micro-batches of at most `token_budget` padded tokens.
+    """Packs responses into micro-batches, each prompt and its responses in one row.
 
-    Rows are sorted by size, so that a micro-batch holds rows of like length: with log-normal
-    lengths most of a batch in arrival order would be padding.
+    Rows are sorted by size and cut into micro-batches so that as little as possible is padding:
+    with log-normal lengths most of a batch in arrival order would be. Every device has a row before
+    one has two. A device's rows stay within the budget; where a single one does not, fewer of its
+    strips are computed at once.
 
     Args:
       prompt_lens: length of each prompt.
       counts: for each prompt, the tokens of each of its responses; a column holds them in this
         order.
       buckets: the sizes that P and T may have.
-      token_budget: padded tokens of prompts and strips per micro-batch.
-      multiple: rows are a multiple of it.
+      token_budget: padded tokens of prompts and strips that a device computes at once.
+      strips_at_once: most strips of a row that are computed at once; 0 is no bound but the budget.
+      multiple: devices that share a batch; rows are a multiple of it.
       placed: bool[B, G], responses to place; None is all. Those without a token have no place.
 
     Returns:
       Plans, which place every such response once.
+
+    Raises:
+      TooLong: a prompt or a response is over the largest bucket.
     """
     lengths = [list(map(int, group)) for group in counts]
     starts = _starts(lengths)
     if placed is not None:
         lengths = np.where(placed, counts, 0).tolist()
-    rows: list[_Row] = []
+    limits = _Limits(token_budget, strips_at_once or token_budget, multiple)
+    rows = []
     for prompt, group in enumerate(lengths):
-        room = token_budget // multiple - bucket(prompt_lens[prompt], buckets.prompt, "a prompt")
-        rows += _rows_of(prompt, group, buckets, room)
+        if sum(group):
+            rows.append(_Row(prompt, prompt_lens[prompt], tuple(group), buckets))
     # The longest first; what decides between equals makes the order a function of the lengths
     # alone.
-    tokens = lambda row: sum(lengths[row.prompt][j] for j in row.samples)
-    rows.sort(key=lambda row: (-row.size, -tokens(row), -prompt_lens[row.prompt], row.prompt))
-
-    plans: list[Plan] = []
-    current: list[_Row] = []
-    best: Plan | None = None
-    for row in rows:
-        candidate = _plan([*current, row], prompt_lens, lengths, starts, buckets, multiple)
-        if best is not None and candidate.tokens > token_budget:
-            plans.append(best)
-            current = []
-            candidate = _plan([row], prompt_lens, lengths, starts, buckets, multiple)
-        current.append(row)
-        best = candidate
-    return [*plans, best] if best is not None else plans
+    rows.sort(key=lambda row: (-row.size, -sum(row.lengths), -row.prompt_len, row.prompt))
+    return [_plan(shape, own, starts) for shape, own in _micro_batches(rows, buckets, limits)]
 
 
 def _starts(lengths: list[list[int]]) -> list[list[int]]:
@@ -146,52 +161,102 @@ def _starts(lengths: list[list[int]]) -> list[list[int]]:
     return starts
 
 
-def _rows_of(prompt: int, group: Sequence[int], buckets: Buckets, room: int) -> list[_Row]:
-    """The rows of one prompt's responses: as many strips in each as fit `room` tokens."""
-    samples = [j for j, n in enumerate(group) if n > 0]
-    if not samples:
-        return []
-    size = bucket(max(group), buckets.response, "a response")
-    strips = pack_first_fit([group[j] for j in samples], size)
-    # A plan rounds its strips up to a power of two, so only that many fit.
-    most = 1 << (max(1, room // size).bit_length() - 1)
-    rows = []
-    for first in range(0, len(strips), most):
-        packed = itertools.chain.from_iterable(strips[first : first + most])
-        rows.append(_Row(prompt, tuple(samples[k] for k in packed), size))
-    return rows
+@dataclasses.dataclass(frozen=True)
+class _Limits:
+    """Of a device: padded tokens and strips of a row at once; and how many share a batch."""
+
+    tokens: int
+    strips: int
+    devices: int
 
 
-def _plan(
-    rows: Sequence[_Row],
-    prompt_lens: Sequence[int],
-    lengths: Sequence[Sequence[int]],
-    starts: Sequence[Sequence[int]],
-    buckets: Buckets,
-    multiple: int,
-) -> Plan:
-    """The micro-batch of these rows."""
-    size = max(row.size for row in rows)
+class _Row:
+    """The responses of one prompt, whose row needs strips of at least `size` tokens."""
+
+    def __init__(self, prompt: int, prompt_len: int, lengths: tuple[int, ...], buckets: Buckets):
+        self.prompt, self.prompt_len, self.lengths = prompt, prompt_len, lengths
+        self.size = bucket(max(lengths), buckets.response, "a response")
+        self.samples = [j for j, length in enumerate(lengths) if length > 0]
+        self._packed: dict[int, list[list[int]]] = {}
+
+    def packed(self, size: int) -> list[list[int]]:
+        """The samples in each strip of `size` tokens."""
+        if size not in self._packed:
+            strips = pack_first_fit([self.lengths[j] for j in self.samples], size)
+            self._packed[size] = [[self.samples[k] for k in members] for members in strips]
+        return self._packed[size]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+    """The sizes of a micro-batch."""
+
+    rows: int
+    prompt_len: int
+    strips: int
+    strip_len: int
+    at_once: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * (self.prompt_len + self.strips * self.strip_len)
+
+
+def _shape(rows: Sequence[_Row], buckets: Buckets, limits: _Limits) -> _Shape | None:
+    """The sizes of a micro-batch of these rows; None where a device would have too much."""
+    strip_len = max(row.size for row in rows)
+    prompt_len = bucket(max(row.prompt_len for row in rows), buckets.prompt, "a prompt")
+    strips = strips_for(max(len(row.packed(strip_len)) for row in rows))
+    padded = rows_for(len(rows), limits.devices)
+    each = padded // limits.devices
+    shares = [n for n in range(1, strips + 1) if strips % n == 0 and n <= limits.strips]
+    fit = [n for n in shares if each * (prompt_len + n * strip_len) <= limits.tokens]
+    # Several rows are computed together, or not at all; a single one may have to take longer.
+    if each > 1 and shares[-1] not in fit:
+        return None
+    return _Shape(padded, prompt_len, strips, strip_len, at_once=max(fit, default=1))
+
+
+def _micro_batches(
+    rows: Sequence[_Row], buckets: Buckets, limits: _Limits
+) -> list[tuple[_Shape, Sequence[_Row]]]:
+    """The rows, in order, cut where least is padded.
+
+    cheapest[i]    of the first i rows a device: what they cost, where the last cut is
+    """
+    step, launch = limits.devices, LAUNCH * limits.devices
+    ends = [*range(step, len(rows), step), len(rows)] if rows else []
+    cheapest: list[tuple[int, int, _Shape | None]] = [(0, 0, None)]
+    for last, end in enumerate(ends, 1):
+        options = []
+        for first in reversed(range(last)):
+            shape = _shape(rows[first * step : end], buckets, limits)
+            if shape is None:
+                break
+            options.append((cheapest[first][0] + shape.tokens + launch, first, shape))
+        cheapest.append(min(options, key=lambda option: option[:2]))
+    cut: list[tuple[_Shape, Sequence[_Row]]] = []
+    at = len(ends)
+    while at:
+        _, first, shape = cheapest[at]
+        assert shape is not None
+        cut.append((shape, rows[first * step : ends[at - 1]]))
+        at = first
+    return cut[::-1]
+
+
+def _plan(shape: _Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) -> Plan:
+    """The micro-batch of these rows, every response in its place."""
     places: list[Place] = []
-    strips = 1
     for number, row in enumerate(rows):
-        length, start = lengths[row.prompt], starts[row.prompt]
-        packed = pack_first_fit([length[j] for j in row.samples], size)
-        strips = max(strips, len(packed))
-        for s, members in enumerate(packed):
+        for s, members in enumerate(row.packed(shape.strip_len)):
             offset = 0
-            for segment, k in enumerate(members, 1):
-                j = row.samples[k]
-                places.append(Place(row.prompt, j, start[j], number, s, offset, length[j], segment))
-                offset += length[j]
-    return Plan(
-        prompts=tuple(row.prompt for row in rows),
-        rows=rows_for(len(rows), multiple),
-        prompt_len=bucket(max(prompt_lens[r.prompt] for r in rows), buckets.prompt, "a prompt"),
-        strips=power_of_two(strips),
-        strip_len=size,
-        places=tuple(places),
-    )
+            for segment, j in enumerate(members, 1):
+                start, length = starts[row.prompt][j], row.lengths[j]
+                places.append(Place(row.prompt, j, start, number, s, offset, length, segment))
+                offset += length
+    prompts = tuple(row.prompt for row in rows)
+    return Plan(prompts, **dataclasses.asdict(shape), places=tuple(places))
 
 
 def fill(plan: Plan, column: np.ndarray) -> np.ndarray:

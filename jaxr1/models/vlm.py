@@ -227,7 +227,11 @@ def embed(
       The embeddings, and what DeepStack adds to the output of the first K layers, [K, ..., D] (0 at
       tokens), or None.
     """
-    x = params["decoder"]["embed"][token].astype(model.dtype)
+    # Looked up where each part of the table is: else devices would bring it together.
+    everywhere = constrain(token, model.rules, *[None] * token.ndim)
+    x = params["decoder"]["embed"][everywhere]
+    x = constrain(x, model.rules, *[None] * token.ndim, "embed").astype(model.dtype)
+    x = constrain(x, model.rules, "batch", *[None] * token.ndim)
     if media is None or media_index is None:
         return x, None
     is_media = (media_index >= 0)[..., None]
@@ -320,6 +324,7 @@ def said(
     `params` are from `cast`. Sampling reports the same numbers from its cache (invariant 2).
 
     Args:
+      strips: some of the prompts' strips, or all (`inputs.strips.cut_strips`).
       reads: "logp" (of the target), "entropy"; see `nn.logprob.REDUCTIONS`.
     """
     hidden = extend(model, params, prompt, strips)

@@ -4,19 +4,17 @@ Scores, softmaxes and sums of weighted values are float32, whatever the dtype of
 score of 50, as Qwen2's biases make them, has no digit behind the point in bfloat16. Grouped-query
 attention keeps its keys once: queries [.., N, H] are viewed as [.., K, N / K, H]. Rows without any
 key give finite values, which carry weight 0 in every loss.
+
+Scores of short sequences exist all at once; those of long ones in blocks (`nn.blocked`).
 """
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # finite: a row without keys must not become NaN
-
-
-_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+from jaxr1.nn.blocked import MASKED, Keys, attend, product, queries_at_once
+from jaxr1.nn.pairs import attend_pairs
 
 
 def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
@@ -27,7 +25,7 @@ def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
 
 def _scores(spec: str, q: jax.Array, k: jax.Array) -> jax.Array:
     """float32 products of queries and keys, over the square root of the head size."""
-    return _product(spec, q, k) * q.shape[-1] ** -0.5
+    return product(spec, q, k) * q.shape[-1] ** -0.5
 
 
 def _joint_softmax(
@@ -62,6 +60,12 @@ def segment_attention(
     Returns:
       [R, M, N, H].
     """
+    rows, length, heads, _ = q_rmnh.shape
+    size = queries_at_once(rows * heads * length, length)
+    if size < length:
+        own = Keys(k_rmnh[:, None], v_rmnh[:, None], segment_rm[:, None])
+        out = attend(q_rmnh[:, None, :, :, None], segment_rm[:, None], (own,), size)
+        return out.reshape(q_rmnh.shape).astype(v_rmnh.dtype)
     score = _scores("rmnh,runh->rnmu", q_rmnh, k_rmnh)
     seen = (segment_rm[:, :, None] == segment_rm[:, None, :]) & (segment_rm[:, :, None] > 0)
     score = jnp.where(seen[:, None], score, MASKED)
@@ -86,7 +90,7 @@ def paired_attention(
         2        x  x          and inside a pair the segments decide
         3              x
 
-    One softmax runs over all pairs of a query, through a shared maximum.
+    One softmax runs over all pairs of a query.
 
     Args:
       q_rmnh, k_rmnh, v_rmnh: [R, M, N, H].
@@ -98,28 +102,8 @@ def paired_attention(
       [R, M, N, H].
     """
     rows, length = segment_rm.shape
-    count = length // block
-    query, key = pair_rp2[..., 0], jnp.maximum(pair_rp2[..., 1], 0)
-    cut = lambda x: x.reshape(rows, count, block, *x.shape[2:])
-
-    def take(x, index):
-        return jnp.take_along_axis(x, index.reshape(*index.shape, *(1,) * (x.ndim - 2)), 1)
-
-    add = jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, count, indices_are_sorted=True))
-    most = jax.vmap(lambda x, at: jax.ops.segment_max(x, at, count, indices_are_sorted=True))
-    score = _scores("rpmnh,rpunh->rpnmu", take(cut(q_rmnh), query), take(cut(k_rmnh), key))
-    segment = cut(segment_rm)
-    of_query, of_key = take(segment, query)[..., :, None], take(segment, key)[..., None, :]
-    seen = (of_query == of_key) & (of_query > 0) & (pair_rp2[..., 1] >= 0)[..., None, None]
-    score = jnp.where(seen[:, :, None], score, MASKED)
-    highest = most(jax.lax.stop_gradient(score.max(-1)), query)
-    top = jnp.maximum(highest, MASKED)  # [R, blocks, N, block]
-    weight = jnp.exp(score - take(top, query)[..., None])
-    total = jnp.moveaxis(add(weight.sum(-1), query), 2, 3)[..., None]
-    out = add(
-        _product("rpnmu,rpunh->rpmnh", weight.astype(v_rmnh.dtype), take(cut(v_rmnh), key)), query
-    )
-    out = out / jnp.where(total > 0, total, 1.0)
+    cut = lambda x: x.reshape(rows, length // block, block, *x.shape[2:])
+    out = attend_pairs(cut(q_rmnh), cut(k_rmnh), cut(v_rmnh), cut(segment_rm), pair_rp2)
     return out.reshape(q_rmnh.shape).astype(v_rmnh.dtype)
 
 
@@ -174,9 +158,15 @@ def causal_attention(
       [B, P, N, H].
     """
     q = _grouped(q_bpnh, k_bpkh.shape[2])
-    score = _scores("bpkgh,bukh->bkgpu", q, k_bpkh)
-    length = q_bpnh.shape[1]
+    rows, length, heads, _ = q_bpnh.shape
     real_bu = jnp.arange(length) < length_b[:, None]
+    size = queries_at_once(rows * heads * length, length)
+    if size < length:
+        real = real_bu[:, None].astype(jnp.int32)
+        own = Keys(k_bpkh[:, None], v_bpkh[:, None], real, causal=True)
+        out = attend(q[:, None], jnp.ones_like(real), (own,), size)
+        return out.reshape(q_bpnh.shape).astype(v_bpkh.dtype)
+    score = _scores("bpkgh,bukh->bkgpu", q, k_bpkh)
     seen = jnp.tril(jnp.ones((length, length), bool)) & real_bu[:, None, :]
     score = jnp.where(seen[:, None, None], score, MASKED)
     out = jnp.einsum("bkgpu,bukh->bpkgh", jax.nn.softmax(score, -1).astype(v_bpkh.dtype), v_bpkh)
@@ -225,14 +215,21 @@ def strip_attention(
     prompt_k, prompt_v = prompt_kv
     own_k, own_v = own_kv
     q = _grouped(q_bstnh, prompt_k.shape[2])
-    on_prompt = _scores("bstkgh,bpkh->bkgstp", q, prompt_k)
+    rows, strips, length, heads, _ = q_bstnh.shape
     real_bp = jnp.arange(prompt_k.shape[1]) < prompt_len_b[:, None]
+    size = queries_at_once(rows * strips * heads * (prompt_k.shape[1] + length), length)
+    if size < length:
+        prompt = Keys(prompt_k, prompt_v, real_bp.astype(jnp.int32))
+        own = Keys(own_k, own_v, segment_bst, causal=True)
+        out = attend(q, segment_bst, (prompt, own), size)
+        return out.reshape(q_bstnh.shape).astype(q_bstnh.dtype)
+    on_prompt = _scores("bstkgh,bpkh->bkgstp", q, prompt_k)
     on_prompt = jnp.where(real_bp[:, None, None, None, None, :], on_prompt, MASKED)
     on_own = _scores("bstkgh,bsukh->bkgstu", q, own_k)
     on_own = jnp.where(strip_mask(segment_bst)[:, None, None], on_own, MASKED)
     on_prompt, on_own, total = _joint_softmax(on_prompt, on_own)
-    out = _product("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
-    out += _product("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
+    out = product("bkgstp,bpkh->bstkgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += product("bkgstu,bsukh->bstkgh", on_own.astype(own_v.dtype), own_v)
     out = out / jnp.moveaxis(total, (1, 2), (3, 4))[..., None]
     return out.reshape(q_bstnh.shape).astype(q_bstnh.dtype)
 
@@ -268,7 +265,7 @@ def decode_attention(
     on_own = _scores("bskgh,bskch->bksgc", q, own_k)
     on_own = jnp.where(jnp.arange(own_k.shape[3]) <= step, on_own, MASKED)
     on_prompt, on_own, total = _joint_softmax(on_prompt, on_own)
-    out = _product("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
-    out += _product("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
+    out = product("bksgp,bkph->bskgh", on_prompt.astype(prompt_v.dtype), prompt_v)
+    out += product("bksgc,bskch->bskgh", on_own.astype(own_v.dtype), own_v)
     out = out / jnp.moveaxis(total, 1, 2)[..., None]
     return out.reshape(q_bsnh.shape).astype(q_bsnh.dtype)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 
-from jaxr1.parallel import DEFAULT_RULES, Rules, batch_shards, constrain
+from jaxr1.parallel import DEFAULT_RULES, Rules, axis_shards, constrain
 
 FORBIDDEN = -1e30  # finite, so that p * log p of a forbidden id is 0 and not NaN
 
@@ -24,19 +30,71 @@ def tempered_logits(
     return logit / temperature + vocabulary_bias(head_vd.shape[0], forbidden)
 
 
-def _logp(logit: jax.Array, total: jax.Array, target: jax.Array) -> jax.Array:
+# --- sums over the vocabulary -------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Reduction:
+    """What is asked of a distribution over the vocabulary: a sum over it, and what that means.
+
+    Attributes:
+      part: (logit [..., V], exp(logit - top) [..., V], is the target [..., V]) -> [..., V], summed.
+      weighted: the sum is of things that are proportional to exp(-top).
+      result: (sum, log of the normaliser, normaliser / exp(top)) -> [...].
+    """
+
+    part: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    weighted: bool
+    result: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+REDUCTIONS = {
     # A sum, not a gather: the vocabulary may be split over devices, and a gather brings it
     # together.
-    chosen = jnp.arange(logit.shape[-1]) == target[..., None]
-    return jnp.where(chosen, logit, 0.0).sum(-1) - total
+    "logp": Reduction(
+        part=lambda logit, weight, chosen: jnp.where(chosen, logit, 0.0),
+        weighted=False,
+        result=lambda x, log_total, total: x - log_total,
+    ),
+    "entropy": Reduction(
+        part=lambda logit, weight, chosen: weight * logit,
+        weighted=True,
+        result=lambda x, log_total, total: log_total - x / total,
+    ),
+}
+"""By name; in nats."""
 
 
-def _entropy(logit: jax.Array, total: jax.Array, target: jax.Array) -> jax.Array:
-    return total - (jnp.exp(logit - total[..., None]) * logit).sum(-1)
+@struct.dataclass
+class Running:
+    """Sums over the part of the vocabulary that was seen, for each token."""
+
+    top: Any  # the highest logit
+    total: Any  # the sum of exp(logit - top)
+    sums: dict[str, Any]
 
 
-REDUCTIONS = {"logp": _logp, "entropy": _entropy}
-"""What may be asked of a distribution over the vocabulary, by name; each is a sum over it."""
+def _nothing(shape: tuple[int, ...], reads: tuple[str, ...]) -> Running:
+    zero = jnp.zeros(shape, jnp.float32)
+    return Running(zero + FORBIDDEN, zero, dict.fromkeys(reads, zero))
+
+
+def _and(seen: Running, logit: jax.Array, target: jax.Array, id_v: jax.Array) -> Running:
+    """With the logits [..., V] of more ids."""
+    top = jnp.maximum(seen.top, jax.lax.stop_gradient(logit.max(-1)))
+    weight, scale = jnp.exp(logit - top[..., None]), jnp.exp(seen.top - top)
+    chosen = id_v == target[..., None]
+    sums = {}
+    for name, before in seen.sums.items():
+        reduction = REDUCTIONS[name]
+        before = before * scale if reduction.weighted else before
+        sums[name] = before + reduction.part(logit, weight, chosen).sum(-1)
+    return Running(top, seen.total * scale + weight.sum(-1), sums)
+
+
+def _results(seen: Running) -> dict[str, jax.Array]:
+    log_total = seen.top + jnp.log(seen.total)
+    return {
+        name: REDUCTIONS[name].result(x, log_total, seen.total) for name, x in seen.sums.items()
+    }
 
 
 def reduce_logits(
@@ -49,8 +107,12 @@ def reduce_logits(
       target: int32[...].
       reads: "logp" is log p(target), "entropy" the entropy; both in nats.
     """
-    total = jax.nn.logsumexp(logit, -1)
-    return {name: REDUCTIONS[name](logit, total, target) for name in reads}
+    ids = jnp.arange(logit.shape[-1])
+    return _results(_and(_nothing(target.shape, reads), logit, target, ids))
+
+
+LOGITS = 2**25
+"""Logits of a chunk on a device; 128 MiB."""
 
 
 def reduce_tokens(
@@ -62,15 +124,14 @@ def reduce_tokens(
     temperature=1.0,
     forbidden: tuple[int, ...] = (),
     rules: Rules = DEFAULT_RULES,
-    chunk: int = 256,
 ) -> dict[str, jax.Array]:
-    """`reduce_logits` of each token, over chunks of tokens with rematerialisation.
+    """`reduce_logits` of each token, over chunks of the vocabulary with rematerialisation.
 
-    Memory is `chunk` x V instead of B x M x V, forward and backward (measured at 8192 tokens, V =
-    151936: 1.3 GiB of temporaries with rematerialisation, 10.4 GiB without chunks). A chunk takes
-    some tokens of every row, so that devices which share a batch each compute their own rows:
+        head [V, D]  ->  [chunks, c, D]      of M tokens' distributions c numbers exist at a time
 
-        hidden [B, M, D]  ->  [chunks, B, c, D]      B x c is about `chunk` tokens a device
+    Chunks of the vocabulary, not of the tokens: devices that keep parts of the output matrix bring
+    one chunk of it together at a time, and its gradient is complete, chunk by chunk; over chunks of
+    tokens a whole matrix of gradients would be added up again and again.
 
     Args:
       hidden_bmd: [B, M, D], the hidden state that predicts each target.
@@ -80,27 +141,42 @@ def reduce_tokens(
       temperature: of sampling; > 0.
       forbidden: ids outside the normaliser.
       rules: logical axes to mesh axes.
-      chunk: tokens at once on a device.
 
     Returns:
       {name: float32[B, M]}.
     """
-    rows, count = target_bm.shape
-    size = min(count, max(1, chunk * batch_shards(rules) // rows))
-    padded = -(-count // size) * size
-    cut = lambda x: jnp.moveaxis(x.reshape(rows, -1, size, *x.shape[2:]), 1, 0)
-    hidden = cut(jnp.pad(hidden_bmd, ((0, 0), (0, padded - count), (0, 0))))
-    hidden = constrain(hidden, rules, None, "batch", None, None)
-    target = cut(jnp.pad(target_bm, ((0, 0), (0, padded - count))))
-    # Whole along D: split there, every chunk's logits would be summed over devices. Wide, because
-    # its gradient adds up over the chunks, and bfloat16 would lose most of what the last ones add.
-    wide = constrain(head_vd.astype(hidden.dtype), rules, "vocab", None).astype(jnp.float32)
+    vocab, width = head_vd.shape
+    ways = axis_shards("vocab", rules)
+    tokens = -(-target_bm.size // axis_shards("batch", rules))
+    chunks = _chunks(vocab // ways if vocab % ways == 0 else vocab, -(-tokens * vocab // LOGITS))
+    size = -(-vocab // (chunks * ways)) * ways
+    padded = jnp.pad(head_vd, ((0, chunks * size - vocab), (0, 0)))
+    # A device that keeps some ids has as many in every chunk.
+    head = jnp.swapaxes(padded.reshape(ways, chunks, size // ways, width), 0, 1)
+    head = constrain(head.reshape(chunks, size, width), rules, None, "vocab", "embed")
+    each = np.arange(chunks * size).reshape(ways, chunks, size // ways)
+    ids = jnp.asarray(np.swapaxes(each, 0, 1).reshape(chunks, size), jnp.int32)
+    bias = jnp.pad(
+        vocabulary_bias(vocab, forbidden), (0, chunks * size - vocab), constant_values=FORBIDDEN
+    )
+    # The gradient of hidden states adds up over the chunks; bfloat16 would lose what the last add.
+    hidden, dtype = hidden_bmd.astype(jnp.float32), hidden_bmd.dtype
 
     @jax.checkpoint
-    def one(args):
-        hidden_bcd, target_bc = args
-        logit = tempered_logits(hidden_bcd, wide.astype(hidden_bcd.dtype), temperature, forbidden)
-        return reduce_logits(logit, target_bc, reads)
+    def one(seen: Running, chunk):
+        head_cd, id_c = chunk
+        head_cd = constrain(head_cd.astype(dtype), rules, "vocab", None)
+        logit = jnp.einsum(
+            "bmd,cd->bmc", hidden.astype(dtype), head_cd, preferred_element_type=jnp.float32
+        )
+        logit = logit / temperature + bias[id_c]
+        return _and(seen, logit, target_bm, id_c), None
 
-    whole = lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, padded)[:, :count]
-    return jax.tree.map(whole, jax.lax.map(one, (hidden, target)))
+    seen, _ = jax.lax.scan(one, _nothing(target_bm.shape, reads), (head, ids))
+    return _results(seen)
+
+
+def _chunks(vocab: int, least: int) -> int:
+    """Chunks of a vocabulary: so many, or up to twice as many where these have equal sizes."""
+    least = min(least, vocab)
+    return next((n for n in range(least, 2 * least + 1) if vocab % n == 0), least)

@@ -90,10 +90,10 @@ def batch_multiple(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> int:
     return int(np.prod([mesh.shape[a] for a in dict(rules)["batch"]]))
 
 
-def batch_shards(rules: Rules = DEFAULT_RULES) -> int:
-    """Devices that share a batch under the mesh that is set (inside jit); 1 without one."""
+def axis_shards(axis: str, rules: Rules = DEFAULT_RULES) -> int:
+    """Devices that share a logical axis under the mesh that is set (inside jit); 1 without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else int(np.prod([mesh.shape[a] for a in dict(rules)["batch"]]))
+    return 1 if mesh.empty else int(np.prod([mesh.shape[a] for a in dict(rules)[axis]]))
 
 
 _replicated: set[tuple[str, int]] = set()  # what was reported already

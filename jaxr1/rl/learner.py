@@ -123,7 +123,8 @@ class Learner:
       updates: optimiser steps in all, for the schedule.
       freeze: parts that stay as they are.
       weightings: (name of a weight column, how its tokens are averaged).
-      micro_batch_tokens: padded tokens that are differentiated at once.
+      micro_batch_tokens: padded tokens that a device differentiates at once.
+      strips_at_once: most strips of a row that are differentiated together; 0 is no bound.
     """
 
     model: Model
@@ -133,7 +134,8 @@ class Learner:
     updates: int
     freeze: tuple[str, ...] = ()
     weightings: tuple[tuple[str, Weighting], ...] = (("weight", Weighting()),)
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 8192
+    strips_at_once: int = 0
 
     @property
     def name(self) -> str:

@@ -9,26 +9,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.inputs.batch import PromptBatch
-from jaxr1.inputs.strips import Strips
+from jaxr1.inputs.strips import Strips, cut_strips, join_strips
 from jaxr1.models import vlm
-from jaxr1.models.vlm import Model
+from jaxr1.models.vlm import Model, Prefilled
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import constrain, mesh_of
 from jaxr1.rl.learner import TrainState
 from jaxr1.rl.terms import Metrics, Objective
 
-Scalars = Mapping[str, np.float32]
+Scalars = Mapping[str, Any]
 """Coefficients that move from step to step: float32 arguments of the programs."""
 
 
@@ -50,34 +49,48 @@ class Sums:
     metrics: Metrics
 
 
-def in_chunks(
-    said: Callable[[Strips], dict[str, jax.Array]], strips: Strips, size: int
-) -> dict[str, jax.Array]:
-    """What the model says of all strips, `size` strips of each row at once (0 is all).
+CARRIED = ("kv", "last_bd", "media_nd")
+"""Fields of `Prefilled` through which responses have a gradient for their prompts."""
 
-    Rematerialised: the backward pass keeps one chunk's activations; the prompt's gradient adds up
-    over the scan.
 
-        strips [B, S, T]  ->  chunks [S / size, B, size, T]  ->  said [B, S, T]
+def _carried(prompt: Prefilled, batch: TrainBatch) -> tuple:
+    """Those fields; None for media that no response holds."""
+    media = None if batch.strips.media_index_bst is None else prompt.media_nd
+    return (prompt.kv, prompt.last_bd, media)
+
+
+def _add_gradient(
+    model: Model,
+    objective: Objective,
+    trainable: dict,
+    frozen: dict,
+    total: dict,
+    batch: TrainBatch,
+    scalars: Scalars,
+    at_once: int,
+) -> tuple[dict, jax.Array, dict]:
+    """`total` plus the gradient of a micro-batch's loss; the loss, and its metrics.
+
+    Written out, so that each part of the gradient is added when it is there: beside the sums one
+    tree of gradients exists at a time. Strips that do not fit together are run twice, first for
+    what the loss says of their tokens, then for their gradient; those of a chunk are kept only
+    while it is differentiated. What chunks say to their prompts adds up in float32.
+
+        prompts ---> keys, last hidden states ---> what is said of chunk 0, 1, ... ---> loss
+                <---   sum of the chunks'     <---      chunk 0, 1, ...            <---
     """
-    rows, count, length = strips.token_bst.shape
-    if not size or size >= count:
-        return said(strips)
-    cut = lambda x: jnp.moveaxis(x.reshape(rows, count // size, size, *x.shape[2:]), 1, 0)
-    found = jax.lax.map(jax.checkpoint(said), jax.tree.map(cut, strips))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, count, length), found)
+    params = lambda own: vlm.cast(model, {**own, **frozen})
 
+    def prefill(own: dict) -> tuple[tuple, Prefilled]:
+        made = vlm.prefill(model, params(own), batch.prompt)
+        return _carried(made, batch), made
 
-def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBatch, scalars):
-    """The loss of a micro-batch, and its metrics. `trainable` is float32."""
-    params = lambda: vlm.cast(model, {**trainable, **frozen})
-    prompt = vlm.prefill(model, params(), batch.prompt)
-
-    def said(strips: Strips) -> dict[str, jax.Array]:
-        # Cast inside: gradients of the chunks then add up in float32.
+    def say(own: dict, carried: tuple, strips: Strips) -> dict[str, jax.Array]:
+        narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), carried, seen)
+        prompt = dataclasses.replace(made, **dict(zip(CARRIED, narrow, strict=True)))
         return vlm.said(
             model,
-            params(),
+            params(own),
             prompt,
             strips,
             objective.reads,
@@ -85,11 +98,53 @@ def _loss(trainable, frozen, model: Model, objective: Objective, batch: TrainBat
             forbidden=objective.forbidden,
         )
 
-    found = in_chunks(said, batch.strips, objective.strips_at_once)
-    return objective(found, batch.columns, batch.strips.segment_bst, scalars)
+    def add(total: dict, found: dict) -> dict:
+        # Sharded like the parameters: every device then adds up its own part only.
+        axes, flat = model.axes(), flatten(found)
+        own = {path: constrain(g, model.rules, *axes[path]) for path, g in flat.items()}
+        return jax.tree.map(jnp.add, total, nest(own))
+
+    def loss_of(said: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
+        return objective(said, batch.columns, batch.strips.segment_bst, scalars)
+
+    differentiate = jax.value_and_grad(loss_of, has_aux=True)
+    seen: tuple
+    made: Prefilled
+    seen, prompt_back, made = jax.vjp(prefill, trainable, has_aux=True)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), seen)
+    if at_once >= batch.strips.token_bst.shape[1]:
+        said, back = jax.vjp(lambda own, seen: say(own, seen, batch.strips), trainable, wide)
+        (loss, metrics), d_said = differentiate(said)
+        of_strips, d_prompt = back(d_said)
+        total = add(total, of_strips)
+    else:
+        chunks = cut_strips(batch.strips, at_once)
+        said = join_strips(jax.lax.map(lambda some: say(trainable, wide, some), chunks))
+        (loss, metrics), d_said = differentiate(said)
+
+        def one(sums, chunk):
+            (total, d_prompt), (strips, d_said) = sums, chunk
+            _, back = jax.vjp(lambda own, seen: say(own, seen, strips), trainable, wide)
+            of_strips, of_prompt = back(d_said)
+            return (add(total, of_strips), jax.tree.map(jnp.add, d_prompt, of_prompt)), None
+
+        sums = (total, jax.tree.map(jnp.zeros_like, wide))
+        (total, d_prompt), _ = jax.lax.scan(one, sums, (chunks, cut_strips(d_said, at_once)))
+    d_seen = jax.tree.map(lambda x, like: x.astype(like.dtype), d_prompt, seen)
+
+    # The prompts' part in a loop that runs once, as the compiler cannot know: what it makes comes
+    # into being after the strips' part is added. Else both trees would exist at once.
+    def once(i: jax.Array, total: dict) -> dict:
+        _, late = jax.lax.optimization_barrier((i, d_seen))
+        return add(total, prompt_back(late)[0])
+
+    times = (batch.prompt.length_b.max() >= 0).astype(jnp.int32)
+    return jax.lax.fori_loop(0, times, once, total), loss, metrics
 
 
-@functools.partial(jax.jit, static_argnames=("model", "objective"), donate_argnames="sums")
+@functools.partial(
+    jax.jit, static_argnames=("model", "objective", "at_once"), donate_argnames="sums"
+)
 def accumulate(
     model: Model,
     objective: Objective,
@@ -98,17 +153,20 @@ def accumulate(
     sums: Sums,
     batch: TrainBatch,
     scalars: Scalars,
+    at_once: int,
 ) -> Sums:
-    """Adds the gradient and the metrics of one micro-batch to `sums` (donated)."""
+    """Adds the gradient and the metrics of one micro-batch to `sums` (donated).
+
+    Args:
+      at_once: strips of a row that are differentiated together (`Plan.at_once`).
+    """
     with vlm.exactly(model, "update"):
-        grad = jax.value_and_grad(_loss, has_aux=True)
         wide = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
-        (loss, metrics), grads = grad(wide, frozen, model, objective, batch, scalars)
-        axes = model.axes()
-        # Sharded like the parameters: every device then adds up its own part only.
-        own = {path: constrain(g, model.rules, *axes[path]) for path, g in flatten(grads).items()}
+        grads, loss, metrics = _add_gradient(
+            model, objective, wide, frozen, sums.grads, batch, scalars, at_once
+        )
         return Sums(
-            grads=jax.tree.map(jnp.add, sums.grads, nest(own)),
+            grads=grads,
             loss=sums.loss + loss,
             metrics={name: sums.metrics[name].add(found) for name, found in metrics.items()},
         )

@@ -178,8 +178,6 @@ class Objective:
       on_policy: one update follows the rollout: old log-probs are the current ones, the ratio is 1.
       temperature: of sampling.
       forbidden: ids outside the normaliser.
-      strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less
-        memory.
     """
 
     terms: tuple[Term, ...]
@@ -187,7 +185,6 @@ class Objective:
     on_policy: bool = True
     temperature: float = 1.0
     forbidden: tuple[int, ...] = ()
-    strips_at_once: int = 0
 
     @property
     def reads(self) -> tuple[str, ...]:

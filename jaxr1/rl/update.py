@@ -39,6 +39,7 @@ def plan_episodes(
         episodes.counts_bg.tolist(),
         learner.buckets,
         token_budget=learner.micro_batch_tokens,
+        strips_at_once=learner.strips_at_once,
         multiple=batch_multiple(mesh_of(params), learner.model.rules),
         placed=placed_bg,
     )
@@ -111,7 +112,16 @@ def gradients(
         work.padding.append(Padding.of(plan, batch.prompt, batch.strips))
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
-            sums = accumulate(model, objective, state.trainable, state.frozen, sums, placed, moving)
+            sums = accumulate(
+                model,
+                objective,
+                state.trainable,
+                state.frozen,
+                sums,
+                placed,
+                moving,
+                plan.at_once,
+            )
     return sums
 
 

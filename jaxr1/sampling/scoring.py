@@ -12,7 +12,16 @@ import numpy as np
 from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
-from jaxr1.inputs.strips import Plan, gather, make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.strips import (
+    Plan,
+    Strips,
+    cut_strips,
+    gather,
+    join_strips,
+    make_strips,
+    plan_prompts,
+    plan_strips,
+)
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
@@ -22,23 +31,30 @@ from jaxr1.sampling.generate import encode_all
 READS = ("logp",)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "reads", "forbidden"))
+@functools.partial(jax.jit, static_argnames=("model", "reads", "forbidden", "at_once"))
 def score_batch(
     model: Model,
     params: dict,
     batch,
-    strips,
+    strips: Strips,
     temperature,
     reads: tuple[str, ...],
     forbidden: tuple[int, ...],
+    at_once: int,
 ) -> dict[str, jax.Array]:
-    """What the model says of packed responses, {name: float32[B, S, T]}."""
+    """What the model says of packed responses, {name: float32[B, S, T]}.
+
+    Args:
+      at_once: strips of a row that are computed together (`Plan.at_once`).
+    """
     params = vlm.cast(model, params)
+    asked = dict(temperature=temperature, forbidden=forbidden)
     with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
-        return vlm.said(
-            model, params, prompt, strips, reads, temperature=temperature, forbidden=forbidden
-        )
+        said = lambda some: vlm.said(model, params, prompt, some, reads, **asked)
+        if at_once >= strips.token_bst.shape[1]:
+            return said(strips)
+        return join_strips(jax.lax.map(said, cut_strips(strips, at_once)))
 
 
 def score_plans(
@@ -71,9 +87,8 @@ def score_plans(
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):
             batch, strips = place_rows((batch, strips), mesh, model.rules)
-            found = score_batch(
-                model, params, batch, strips, np.float32(temperature), reads, forbidden
-            )
+            heat, at_once = np.float32(temperature), plan.at_once
+            found = score_batch(model, params, batch, strips, heat, reads, forbidden, at_once)
         for name, array_bst in found.items():
             gather(plan, np.asarray(array_bst), columns[name])
     return columns
@@ -87,7 +102,7 @@ def score(
     responses: Sequence[Sequence[np.ndarray]],
     temperature: float = 1.0,
     *,
-    token_budget: int = 16384,
+    token_budget: int = 8192,
 ) -> list[list[np.ndarray]]:
     """log p(token | prompt, earlier tokens) of responses, without media ids in the normaliser.
 

@@ -29,7 +29,7 @@ class StageOptions:
       name: of the stage, in metrics and files.
       max_prompt_tokens: examples with a longer prompt are dropped and written down.
       max_response_tokens: limit of a response.
-      micro_batch_tokens: padded tokens that are differentiated at once.
+      micro_batch_tokens: padded tokens, prompts and strips, that a device differentiates at once.
       optimizer: AdamW and its schedule.
       freeze: parts that stay as they are: "vision", "merger", "decoder".
       lora: train low-rank adapters instead of the model; they are merged into it at the end of the
@@ -43,7 +43,7 @@ class StageOptions:
     name: str = ""
     max_prompt_tokens: int = 1024
     max_response_tokens: int = 1024
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 8192
     optimizer: Optimizer = Optimizer()
     freeze: tuple[str, ...] = ()
     lora: Lora | None = None
@@ -165,8 +165,8 @@ class Rl(StageOptions):
       reward_timeout_s: seconds before a worker is killed.
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in
         dropped.jsonl).
-      strips_at_once: strips of a row that are differentiated together; 0 is all. Fewer need less
-        memory.
+      strips_at_once: most strips of a row that are differentiated together; 0 is no bound but
+        micro_batch_tokens.
     """
 
     name: str = "rl"
@@ -213,10 +213,6 @@ class Rl(StageOptions):
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"{self.path}top_p must be in (0, 1], got {self.top_p}")
-        if self.strips_at_once & (self.strips_at_once - 1):
-            raise ValueError(
-                f"{self.path}strips_at_once must be a power of two or 0, got {self.strips_at_once}"
-            )
         if self.prompts_per_step % self.updates_per_rollout:
             raise ValueError(
                 f"{self.path}updates_per_rollout ({self.updates_per_rollout}) must divide "

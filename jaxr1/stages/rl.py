@@ -56,7 +56,6 @@ def policy_learner(options: Rl, context: Context) -> Learner:
             on_policy=options.updates_per_rollout == 1,
             temperature=options.temperature,
             forbidden=context.processor.media_token_ids,
-            strips_at_once=options.strips_at_once,
         ),
         buckets=context.buckets,
         optimizer=options.optimizer,
@@ -64,6 +63,7 @@ def policy_learner(options: Rl, context: Context) -> Learner:
         freeze=options.freeze,
         weightings=(("weight", Weighting(options.aggregation, length_norm)),),
         micro_batch_tokens=options.micro_batch_tokens,
+        strips_at_once=options.strips_at_once,
     )
 
 

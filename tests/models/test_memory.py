@@ -11,6 +11,7 @@ from reference import given, learner, make_checkpoint, mixed_prompts
 import jaxr1
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import plan_prompts
+from jaxr1.nn import blocked, logprob
 from jaxr1.rl import Kl, PolicyStats, Ppo
 from jaxr1.rl.step import accumulate, zero_sums
 from jaxr1.rl.update import make_batch, plan_episodes
@@ -19,8 +20,8 @@ from jaxr1.sampling.draw import Filters
 from jaxr1.sampling.scoring import score_batch
 
 # Sizes without common factors, so that a product names its tensor.
-ROWS, GROUP, PROMPT, TOKENS, VOCAB = 4, 5, 184, 88, 512
-KV_HEADS, HEAD = 2, 14
+ROWS, GROUP, PROMPT, TOKENS, VOCAB = 4, 7, 184, 88, 512
+HEADS, KV_HEADS, HEAD = 6, 2, 14
 
 
 def shapes_of(compiled) -> set[tuple[int, ...]]:
@@ -38,10 +39,22 @@ def sizes_of(compiled) -> set[int]:
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory):
-    """The compiled update, scoring and decode programs of one set of sizes."""
+    """The compiled update, scoring and decode programs of one set of sizes.
+
+    What may exist at once is as much smaller as the model is.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logprob, "LOGITS", 2**15)
+        patch.setattr(blocked, "SCORES", 2**15)
+        jax.clear_caches()
+        yield compiled_programs(tmp_path_factory)
+    jax.clear_caches()
+
+
+def compiled_programs(tmp_path_factory):
     rng = np.random.default_rng()
     folder = tmp_path_factory.mktemp("m") / "m"
-    make_checkpoint(folder, 0, hidden=HEAD * 6, heads=6, kv_heads=KV_HEADS, layers=2)
+    make_checkpoint(folder, 0, hidden=HEAD * HEADS, heads=HEADS, kv_heads=KV_HEADS, layers=2)
     model, params = jaxr1.load_model(folder)
     processor = jaxr1.load_processor(folder)
     prompts = [processor.encode(p) for p in mixed_prompts(rng, ROWS)]
@@ -53,8 +66,10 @@ def programs(tmp_path_factory):
     [plan] = plan_episodes(policy, params, episodes, episodes.valid_bg)
     batch = make_batch(policy, plan, prompts, episodes)
     sums = zero_sums(policy.objective, params)
-    update = accumulate.lower(model, policy.objective, params, {}, sums, batch, {}).compile()
-    asked = (np.float32(1), ("logp",), processor.media_token_ids)
+    update = accumulate.lower(
+        model, policy.objective, params, {}, sums, batch, {}, plan.at_once
+    ).compile()
+    asked = (np.float32(1), ("logp",), processor.media_token_ids, plan.at_once)
     score = score_batch.lower(model, params, batch.prompt, batch.strips, *asked).compile()
     rows = plan_prompts(plan, prompts, buckets, model.media)
     prefilled = decode.run_prefill(model, params, rows)
@@ -86,6 +101,17 @@ def test_response_logits_never_exist(programs, name):
     wide = [shape for shape in shapes_of(compiled[name]) if VOCAB in shape]
     assert wide, "the output matrix at least"
     assert max(map(math.prod, wide)) < min(positions, ROWS * GROUP * TOKENS, ROWS * PROMPT) * VOCAB
+
+
+@pytest.mark.parametrize("name", ["update", "score"])
+def test_scores_of_all_tokens_never_exist(programs, name):
+    """Neither those of responses nor those of prompts; masks are no larger than a block of them."""
+    plan, compiled = programs
+    keys = plan.prompt_len + plan.strip_len
+    of_responses = plan.rows * HEADS * plan.strips * plan.strip_len * keys
+    of_prompts = plan.rows * HEADS * plan.prompt_len**2
+    found = sizes_of(compiled[name])
+    assert of_prompts not in found and max(found) < of_responses // 2
 
 
 def test_the_test_would_see_repeated_keys():

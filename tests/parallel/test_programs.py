@@ -90,9 +90,18 @@ def programs(request, folder):
     sums = zero_sums(policy.objective, state.trainable)
     with jax.set_mesh(mesh):
         placed = place_rows(batch, mesh, model.rules)
-        asked = (np.float32(1), ("logp",), processor.media_token_ids)
+        asked = (np.float32(1), ("logp",), processor.media_token_ids, plan.at_once)
         score = score_batch.lower(model, params, placed.prompt, placed.strips, *asked).compile()
-        whole = (model, policy.objective, state.trainable, state.frozen, sums, placed, {})
+        whole = (
+            model,
+            policy.objective,
+            state.trainable,
+            state.frozen,
+            sums,
+            placed,
+            {},
+            plan.at_once,
+        )
         update = accumulate.lower(*whole).compile()
         rows = plan_prompts(plan, prompts, buckets, model.media, multiple=multiple)
         keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
@@ -155,7 +164,8 @@ def test_states_are_split_as_the_parameters_are(programs):
     check(state, sums)
     with jax.set_mesh(mesh):
         for _ in range(2):
-            sums = accumulate(model, objective, state.trainable, state.frozen, sums, placed, {})
+            given = (model, objective, state.trainable, state.frozen, sums, placed, {}, GROUP)
+            sums = accumulate(*given)
         grads = jax.tree.map(lambda x: x.copy(), sums)
         state, _ = apply(tx, rate, state, sums)
     check(state, grads)
