@@ -172,18 +172,23 @@ def _angles(cfg: TextConfig, position: jax.Array) -> jax.Array:
 
 
 def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: bool):
-    """Scans `step(x, layer, deep) -> (x, kept)`; the first len(deep) layers get features."""
-    run = jax.checkpoint(step) if remat else step
-    if deep is None:
-        return jax.lax.scan(lambda x, layer: run(x, layer, None), x, layers)
-    count = deep.shape[0]
-    first, rest = (
-        jax.tree.map(lambda w: w[:count], layers),
-        jax.tree.map(lambda w: w[count:], layers),
-    )
-    x, kept = jax.lax.scan(lambda x, both: run(x, *both), x, (first, deep))
-    x, more = jax.lax.scan(lambda x, layer: run(x, layer, None), x, rest)
-    return x, jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, more)
+    """Scans `step(x, layer) -> (x, kept)`; to the output of the first len(deep) layers features
+    are added.
+
+    One scan, which counts layers: two would cut the stacked layers, and copy them.
+    """
+
+    def numbered(x, both):
+        number, layer = both
+        x, kept = step(x, layer)
+        if deep is not None:
+            own = jnp.minimum(number, len(deep) - 1)
+            x = jnp.where(number < len(deep), x + deep[own], x)
+        return x, kept
+
+    count = jax.tree.leaves(layers)[0].shape[0]
+    run = jax.checkpoint(numbered) if remat else numbered
+    return jax.lax.scan(run, x, (jnp.arange(count), layers))
 
 
 def prefill(
@@ -212,11 +217,10 @@ def prefill(
     """
     angle = _angles(cfg, position_bp3)
 
-    def step(x, w, deep):
+    def step(x, w):
         x, kv = _layer(
             cfg, w, x, angle, lambda q, k, v: (causal_attention(q, k, v, length_b), (k, v))
         )
-        x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None), kv
 
     x_bpd, kv_lbpkh = _scan(step, x_bpd, params["layers"], deep_kbpd, remat)
@@ -251,7 +255,7 @@ def extend(
     """
     angle = _angles(cfg, position_bst3)
 
-    def step(x, layer, deep):
+    def step(x, layer):
         w, kv = layer
         x, _ = _layer(
             cfg,
@@ -260,7 +264,6 @@ def extend(
             angle,
             lambda q, k, v: (strip_attention(q, kv, prompt_len_b, (k, v), segment_bst), None),
         )
-        x = x if deep is None else x + deep
         return constrain(x, rules, "batch", None, None, None), None
 
     x_bstd, _ = _scan(step, x_bstd, (params["layers"], prompt_kv), deep_kbstd, remat)

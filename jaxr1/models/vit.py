@@ -351,22 +351,23 @@ def tower(
             )
         return constrain(_block(cfg, w, x, angle, attend), rules, "batch", None, None), None
 
-    # One scan up to each block whose output is wanted.
-    sees_all = np.isin(np.arange(cfg.depth), cfg.full)
+    # One scan; a scan up to each block whose output is wanted would copy the blocks.
+    numbers = np.arange(cfg.depth)
     step = jax.checkpoint(block) if remat else block
-    last = cfg.depth - 1
-    wanted = range(cfg.depth) if every_block else sorted({*cfg.deep, last})
-    found, begin = {}, 0
-    for i in wanted:
-        layers = jax.tree.map(
-            operator.itemgetter(slice(begin, i + 1)), (params["blocks"], sees_all)
-        )
-        x, _ = jax.lax.scan(step, x, layers)
-        found[i] = x[:, 1:] if cfg.tile_side else x
-        begin = i + 1
+
+    def numbered(carried, layer):
+        x, found = carried
+        number, *layer = layer
+        x, _ = step(x, layer)
+        found = [jnp.where(number == i, x, kept) for i, kept in found.items()]
+        return (x, dict(zip(cfg.deep, found, strict=True))), x if every_block else None
+
+    layers = (numbers, params["blocks"], np.isin(numbers, cfg.full))
+    (x, found), every = jax.lax.scan(numbered, (x, dict.fromkeys(cfg.deep, x)), layers)
     if every_block:
-        return jnp.stack(list(found.values()))
-    return jnp.concatenate([found[i] for i in (last, *cfg.deep)], -1)
+        return every[:, :, 1:] if cfg.tile_side else every
+    outputs = [x, *(found[i] for i in cfg.deep)]
+    return jnp.concatenate([out[:, 1:] if cfg.tile_side else out for out in outputs], -1)
 
 
 def _merge(cfg: VisionConfig, w: dict, x_rmd: jax.Array, *, norm_last: bool) -> jax.Array:
