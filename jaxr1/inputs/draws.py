@@ -110,7 +110,7 @@ class Draws:
         if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already
             text = text.removeprefix(prompt.prefix.strip())
             text = text.lstrip() if prompt.prefix[-1:].isspace() else text
-        ids = [*self.processor.text_ids(text), self.processor.turn_end_id]
+        ids = [*self.processor.spoken_ids(text), self.processor.turn_end_id]
         if len(ids) > self.limits[1]:
             raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
         return prompt, np.asarray(ids, np.int32)

@@ -1,7 +1,8 @@
 """From chat messages to token ids: templates render, user text stays text.
 
-The rendered template holds a sentinel in place of every special string in what the user wrote. It
-is split at its own special tokens, and the user's strings are put back afterwards, so that a
+The rendered template holds a sentinel in place of every special string in what the user wrote, and
+of the pieces that would make one across the border of two texts. It is split at its own special
+tokens, and the user's strings are put back afterwards, so that a
 literal "<|image_pad|>" or "<|im_end|>" in a question is spelled out in ordinary tokens instead of
 becoming the token of that name.
 """
@@ -14,13 +15,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from jaxr1.base.errors import UserError
+from jaxr1.inputs.specials import SENTINEL, SENTINEL_PATTERN, Specials
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
-# Private-use characters: a template may lower-case or trim around them, and never contains them
-# itself.
-SENTINEL = "\ue000{}\ue001"
-SENTINEL_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 _ASKS_THE_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 TODAY = datetime.datetime(2024, 7, 26)
 
@@ -132,7 +130,7 @@ def render(
     tokenizer,
     template: str | None,
     pads: Sequence[str],
-    special: re.Pattern,
+    special: Specials,
     *,
     flat: bool = False,
 ) -> tuple[str, list[str]]:
@@ -146,7 +144,7 @@ def render(
       template: None is the tokenizer's chat template, or a name of `TEMPLATES`.
       pads: what the processor expects in place of each medium
         ("<|vision_start|><|image_pad|><|vision_end|>").
-      special: matches every string that is a special token.
+      special: the strings that are special tokens.
       flat: the chat template takes strings only, so that the pads are written into them.
 
     Raises:
@@ -172,9 +170,7 @@ def render(
     if found != list(range(len(hidden))):
         raise PromptError("the chat template drops, repeats or reorders message texts")
     hidden.clear()
-    # The sentinel's own first character is hidden too, so that no text can hold a sentinel.
-    told = re.compile(f"{special.pattern}|{SENTINEL[0]}")
-    spelled = lambda text: told.sub(lambda m: hide(m.group()), text)
+    spelled = lambda text: special.hide(text, hide)
     return _rendered(turns, tokenizer, template, pads, flat, spelled), hidden
 
 
