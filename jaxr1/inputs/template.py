@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 from jaxr1.base.errors import UserError
 from jaxr1.inputs.specials import SENTINEL, SENTINEL_PATTERN, Specials
+from jaxr1.media.frames import check_rate
+from jaxr1.media.references import is_empty
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
@@ -58,7 +60,8 @@ class Prompt:
       messages: chat messages {"role", "content"}; content is a string or a list of parts
         {"type": "text", "text": ...}, {"type": "image", "image": path | bytes | PIL.Image |
         uint8[H, W, 3]} and {"type": "video", "video": path | bytes | frames | uint8[T, H, W, 3],
-        "fps": of frames without a file}.
+        "fps": of frames without a file}. A path may be a `file://` address, bytes may be base64,
+        see `jaxr1.media.references`.
       id: keys the random draws of this prompt; default is its place in the list.
       prefix: opens the response; the model continues from it. None is the template's own
         (base-model templates).
@@ -103,6 +106,16 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
                 )
             if kind == "text":
                 check_text(part["text"], f"message {i}, part {j}")
+            elif is_empty(part[kind]):
+                raise PromptError(
+                    f"message {i}, part {j}: the {kind} is empty: {part[kind]!r:.80}; leave the "
+                    "part out where there is none"
+                )
+            elif kind == "video":
+                try:
+                    check_rate("fps", part.get("fps"))
+                except ValueError as e:
+                    raise PromptError(f"message {i}, part {j}: {e}") from e
             known = ("type", kind, "fps") if kind == "video" else ("type", kind)
             # tables give every part all columns, most of them empty
             if other := [key for key in part if key not in known and part[key] is not None]:
