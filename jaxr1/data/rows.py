@@ -6,13 +6,17 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from jaxr1.data.example import Example
+from jaxr1.data.stored import as_list
 from jaxr1.data.tables import BadField, Row
 from jaxr1.media.images import MediaError, load_image, probe_image
-from jaxr1.media.references import is_empty, media_reference
+from jaxr1.media.references import StoredMedia, is_empty, media_reference
 from jaxr1.media.videos import probe_video
 
 CheckImages: TypeAlias = Literal["header", "decode", "no"]
 """How far media are opened when a row is read; see `Files.check_images`."""
+
+Path: TypeAlias = tuple[str | int, ...]
+"""The way through a row: a column, then keys and indices."""
 
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
@@ -58,13 +62,6 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
     return Example(tuple(messages), answer, response, row.source, _metadata(columns))
 
 
-def as_list(value: Any) -> list[Any]:
-    """What a column with one or more values holds, as a list; [] for None."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 # --- messages -----------------------------------------------------------------------------------
 def _prompt_column(columns: Mapping[str, Any]) -> str:
     for name in ("messages", "prompt"):
@@ -90,7 +87,8 @@ def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[st
             # what a model has said is text to the letter, its "<image>" too
             parts: Any = content if role == "assistant" else _marked_parts(content, media)
         elif isinstance(content, list):
-            parts = [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
+            path = (name, index, "content")
+            parts = [_part(part, (*path, i), media) for i, part in enumerate(content)]
         else:
             raise BadField(
                 f"{where}.content",
@@ -117,8 +115,9 @@ def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
     return parts
 
 
-def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
-    """A part of a list, as an example keeps it."""
+def _part(part: Any, path: Path, media: "dict[str, _Media]") -> dict[str, Any]:
+    """A part of a list, as an example keeps it; `path` is the way to it."""
+    where = _written(path)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -128,12 +127,19 @@ def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
         raise BadField(where, f"expected a part of type 'text', 'image' or 'video', got {kind!r}")
     medium = "video" if kind == "video" else "image"
     names = ("video", "path") if kind == "video" else ("image", "path", "url", "image_url")
-    value = next((part[key] for key in names if not is_empty(part.get(key))), None)
+    name = next((key for key in names if not is_empty(part.get(key))), None)
+    if name is None:
+        return {"type": medium, medium: media[medium].next()}
+    value, inner = part[name], (*path, name)
     if kind == "image_url" and isinstance(value, Mapping) and "url" in value:
-        value = value["url"]
-    column = media[medium]
-    reference = column.next() if value is None else column.resolve(value, where)
-    return {"type": medium, medium: reference}
+        value, inner = value["url"], (*inner, "url")
+    return {"type": medium, medium: media[medium].resolve(value, inner, where)}
+
+
+def _written(path: Path) -> str:
+    """A way through a row as messages write it: messages[0].content[1]."""
+    first, *rest = path
+    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
 
 
 def _text_of(content: Any) -> str:
@@ -152,7 +158,7 @@ class _Media:
     """
 
     def __init__(self, row: Row, kind: str, check: CheckImages) -> None:
-        self.kind, self.root, self.check = kind, row.root, check
+        self.kind, self.row, self.check = kind, row, check
         given = {name: as_list(row.columns.get(name)) for name in (f"{kind}s", kind)}
         filled = [name for name in given if not all(map(is_empty, given[name]))]
         present = [name for name in given if row.columns.get(name) is not None]
@@ -174,7 +180,8 @@ class _Media:
         self.places += 1
         if index >= len(self.values):
             return None
-        return self.resolve(self.values[index], f"{self.field}[{index}]")
+        path = (self.field, index)
+        return self.resolve(self.values[index], path, _written(path))
 
     def finish(self, name: str) -> None:
         """Raises BadField where the prompt in the column `name` has more or fewer places."""
@@ -187,10 +194,13 @@ class _Media:
                 f"{self.places} in {name!r}, {len(self.values)} in {self.field!r}{empty}",
             )
 
-    def resolve(self, value: Any, where: str) -> str | bytes:
-        """The reference that an example keeps, a path or bytes, opened as far as was asked for."""
+    def resolve(self, value: Any, path: Path, where: str) -> str | StoredMedia:
+        """The reference that an example keeps, opened as far as was asked for.
+
+        A path, or the place of bytes in their file.
+        """
         try:
-            reference = media_reference(value, self.root)
+            reference = media_reference(value, self.row.root)
             if self.kind == "video":
                 if self.check != "no":
                     probe_video(reference)
@@ -200,7 +210,7 @@ class _Media:
                 probe_image(reference)
         except MediaError as error:
             raise BadField(where, str(error)) from error
-        return reference
+        return reference if isinstance(reference, str) else self.row.stored(path)
 
 
 # --- answers and other columns ------------------------------------------------------------------

@@ -93,7 +93,7 @@ class Draws:
         largest = max((len(p) for p in prompt.patches), default=0)
         # A very long, thin image keeps a side of one token and so may exceed max_pixels.
         if self.max_patches is not None and largest > self.max_patches:
-            what = "a frame of a video" if example.videos and not example.images else "an image"
+            what = "an image" if example.holds("image") else "a frame of a video"
             raise TooLong(
                 f"{what} has {largest} patches, over the limit of {self.max_patches} "
                 "(buckets.patches)"

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxr1.media.references import MediaError, media_reference
+from jaxr1.media.references import MediaError, StoredMedia, media_reference
 
 ImageSource: TypeAlias = (
-    "str | os.PathLike[str] | bytes | Mapping[str, Any] | Image.Image | np.ndarray"
+    "str | os.PathLike[str] | bytes | Mapping[str, Any] | StoredMedia | Image.Image | np.ndarray"
 )
 
 MAX_PIXELS_DECODED = 1 << 26
@@ -25,6 +25,7 @@ MAX_PIXELS_DECODED = 1 << 26
 # interpreter.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
+_REFERENCES = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, StoredMedia)
 _ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
@@ -103,6 +104,8 @@ def media_hash(image: Image.Image) -> str:
 
 def describe(source: Any) -> str:
     """How messages call an image: its path, or what it is and how large."""
+    if isinstance(source, StoredMedia):
+        return source.name
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if isinstance(text, str) and text.startswith("data:"):
@@ -130,7 +133,7 @@ def open_file(source: Any, name: str, expected: str) -> BinaryIO:
     Raises:
       MediaError: no such file, no file at all, zero bytes, unreadable, or a value of another type.
     """
-    if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview | Mapping):
+    if not isinstance(source, _REFERENCES):
         what = "the entry is empty: " if source is None else ""
         raise MediaError(f"{name}: {what}expected {expected}")
     try:

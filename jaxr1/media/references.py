@@ -10,6 +10,7 @@ import binascii
 import os
 import re
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,28 @@ class MediaError(UserError):
     """An image or video that is missing, damaged, too large or none; the message names it."""
 
 
+class StoredMedia(ABC):
+    """Encoded bytes that are read from where they lie when they are needed.
+
+    Attributes:
+      name: how messages call them.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes.
+
+        Raises:
+          MediaError: they are no longer there.
+        """
+
+
 def is_empty(value: Any) -> bool:
     """Whether an entry stands for no picture: null, "", or a struct of nulls."""
     if isinstance(value, Mapping):
@@ -57,6 +80,8 @@ def media_reference(value: Any, root: Path | None = None) -> str | bytes:
     Raises:
       MediaError: nothing of this, an empty entry, or an address on the web.
     """
+    if isinstance(value, StoredMedia):
+        return value.read()
     if is_empty(value):
         raise MediaError(f"the entry is empty: {value!r:.80}")
     if isinstance(value, Mapping):  # the image struct of parquet files
