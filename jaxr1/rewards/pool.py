@@ -294,9 +294,10 @@ class RewardPool:
                 worker = self._start()
             try:
                 self._receive_grades(worker, chunk)
-            except Late:
+            except Late as late:
                 self._stop(worker)
-                text = f"{where(self.rewards, worker.at)} took over {self.timeout_s:g} s"
+                how = str(late) or f"took over {self.timeout_s:g} s"
+                text = f"{where(self.rewards, worker.at)} {how}"
                 self._lose(chunk, worker, "timeout", text)
                 worker = None
             except Ended:
@@ -319,7 +320,10 @@ class RewardPool:
           Ended: the worker is gone.
         """
         worker.at, worker.together = -1, False
-        worker.send({"items": chunk.rows}, time.monotonic() + SEND_SECONDS)
+        try:
+            worker.send({"items": chunk.rows}, time.monotonic() + SEND_SECONDS)
+        except Late:
+            raise Late(f"read nothing for {SEND_SECONDS:g} s") from None
         deadline = time.monotonic() + self.timeout_s
         while chunk.rows:
             answer = worker.receive(deadline)

@@ -25,6 +25,7 @@ def small(name: str, *functions: str, **options) -> Evaluation:
     return Evaluation(Arithmetic(count=4, split="test"), name, rewards, **sizes, **options)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks for processes in /proc")
 def test_workers_stay_from_one_evaluation_to_the_next(model, tmp_path):
     """Sets alike share them; other options mean other workers. They end with the sets."""
     sets = (small("a", "process"), small("b", "process"), small("c", "process", reward_timeout_s=9))

@@ -313,6 +313,7 @@ def test_a_worker_that_reads_nothing_is_replaced(monkeypatch):
         grades = pool.grade(items("1", "2", text="x" * 10**6))
         assert time.monotonic() - began < 20
         assert [g.status for g in grades] == ["timeout", "ok"] and grades[1].total == 2.0
+        assert "behave in" in grades[0].detail and "read nothing for 0.5 s" in grades[0].detail
 
 
 def test_retries(tmp_path):
