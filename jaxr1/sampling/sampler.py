@@ -117,6 +117,8 @@ class Sampler:
         if options.ignore_stops:
             # Every response takes all its slots: growing the cache would only copy it.
             stops, self.slots = set(), self.slots[-1:]
+        added = processor.tokenizer.added_tokens_decoder
+        self.ends = {i for i in stops if i in added and added[i].special}
         self.static = decode.Static(filters, processor.media_token_ids, tuple(sorted(stops)))
 
     def __call__(
@@ -162,8 +164,10 @@ class Sampler:
         """The response as text, cut behind the token that completed a stop string."""
         ids, cut = drawn.token_ids, self.stops.cut(drawn.token_ids)
         size = cut.size if cut else len(ids)
+        # A special token that ends a response is no part of its text, even in the form of a tag.
+        ends = drawn.done and size and int(ids[-1]) in self.ends
         return Completion(
-            cut.text if cut else self.processor.decode(ids),
+            cut.text if cut else self.processor.decode(ids[:-1] if ends else ids),
             ids[:size],
             drawn.logprobs[:size],
             "stop" if drawn.done or cut else "length",
