@@ -166,8 +166,9 @@ class Sampler:
         size = cut.size if cut else len(ids)
         # A special token that ends a response is no part of its text, even in the form of a tag.
         ends = drawn.done and size and int(ids[-1]) in self.ends
+        told = ids[:-1] if ends else ids
         return Completion(
-            cut.text if cut else self.processor.decode(ids[:-1] if ends else ids),
+            cut.text if cut else self.processor.decode(told),
             ids[:size],
             drawn.logprobs[:size],
             "stop" if drawn.done or cut else "length",
