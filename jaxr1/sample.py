@@ -121,14 +121,16 @@ class _Printer:
     """Prints the growing answer, less what an incomplete character or a stop may still change."""
 
     def __init__(self, processor, opened: str, stop: tuple[str, ...]):
-        self.processor, self.opened, self.stop, self.shown = processor, opened, stop, ""
+        from jaxr1.sampling.stops import StopStrings
+
+        self.processor, self.opened, self.shown = processor, opened, ""
+        self.stops, self.held = StopStrings(stop, processor), max(map(len, stop), default=1) - 1
         self.begun = False
 
     def __call__(self, tokens) -> None:
+        cut = self.stops.cut(tokens[0][0])
         text = self.processor.decode(tokens[0][0]).rstrip("\ufffd")
-        cut = min((text.find(s) for s in self.stop if s in text), default=None)
-        held = max((len(s) - 1 for s in self.stop), default=0)
-        self._show(text[: len(text) - held] if cut is None else text[:cut])
+        self._show(cut.text if cut else text[: len(text) - self.held])
 
     def _show(self, text: str) -> None:
         if not self.begun:

@@ -6,6 +6,7 @@ from typing import Any, Protocol, overload, runtime_checkable
 
 from jaxr1.base.errors import UserError
 from jaxr1.media.images import MediaError
+from jaxr1.media.references import StoredMedia
 
 
 class DataError(UserError):
@@ -20,7 +21,8 @@ class Example:
     Attributes:
       messages: chat turns without a final assistant turn: {"role": ..., "content": str or parts}; a
         part is {"type": "text", "text": str}, {"type": "image", "image": path, bytes, PIL image or
-        uint8 array [H, W, 3]} or {"type": "video", "video": path or bytes}.
+        uint8 array [H, W, 3]} or {"type": "video", "video": path or bytes}. Bytes that stand in a
+        file of rows stay there, and `StoredMedia` takes their place.
       answer: the reference answer that rewards compare with.
       response: a worked response, for supervised stages.
       source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about
@@ -45,16 +47,23 @@ class Example:
 
     @property
     def images(self) -> list[Any]:
-        """The image references, in the order of the conversation."""
+        """The image references, in the order of the conversation; bytes in files are read."""
         return self._media("image")
 
     @property
     def videos(self) -> list[Any]:
-        """The video references, in the order of the conversation."""
+        """The video references, in the order of the conversation; bytes in files are read."""
         return self._media("video")
 
+    def holds(self, kind: str) -> bool:
+        """Whether there is a medium of this kind, "image" or "video"; nothing of it is read."""
+        return bool(self._places(kind))
+
     def _media(self, kind: str) -> list[Any]:
-        found = []
+        return [m.read() if isinstance(m, StoredMedia) else m for m in self._places(kind)]
+
+    def _places(self, kind: str) -> list[Any]:
+        found: list[Any] = []
         for message in self.messages:
             if not isinstance(message["content"], str):
                 found += [part[kind] for part in message["content"] if part["type"] == kind]
@@ -146,8 +155,7 @@ def refusal(dataset: Dataset, example: Example, error: Exception) -> DataError |
     """
     if dataset.drop_bad:
         return None
-    media = {"images": example.images, "videos": example.videos}
-    kinds = [kind for kind, found in media.items() if found]
+    kinds = [f"{kind}s" for kind in ("image", "video") if example.holds(kind)]
     field = f"field {' or '.join(map(repr, kinds))}: " if isinstance(error, MediaError) else ""
     advice = f" ({dataset.advice})" if dataset.advice and field else ""
     return DataError(f"{example.source}: {field}{error}{advice}")

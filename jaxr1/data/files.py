@@ -19,9 +19,12 @@ class Files:
         part of a list is {"type": "text", "text"} or {"type": "image"}, which names its image
         ("image", "path" or "url") or takes the next one of `images`; in the text of a part
         `<image>` stays text.
-      images or image: one or more of path (relative to `image_root`), bytes, base64, `data:` URI,
-        {"bytes", "path"}, or the printed form of a byte string. Paths are kept, and opened when the
-        picture is needed.
+      images or image: one or more of path (relative to `image_root`) or `file://` address, bytes,
+        base64, `data:` URI, {"bytes", "path"}, or the printed form of a byte string. Paths are
+        kept, and opened when the picture is needed; bytes in any form stay in the file of rows
+        until then (parquet files with small row groups are quick at that). A column of nothing but
+        empty entries (null, "", nulls for both bytes and path) has no picture; an empty one beside
+        others is an error.
       videos or video: the same for videos, whose places `<video>` marks (only in rows that have
         this column); a part {"type": "video"} names its file ("video" or "path") or takes the next
         one.

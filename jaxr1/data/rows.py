@@ -1,38 +1,28 @@
 """One row of a file as an example: its messages, its media, its answer."""
 
-import ast
-import base64
-import binascii
 import math
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from jaxr1.data.example import Example
+from jaxr1.data.stored import as_list
 from jaxr1.data.tables import BadField, Row
-from jaxr1.media.images import MediaError, decode_data_uri, load_image, probe_image
+from jaxr1.media.images import MediaError, load_image, probe_image
+from jaxr1.media.references import StoredMedia, is_empty, media_reference
 from jaxr1.media.videos import probe_video
 
 CheckImages: TypeAlias = Literal["header", "decode", "no"]
 """How far media are opened when a row is read; see `Files.check_images`."""
 
+Path: TypeAlias = tuple[str | int, ...]
+"""The way through a row: a column, then keys and indices."""
+
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
-MAX_PATH_CHARS = 4096
-MAX_PRINTED_BYTES = 1 << 28
-"""Characters of a printed byte string that are still parsed.
-
-64 MiB of image at up to four characters a byte.
-"""
 
 _OWN_COLUMNS = ("messages", "prompt", "images", "image", "videos", "video", "answer", "response")
-_PRINTED_BYTES = re.compile(r"""b'(?:[^'\\]|\\.)*'|b"(?:[^"\\]|\\.)*\"""", re.ASCII)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-# The first base64 characters of JPEG, PNG, GIF, RIFF (WebP), BMP and TIFF files.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")
 
 
 def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -> Example:
@@ -72,13 +62,6 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
     return Example(tuple(messages), answer, response, row.source, _metadata(columns))
 
 
-def as_list(value: Any) -> list[Any]:
-    """What a column with one or more values holds, as a list; [] for None."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 # --- messages -----------------------------------------------------------------------------------
 def _prompt_column(columns: Mapping[str, Any]) -> str:
     for name in ("messages", "prompt"):
@@ -104,7 +87,8 @@ def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[st
             # what a model has said is text to the letter, its "<image>" too
             parts: Any = content if role == "assistant" else _marked_parts(content, media)
         elif isinstance(content, list):
-            parts = [_part(part, f"{where}.content[{i}]", media) for i, part in enumerate(content)]
+            path = (name, index, "content")
+            parts = [_part(part, (*path, i), media) for i, part in enumerate(content)]
         else:
             raise BadField(
                 f"{where}.content",
@@ -131,8 +115,9 @@ def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
     return parts
 
 
-def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
-    """A part of a list, as an example keeps it."""
+def _part(part: Any, path: Path, media: "dict[str, _Media]") -> dict[str, Any]:
+    """A part of a list, as an example keeps it; `path` is the way to it."""
+    where = _written(path)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -142,12 +127,19 @@ def _part(part: Any, where: str, media: "dict[str, _Media]") -> dict[str, Any]:
         raise BadField(where, f"expected a part of type 'text', 'image' or 'video', got {kind!r}")
     medium = "video" if kind == "video" else "image"
     names = ("video", "path") if kind == "video" else ("image", "path", "url", "image_url")
-    value = next((part[key] for key in names if part.get(key) is not None), None)
-    if kind == "image_url" and isinstance(value, Mapping):
-        value = value.get("url")
-    column = media[medium]
-    reference = column.next() if value is None else column.resolve(value, where)
-    return {"type": medium, medium: reference}
+    name = next((key for key in names if not is_empty(part.get(key))), None)
+    if name is None:
+        return {"type": medium, medium: media[medium].next()}
+    value, inner = part[name], (*path, name)
+    if kind == "image_url" and isinstance(value, Mapping) and "url" in value:
+        value, inner = value["url"], (*inner, "url")
+    return {"type": medium, medium: media[medium].resolve(value, inner, where)}
+
+
+def _written(path: Path) -> str:
+    """A way through a row as messages write it: messages[0].content[1]."""
+    first, *rest = path
+    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
 
 
 def _text_of(content: Any) -> str:
@@ -161,13 +153,25 @@ def _text_of(content: Any) -> str:
 class _Media:
     """The images (or videos) of a row, handed out place by place.
 
-    What is asked for beyond their end is counted, for `finish` to report.
+    A column of nothing but empty entries is one without media: other tools write so where a row has
+    none. What is asked for beyond the end is counted, for `finish` to report.
     """
 
     def __init__(self, row: Row, kind: str, check: CheckImages) -> None:
-        self.kind, self.root, self.check = kind, row.root, check
-        self.field = f"{kind}s" if row.columns.get(f"{kind}s") is not None else kind
-        self.values = as_list(row.columns.get(self.field))
+        self.kind, self.row, self.check = kind, row, check
+        given = {name: as_list(row.columns.get(name)) for name in (f"{kind}s", kind)}
+        filled = [name for name in given if not all(map(is_empty, given[name]))]
+        present = [name for name in given if row.columns.get(name) is not None]
+        self.field = next(iter(filled or present), kind)
+        self.values: list[Any] = given[self.field] if filled else []
+        self.left_out = 0 if filled else len(given[self.field])
+        for i, value in enumerate(self.values):
+            if is_empty(value):
+                raise BadField(
+                    f"{self.field}[{i}]",
+                    f"the entry is empty: {value!r:.80}; leave it out, or all of them where there "
+                    f"is no {kind}",
+                )
         self.places = 0
 
     def next(self) -> Any:
@@ -176,22 +180,27 @@ class _Media:
         self.places += 1
         if index >= len(self.values):
             return None
-        return self.resolve(self.values[index], f"{self.field}[{index}]")
+        path = (self.field, index)
+        return self.resolve(self.values[index], path, _written(path))
 
     def finish(self, name: str) -> None:
         """Raises BadField where the prompt in the column `name` has more or fewer places."""
         if self.places != len(self.values):
             relation = "more" if self.places > len(self.values) else "fewer"
+            empty = f" (and {self.left_out} empty: null or '')" if self.left_out else ""
             raise BadField(
                 name,
                 f"{relation} <{self.kind}> placeholders than {self.kind}s: "
-                f"{self.places} in {name!r}, {len(self.values)} in {self.field!r}",
+                f"{self.places} in {name!r}, {len(self.values)} in {self.field!r}{empty}",
             )
 
-    def resolve(self, value: Any, where: str) -> str | bytes:
-        """The reference that an example keeps, a path or bytes, opened as far as was asked for."""
+    def resolve(self, value: Any, path: Path, where: str) -> str | StoredMedia:
+        """The reference that an example keeps, opened as far as was asked for.
+
+        A path, or the place of bytes in their file.
+        """
         try:
-            reference = _reference(value, self.root)
+            reference = media_reference(value, self.row.root)
             if self.kind == "video":
                 if self.check != "no":
                     probe_video(reference)
@@ -201,66 +210,7 @@ class _Media:
                 probe_image(reference)
         except MediaError as error:
             raise BadField(where, str(error)) from error
-        return reference
-
-
-def _reference(value: Any, root: Path) -> str | bytes:
-    """What an images column may hold, as a path or as encoded bytes."""
-    if isinstance(value, Mapping):  # the image struct of parquet files
-        if value.get("bytes") is not None:
-            return bytes(value["bytes"])
-        value = value.get("path")
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise MediaError(
-            f"expected a path, bytes, base64 or a data URI, got {type(value).__name__}"
-        )
-    if not value.strip():
-        raise MediaError("the path is empty")
-    if value.startswith("data:"):
-        return decode_data_uri(value)
-    if value.startswith(("http://", "https://")):
-        raise MediaError(
-            f"{value[:200]!r}: images are not downloaded; fetch the file and name its path"
-        )
-    if value.startswith(("b'", 'b"')) and len(value) > 3 and value[-1] == value[1]:
-        return parse_printed_bytes(value)
-    if len(value) >= 64 and value.startswith(_BASE64_STARTS) and _BASE64.fullmatch(value):
-        try:
-            return base64.b64decode("".join(value.split()), validate=True)
-        except (binascii.Error, ValueError):
-            pass  # then it is a path
-    if len(value) > MAX_PATH_CHARS:
-        raise MediaError(
-            f"{value[:40]!r}... ({len(value)} characters): neither a path nor base64 of a known "
-            "image format"
-        )
-    return os.fspath(root / value.removeprefix("file://"))
-
-
-def parse_printed_bytes(text: str) -> bytes:
-    r"""The bytes that Python printed as text: `"b'\\xff\\xd8...'"` gives `b'\xff\xd8...'`.
-
-    Only a single bytes literal is accepted (checked before parsing), and nothing is evaluated.
-
-    Raises:
-      MediaError: anything else, or more than `MAX_PRINTED_BYTES` characters.
-    """
-    if len(text) > MAX_PRINTED_BYTES:
-        raise MediaError(
-            f"printed byte string of {len(text)} characters: "
-            f"more than {MAX_PRINTED_BYTES} are not parsed"
-        )
-    if _PRINTED_BYTES.fullmatch(text) is None:
-        raise MediaError(f"{text[:40]!r}...: not a printed byte string")
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
-        raise MediaError(f"{text[:40]!r}...: not a printed byte string ({error})") from error
-    if not isinstance(value, bytes):
-        raise MediaError(f"{text[:40]!r}...: not a printed byte string")
-    return value
+        return reference if isinstance(reference, str) else self.row.stored(path)
 
 
 # --- answers and other columns ------------------------------------------------------------------

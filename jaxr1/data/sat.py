@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxr1.data.choices import shuffle_options, with_options
 from jaxr1.data.example import Dataset, Example
-from jaxr1.data.rows import CheckImages, as_list, make_example
+from jaxr1.data.rows import CheckImages, make_example
+from jaxr1.data.stored import as_list
 from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, load_rows
+from jaxr1.media.references import is_empty
 
 # Columns that a parquet row does not hand on as they are: they are rewritten, or are no part of SAT
 # but would mean something to `make_example`.
@@ -77,11 +79,16 @@ class Sat:
             images = columns["image_bytes"]
         else:
             images = columns.get("images") or columns.get("image")
-        count = len(as_list(images))
+        count = sum(not is_empty(image) for image in as_list(images))
         if self.single_image_only and count != 1:
             raise LeftOut(f"{count} images; single_image_only keeps rows with one")
         if is_parquet:
-            row = dataclasses.replace(row, value=self._asked(columns))
+            stored = row.stored
+            row = dataclasses.replace(
+                row,
+                value=self._asked(columns),
+                stored=lambda path: stored(("image_bytes", *path[1:])),
+            )
         return make_example(row, require_answer=True, check_images=self.check_images)
 
     def _asked(self, columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Tables on disk: the rows of JSON lines, JSON and parquet files, and a data set made from them."""
 
+import codecs
+import functools
 import glob
 import json
 import os
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.data.stored import InRow, ParquetFile, Place, RowFile, TextFile, json_rows
+from jaxr1.media.references import StoredMedia
 
 BadRows: TypeAlias = Literal["error", "drop"]
 """What a bad row does: "error" refuses the data set, "drop" leaves the row out."""
@@ -38,11 +42,14 @@ class Row:
         are the lines of the file.
       root: folder that relative paths in the row start from.
       value: what stands there: a mapping of columns, or the error that says why there is none.
+      stored: makes of the way to bytes inside the row (a column, then keys and indices) what stands
+        for them in an example.
     """
 
     source: str
     root: Path
     value: Any
+    stored: Callable[[tuple[str | int, ...]], StoredMedia]
 
     @property
     def columns(self) -> Mapping[str, Any]:
@@ -110,7 +117,7 @@ def load_rows(
         len(kept),
         kept.__getitem__,
         dropped,
-        videos=any(example.videos for example in kept),
+        videos=any(example.holds("video") for example in kept),
         drop_bad=bad_rows == "drop",
         advice=_ADVICE,
     )
@@ -134,8 +141,14 @@ def _rows(path: str, image_root: str | None) -> Iterator[Row]:
     """The rows of all files; one that cannot be parsed holds the error that says so."""
     for file in _files(path):
         root = Path(image_root) if image_root is not None else Path(file).parent
-        for number, value in _numbered_values(file):
-            yield Row(f"{file}:{number}", root, value)
+        for number, rows, place, value in _places(file):
+            source = f"{file}:{number}"
+            stored = functools.partial(_in_row, rows, place, source)
+            yield Row(source, root, value, stored)
+
+
+def _in_row(rows: RowFile, place: Place, source: str, path: tuple[str | int, ...]) -> InRow:
+    return InRow(rows, place, path, source)
 
 
 def _files(path: str) -> list[str]:
@@ -152,15 +165,22 @@ def _files(path: str) -> list[str]:
     return files
 
 
-def _numbered_values(file: str) -> Iterator[tuple[int, Any]]:
+def _places(file: str) -> Iterator[tuple[int, RowFile, Place, Any]]:
+    """The rows of a file: number, the file for reading them again, place in it, value."""
     suffix = Path(file).suffix.lower()
     try:
         if suffix in (".jsonl", ".ndjson"):
-            yield from _lines(file)
+            text = TextFile(file)
+            for number, place, value in _lines(file):
+                yield number, text, place, value
         elif suffix == ".json":
-            yield from enumerate(_json_list(file), 1)
+            text = TextFile(file)
+            for number, (place, value) in enumerate(_json_list(file), 1):
+                yield number, text, place, value
         elif suffix in (".parquet", ".pq"):
-            yield from enumerate(_parquet_rows(file), 1)
+            table = ParquetFile(file)
+            for number, (place, value) in enumerate(_parquet_rows(table), 1):
+                yield number, table, place, value
         else:
             raise DataError(
                 f"{file}: unknown kind of file {suffix!r}; known are .jsonl, .json and .parquet"
@@ -169,35 +189,37 @@ def _numbered_values(file: str) -> Iterator[tuple[int, Any]]:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
 
-def _lines(file: str) -> Iterator[tuple[int, Any]]:
+def _lines(file: str) -> Iterator[tuple[int, Place, Any]]:
+    begin = 0
     with open(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
+            place, begin = (begin, len(line)), begin + len(line)
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
                 try:
-                    yield number, json.loads(line.decode("utf-8-sig"))
+                    yield number, place, json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
-                    yield number, DataError(f"not JSON: {error}")
+                    yield number, place, DataError(f"not JSON: {error}")
 
 
-def _json_list(file: str) -> list[Any]:
+def _json_list(file: str) -> Iterator[tuple[Place, Any]]:
     try:
-        rows = json.loads(Path(file).read_bytes().decode("utf-8-sig"))
+        data = Path(file).read_bytes()
+        text = data.decode("utf-8-sig")
+        found = json_rows(text)
+        if found is not None:
+            mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
+            return (((first + mark, size), value) for (first, size), value in found)
+        rows = json.loads(text)
     except (ValueError, RecursionError) as error:
         hint = "; is it JSON lines? then name it .jsonl" if "Extra data" in str(error) else ""
         raise DataError(f"{file}: not JSON: {error}{hint}") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{file}: expected a list of objects, got {type(rows).__name__}")
-    return rows
+    raise DataError(f"{file}: expected a list of objects, got {type(rows).__name__}")
 
 
-def _parquet_rows(file: str) -> Iterator[dict[str, Any]]:
+def _parquet_rows(table: ParquetFile) -> Iterator[tuple[Place, dict[str, Any]]]:
     import pyarrow as pa  # slow to import, and most runs read no parquet
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file) as table:
-            # Small batches: rows carry images, and `limit` may need only the first few.
-            for batch in table.iter_batches(batch_size=64):
-                yield from batch.to_pylist()
+        yield from table.rows()
     except pa.ArrowException as error:
-        raise DataError(f"{file}: not a readable parquet file ({error})") from error
+        raise DataError(f"{table.file}: not a readable parquet file ({error})") from error

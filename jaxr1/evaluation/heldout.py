@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxr1.base.checks import check_least, check_types
+from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.jsonl import write_rows
 from jaxr1.base.names import EVALUATION_MEASURES
 from jaxr1.data import DataError, Dataset, Source
@@ -22,9 +23,10 @@ from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
-from jaxr1.rewards.grades import Pending
+from jaxr1.rewards.grades import Pending, wait_for
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
+from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.episodes import Episodes
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
@@ -41,6 +43,9 @@ class Evaluation:
       data: examples with an `answer`.
       name: in metrics (`eval/<name>/<reward>`).
       rewards: what answers are graded by; their weights are not looked at.
+      reward_workers: worker processes that grade.
+      reward_timeout_s: seconds before a worker is killed.
+      reward_options: what workers may use, and how often an item is tried.
       temperature: 0 is greedy.
       max_prompt_tokens: a longer prompt is an error.
       max_response_tokens: limit of a response.
@@ -54,6 +59,9 @@ class Evaluation:
         Reward("accuracy"),
         Reward("format", options=(("variant", "whitespace"),)),
     )
+    reward_workers: int = 1
+    reward_timeout_s: float = 10.0
+    reward_options: WorkerOptions = WorkerOptions()
     temperature: float = 0.0
     max_prompt_tokens: int = 4096
     max_response_tokens: int = 512
@@ -66,12 +74,14 @@ class Evaluation:
         check_least(
             self,
             path,
+            reward_workers=1,
             temperature=0,
             max_prompt_tokens=1,
             max_response_tokens=1,
             batch_rows=1,
             samples=0,
         )
+        check_positive(self, "reward_timeout_s", path=path)
         if not self.name or "/" in self.name:
             raise ValueError(
                 f"{path}the name is part of file names: it must not be empty or hold a slash"
@@ -98,6 +108,21 @@ class HeldOut:
         """Loads the data of all sets; DataError where one cannot be used."""
         self.folder, self.processor, self.seed = folder, processor, seed
         self.sets = [(options, options.data.load()) for options in evaluations]
+        self._pools: dict[Hashable, RewardPool] = {}
+        # Whoever lets go of the sets, or ends, ends their workers.
+        weakref.finalize(self, _close_all, self._pools)
+
+    def close(self) -> None:
+        """Ends the workers that grade; a later evaluation starts new ones."""
+        _close_all(self._pools)
+
+    def _pool(self, options: Evaluation) -> RewardPool:
+        """The workers of a set, kept from one evaluation to the next and shared by sets alike."""
+        workers = (options.reward_workers, options.reward_timeout_s, options.reward_options)
+        key = (options.rewards, *workers)
+        if key not in self._pools:
+            self._pools[key] = RewardPool.of(options, self.folder)
+        return self._pools[key]
 
     def evaluate(
         self,
@@ -123,11 +148,11 @@ class HeldOut:
             name = options.name
             phase(f"evaluating {name}")
             began = time.perf_counter()
-            asked = Asked(options, dataset, self.processor, model, self.seed, self.folder)
+            pool = self._pool(options)
+            asked = Asked(options, dataset, self.processor, model, self.seed, pool, check)
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
             for draw, row in asked.answers(params, leave_out):
-                check()
                 shown = draw if len(rows) < options.samples else None
                 rows.append({key: row[key] for key in ROW} | {"media": self._pictures(shown)})
             write_rows(self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl", rows)
@@ -158,10 +183,11 @@ class Asked:
         processor: Processor,
         model: Model,
         seed: int,
-        folder: Path,
+        pool: RewardPool,
+        check: Callable[[], None],
     ):
         self.options, self.dataset, self.processor = options, dataset, processor
-        self.seed, self.folder = seed, folder
+        self.seed, self.pool, self.check = seed, pool, check
         limits = (options.max_prompt_tokens, options.max_response_tokens)
         buckets = processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
         sampling = SamplingOptions(options.max_response_tokens, options.temperature)
@@ -181,19 +207,25 @@ class Asked:
             other one is passed over.
         """
         waiting: list[tuple[Episodes, Pending]] = []
-        with RewardPool(self.options.rewards, directory=self.folder) as pool:
-            for first in range(0, len(self.dataset), self.options.batch_rows):
-                draws = self._draws(first, on_drop)
-                if not draws:
-                    continue
-                keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
-                groups = self.sampler(params, [d.prompt for d in draws], keys, 1)
-                episodes = Episodes.sampled(draws, groups)
-                waiting.append((episodes, pool.submit(episodes.items())))
-                if len(waiting) > 1:
-                    yield from _graded(*waiting.pop(0))
-            for one in waiting:
-                yield from _graded(*one)
+        for first in range(0, len(self.dataset), self.options.batch_rows):
+            self.check()
+            draws = self._draws(first, on_drop)
+            if not draws:
+                continue
+            keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
+            groups = self.sampler(params, [d.prompt for d in draws], keys, 1)
+            episodes = Episodes.sampled(draws, groups)
+            waiting.append((episodes, self.pool.submit(episodes.items())))
+            if len(waiting) > 1:
+                yield from self._graded(*waiting.pop(0))
+        for one in waiting:
+            yield from self._graded(*one)
+
+    def _graded(
+        self, episodes: Episodes, pending: Pending
+    ) -> Iterator[tuple[Draw, dict[str, Any]]]:
+        episodes.grade(wait_for([pending], self.check))
+        return zip(episodes.draws, episodes.rows(), strict=True)
 
     def _draws(self, first: int, on_drop: Callable[[str, str], None]) -> list[Draw]:
         """The examples of one batch, encoded."""
@@ -218,9 +250,9 @@ class Asked:
             raise DataError(f"{example.source}: {e}") from e
 
 
-def _graded(episodes: Episodes, pending: Pending) -> Iterator[tuple[Draw, dict[str, Any]]]:
-    episodes.grade(pending.result())
-    return zip(episodes.draws, episodes.rows(), strict=True)
+def _close_all(pools: dict[Hashable, RewardPool]) -> None:
+    while pools:
+        pools.popitem()[1].close()
 
 
 def summarise(options: Evaluation, rows: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -93,7 +93,7 @@ class Draws:
         largest = max((len(p) for p in prompt.patches), default=0)
         # A very long, thin image keeps a side of one token and so may exceed max_pixels.
         if self.max_patches is not None and largest > self.max_patches:
-            what = "a frame of a video" if example.videos and not example.images else "an image"
+            what = "an image" if example.holds("image") else "a frame of a video"
             raise TooLong(
                 f"{what} has {largest} patches, over the limit of {self.max_patches} "
                 "(buckets.patches)"
@@ -110,7 +110,7 @@ class Draws:
         if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already
             text = text.removeprefix(prompt.prefix.strip())
             text = text.lstrip() if prompt.prefix[-1:].isspace() else text
-        ids = [*self.processor.text_ids(text), self.processor.turn_end_id]
+        ids = [*self.processor.spoken_ids(text), self.processor.turn_end_id]
         if len(ids) > self.limits[1]:
             raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
         return prompt, np.asarray(ids, np.int32)

@@ -24,11 +24,12 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int
         tokens    x x v v v v v v x x          an image of 2 x 3 tokens
         time      0 1 2 2 2 2 2 2 5 6
         row       0 1 2 2 2 3 3 3 5 6
-        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the larger of rows and columns
+        column    0 1 2 3 4 2 3 4 5 6          the text goes on after the largest position so far
 
     Frames of a video are `step` apart in time (Qwen2.5-VL: seconds x tokens_per_second, rounded
-    down). As in transformers, the text behind a video goes on after its rows and columns even where
-    time has run further; the response starts after the largest position of all.
+    down), so that a long one counts further than its rows and columns do. The text behind it begins
+    after its time, as in the authors' code, with which the checkpoints were trained; transformers
+    since 5.3 begins after rows and columns alone, in the middle of the video.
 
     Returns:
       int32[length, 3] and the position of the next token.
@@ -42,7 +43,7 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int
         time = (np.arange(t, dtype=np.float32) * np.float32(span.step)).astype(np.int32)
         place = np.stack(np.meshgrid(time, np.arange(rows), np.arange(columns), indexing="ij"), -1)
         position[span.start : span.end] = current + place.reshape(-1, 3)
-        current += max(rows, columns)
+        current += 1 + int(place.max())
         at = span.end
     position[at:] = current + np.arange(length - at)[:, None]
     return position, int(position.max(initial=-1)) + 1

@@ -19,9 +19,9 @@ from jaxr1.inputs.images import ImageOptions
 from jaxr1.inputs.positions import Span, mrope_positions
 from jaxr1.inputs.settings import MediaRules, changed_files, image_options, video_options
 from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
+from jaxr1.inputs.specials import SENTINEL_PATTERN, Specials
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
-    SENTINEL_PATTERN,
     TEMPLATES,
     Prompt,
     PromptError,
@@ -179,12 +179,8 @@ class Processor:
         return R1_ZERO_PREFIX if self.template == "r1_zero" else ""
 
     @functools.cached_property
-    def _special(self) -> re.Pattern:
-        added = self.tokenizer.added_tokens_decoder
-        names = [t.content for i, t in added.items() if t.special or i in self.media_token_ids]
-        return re.compile(
-            "(" + "|".join(re.escape(n) for n in sorted(names, key=len, reverse=True)) + ")"
-        )
+    def _special(self) -> Specials:
+        return Specials.of(self.tokenizer, self.stop_token_ids, self.media_token_ids)
 
     @functools.cached_property
     def _bos(self) -> tuple[int, ...]:
@@ -223,19 +219,16 @@ class Processor:
         if not text:
             return []
         if any(i in self.media_token_ids or t.special for i, t in self._named(text)):
-            return self._spelled_out(text)
+            pieces = map(self._encode, self._special.pieces(text))
+            return list(itertools.chain.from_iterable(pieces))
         return self._encode(text)
 
-    def _spelled_out(self, text: str) -> list[int]:
-        """Token ids of text with special strings in it.
-
-        Such a string is cut after its first character, so that no piece of it is special.
-        """
+    def spoken_ids(self, text: str) -> list[int]:
+        """Token ids of what the model itself is to say: its tags are the tokens of their names."""
         ids: list[int] = []
-        for piece in self._special.split(text):
-            cut = 1 if self._special.fullmatch(piece) else len(piece)
-            for part in (piece[:cut], piece[cut:]):
-                ids += self._encode(part) if part else []
+        for piece in self._special.spoken(text):
+            is_tag = piece in self._special.tags
+            ids += self._encode(piece) if is_tag else self.text_ids(piece)
         return ids
 
     def _named(self, text: str):
@@ -269,7 +262,7 @@ class Processor:
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         opened = _THOUGHT_OPENED.search(rendered)  # a template may begin the answer itself
         ids, spans = self._tokens(rendered, units, hidden)
-        ids += self.text_ids(prefix)
+        ids += self.spoken_ids(prefix)
         if max_tokens is not None and len(ids) > max_tokens:
             media = sum(s.end - s.start for s in spans)
             share = f" ({media} of them for {len(units)} images)" if units else ""
@@ -306,10 +299,10 @@ class Processor:
         spans: list[Span] = []
         rendered, waiting = self._with_times(rendered, units)
         waiting.reverse()
-        for piece in self._special.split(rendered):
+        for piece in self._special.pattern.split(rendered):
             if not piece:
                 continue
-            if not self._special.fullmatch(piece):
+            if not self._special.pattern.fullmatch(piece):
                 told = SENTINEL_PATTERN.sub(lambda m: hidden[int(m.group(1))], piece)
                 ids += self.text_ids(told)
                 continue
@@ -372,9 +365,17 @@ class Processor:
         spans.append(Span(len(ids), len(ids) + size, grid, unit.step))
         return [*ids, *[token] * size]
 
-    def decode(self, token_ids: Sequence[int] | np.ndarray) -> str:
-        """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode([int(i) for i in token_ids], skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int] | np.ndarray, *, special: bool = False) -> str:
+        """Text of token ids.
+
+        Args:
+          special: write all special tokens. Otherwise they are left out, but for those in the form
+            of a tag, such as <think>, which answers are read by.
+        """
+        ids = [int(i) for i in token_ids]
+        if not special:
+            ids = [i for i in ids if i not in self._special.silent]
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
 def _numbered(length: int, spans: Sequence[Span]) -> np.ndarray:

@@ -1,7 +1,8 @@
 """From chat messages to token ids: templates render, user text stays text.
 
-The rendered template holds a sentinel in place of every special string in what the user wrote. It
-is split at its own special tokens, and the user's strings are put back afterwards, so that a
+The rendered template holds a sentinel in place of every special string in what the user wrote, and
+of the pieces that would make one across the border of two texts. It is split at its own special
+tokens, and the user's strings are put back afterwards, so that a
 literal "<|image_pad|>" or "<|im_end|>" in a question is spelled out in ordinary tokens instead of
 becoming the token of that name.
 """
@@ -14,13 +15,12 @@ import re
 from collections.abc import Callable, Sequence
 
 from jaxr1.base.errors import UserError
+from jaxr1.inputs.specials import SENTINEL, SENTINEL_PATTERN, Specials
+from jaxr1.media.frames import check_rate
+from jaxr1.media.references import is_empty
 
 ROLES = ("system", "user", "assistant", "tool")
 MEDIA = ("image", "video")
-# Private-use characters: a template may lower-case or trim around them, and never contains them
-# itself.
-SENTINEL = "\ue000{}\ue001"
-SENTINEL_PATTERN = re.compile("\ue000([0-9]+)\ue001")
 _ASKS_THE_DAY = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 TODAY = datetime.datetime(2024, 7, 26)
 
@@ -60,7 +60,8 @@ class Prompt:
       messages: chat messages {"role", "content"}; content is a string or a list of parts
         {"type": "text", "text": ...}, {"type": "image", "image": path | bytes | PIL.Image |
         uint8[H, W, 3]} and {"type": "video", "video": path | bytes | frames | uint8[T, H, W, 3],
-        "fps": of frames without a file}.
+        "fps": of frames without a file}. A path may be a `file://` address, bytes may be base64,
+        see `jaxr1.media.references`.
       id: keys the random draws of this prompt; default is its place in the list.
       prefix: opens the response; the model continues from it. None is the template's own
         (base-model templates).
@@ -105,6 +106,16 @@ def content_parts(prompt: Prompt) -> list[tuple[str, list[dict]]]:
                 )
             if kind == "text":
                 check_text(part["text"], f"message {i}, part {j}")
+            elif is_empty(part[kind]):
+                raise PromptError(
+                    f"message {i}, part {j}: the {kind} is empty: {part[kind]!r:.80}; leave the "
+                    "part out where there is none"
+                )
+            elif kind == "video":
+                try:
+                    check_rate("fps", part.get("fps"))
+                except ValueError as e:
+                    raise PromptError(f"message {i}, part {j}: {e}") from e
             known = ("type", kind, "fps") if kind == "video" else ("type", kind)
             # tables give every part all columns, most of them empty
             if other := [key for key in part if key not in known and part[key] is not None]:
@@ -132,7 +143,7 @@ def render(
     tokenizer,
     template: str | None,
     pads: Sequence[str],
-    special: re.Pattern,
+    special: Specials,
     *,
     flat: bool = False,
 ) -> tuple[str, list[str]]:
@@ -146,7 +157,7 @@ def render(
       template: None is the tokenizer's chat template, or a name of `TEMPLATES`.
       pads: what the processor expects in place of each medium
         ("<|vision_start|><|image_pad|><|vision_end|>").
-      special: matches every string that is a special token.
+      special: the strings that are special tokens.
       flat: the chat template takes strings only, so that the pads are written into them.
 
     Raises:
@@ -172,9 +183,7 @@ def render(
     if found != list(range(len(hidden))):
         raise PromptError("the chat template drops, repeats or reorders message texts")
     hidden.clear()
-    # The sentinel's own first character is hidden too, so that no text can hold a sentinel.
-    told = re.compile(f"{special.pattern}|{SENTINEL[0]}")
-    spelled = lambda text: told.sub(lambda m: hide(m.group()), text)
+    spelled = lambda text: special.hide(text, hide)
     return _rendered(turns, tokenizer, template, pads, flat, spelled), hidden
 
 

@@ -1,8 +1,9 @@
 """Which frames of a clip are taken."""
 
 import math
+import numbers
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -16,10 +17,15 @@ Sampling: TypeAlias = Literal["stride", "ends"]
 """
 
 
-def check_rate(option: str, value: float | None) -> None:
+def check_rate(option: str, value: Any) -> None:
     """Raises ValueError where a rate is no positive number."""
-    if value is not None and not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"{option} must be a positive number of frames a second, got {value}")
+    if value is None:
+        return
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (is_number and value > 0 and math.isfinite(value)):
+        raise ValueError(
+            f"{option} must be a positive number of frames a second, got {value!r:.80}"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,10 @@
 """Opening images: from any reference a row may hold to an upright RGB picture, or a refusal."""
 
-import base64
-import binascii
 import hashlib
 import io
 import os
-import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -15,9 +12,11 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 from PIL import Image, ImageOps
 
-from jaxr1.base.errors import UserError
+from jaxr1.media.references import MediaError, StoredMedia, media_reference
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | Mapping[str, Any] | StoredMedia | Image.Image | np.ndarray"
+)
 
 MAX_PIXELS_DECODED = 1 << 26
 """Pixels of the largest image that is opened: 67.1 million, 200 MB as RGB."""
@@ -26,15 +25,16 @@ MAX_PIXELS_DECODED = 1 << 26
 # interpreter.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000")
 
+_REFERENCES = (str, os.PathLike, bytes, bytearray, memoryview, Mapping, StoredMedia)
+_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
+_PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"\0\0\0\0IDAT\x35\xaf\x06\x1e\0\0\0\0IEND\xae\x42\x60\x82"
+_PNG_KEPT = (b"IHDR", b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+_MAX_METADATA = 1 << 20
+
 # Held while Pillow's own size check is off: that one warns or raises without naming the file, and
 # ours follows at once.
 _open_lock = threading.Lock()
-
-_DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re.ASCII)
-
-
-class MediaError(UserError):
-    """An image or video that is missing, damaged, too large or none; the message names it."""
 
 
 def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECODED) -> Image.Image:
@@ -46,7 +46,8 @@ def load_image(source: ImageSource, *, max_pixels_decoded: int = MAX_PIXELS_DECO
     an animation gives its first frame.
 
     Args:
-      source: path, `data:` URI with base64, encoded bytes, PIL image, or uint8 array [H, W, 3].
+      source: path or `file://` address, encoded bytes in any form that `media_reference` reads, PIL
+        image, or uint8 array [H, W, 3].
       max_pixels_decoded: larger images are refused before a pixel is decoded.
 
     Returns:
@@ -74,8 +75,7 @@ def probe_image(
 ) -> tuple[int, int]:
     """The (height, width) in pixels that `load_image` would return, read from the header.
 
-    A truncated file passes: only decoding finds it. A PNG that states its orientation after its
-    pixels is reported as stored.
+    A truncated file passes: only decoding finds it.
 
     Raises:
       MediaError: as `load_image`, except for truncation.
@@ -104,6 +104,8 @@ def media_hash(image: Image.Image) -> str:
 
 def describe(source: Any) -> str:
     """How messages call an image: its path, or what it is and how large."""
+    if isinstance(source, StoredMedia):
+        return source.name
     if isinstance(source, (str, os.PathLike)):
         text = os.fspath(source)
         if isinstance(text, str) and text.startswith("data:"):
@@ -120,23 +122,8 @@ def describe(source: Any) -> str:
     return f"value of type {type(source).__name__}"
 
 
-def decode_data_uri(text: str) -> bytes:
-    """The bytes of a `data:...;base64,` URI.
-
-    Raises:
-      MediaError: another kind of URI, or text that is not base64.
-    """
-    match = _DATA_URI.match(text)
-    if match is None:
-        raise MediaError(f"data URI without ';base64,': {text[:60]!r}")
-    try:
-        return base64.b64decode("".join(text[match.end() :].split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise MediaError(f"data URI of {len(text)} characters: not base64 ({error})") from error
-
-
 def open_file(source: Any, name: str, expected: str) -> BinaryIO:
-    """A binary reader of a path, encoded bytes, or a `data:` URI with base64; the caller closes it.
+    """A binary reader of whatever `media_reference` reads; the caller closes it.
 
     Args:
       source: what the user gave.
@@ -146,14 +133,17 @@ def open_file(source: Any, name: str, expected: str) -> BinaryIO:
     Raises:
       MediaError: no such file, no file at all, zero bytes, unreadable, or a value of another type.
     """
-    if isinstance(source, str) and source.startswith("data:"):
-        source = decode_data_uri(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
+    if not isinstance(source, _REFERENCES):
+        what = "the entry is empty: " if source is None else ""
+        raise MediaError(f"{name}: {what}expected {expected}")
+    try:
+        source = media_reference(source)
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}") from error
+    if isinstance(source, bytes):
         if not len(source):
             raise MediaError(f"{name}: no bytes")
         return io.BytesIO(source)
-    if not isinstance(source, (str, os.PathLike)):
-        raise MediaError(f"{name}: expected {expected}")
     path = Path(source)
     try:
         if not path.is_file():
@@ -231,17 +221,41 @@ def _upright_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _header_size(image: Image.Image, name: str, limit: int) -> tuple[int, int]:
-    check_size(image.height, image.width, name, limit)
+    """The (height, width) of an opened image when it is shown upright."""
+    width, height = image.size
+    tags = getattr(image, "tag_v2", {})
+    if _ORIENTATION in tags:  # of a TIFF file some releases of Pillow tell the size turned already
+        width, height = tags[_TIFF_WIDTH], tags[_TIFF_HEIGHT]
+    check_size(height, width, name, limit)
     orientation = 1
-    # Asking a PNG without an early EXIF chunk for its EXIF decodes it whole.
-    if image.format != "PNG" or "exif" in image.info:
-        try:
-            orientation = image.getexif().get(0x0112, 1)
-        except Exception:  # damaged metadata is no reason to lose a picture
-            pass
+    try:
+        file = getattr(image, "fp", None)  # none where it has been decoded
+        if image.format == "PNG" and file is not None:
+            with _open_header(io.BytesIO(_png_header(file))) as header:
+                # the method of the class itself: that of a PNG decodes the pixels
+                orientation = Image.Image.getexif(header).get(_ORIENTATION, 1)
+        else:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata is no reason to lose a picture
+        pass
     if orientation in (5, 6, 7, 8):  # to be shown with its sides exchanged
-        return image.width, image.height
-    return image.height, image.width
+        return width, height
+    return height, width
+
+
+def _png_header(file: Any) -> bytes:
+    """A PNG file with empty pixels: what says how it is to be turned may stand behind them."""
+    place = file.tell()
+    file.seek(0)
+    kept = [file.read(len(_PNG_BEGIN))]
+    while len(head := file.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        if kind in _PNG_KEPT and length <= _MAX_METADATA:
+            kept += [head, file.read(length + 4)]
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+    file.seek(place)  # Pillow goes on reading where it was
+    return b"".join((*kept, _PNG_END))
 
 
 def check_size(height: int, width: int, name: str, limit: int) -> None:

@@ -27,6 +27,7 @@ from jaxr1.media.images import (
     load_image,
     probe_image,
 )
+from jaxr1.media.references import StoredMedia
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | bytes | Sequence[ImageSource] | np.ndarray"
 
@@ -126,6 +127,8 @@ def load_video(
       ImportError: a file is given and PyAV is not installed.
     """
     name = describe_video(source)
+    if isinstance(source, StoredMedia):  # read once for all that is asked of it
+        source = source.read()
     file = VideoFile(source, name, max_pixels_decoded)
     info = _probe(source, name, source_fps, max_pixels_decoded)
     while True:

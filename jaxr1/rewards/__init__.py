@@ -6,6 +6,7 @@ from jaxr1.rewards.grades import Grade, Pending, RewardError
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import ResolvedReward, Reward
 from jaxr1.rewards.types import Completion, Example
+from jaxr1.rewards.workers import WorkerOptions
 
 __all__ = [
     "Completion",
@@ -16,6 +17,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardPool",
+    "WorkerOptions",
     "accuracy_reward",
     "format_reward",
     "parse_answer_problem",

@@ -3,6 +3,8 @@
 Everything that is parsed is bounded before: nested powers and long digit strings hang a
 computer-algebra system for hours.
 
+Nothing is evaluated as Python: sympy's evaluator of strings gives way to `rewards.arithmetic`.
+
 math-verify is called with its own timeouts off: they rest on SIGALRM, which needs the main thread.
 Reward functions run in worker processes that can be killed instead (`jaxr1.rewards.pool`).
 """
@@ -15,6 +17,7 @@ import logging
 import re
 from typing import Any
 
+from jaxr1.rewards.arithmetic import without_evaluator
 from jaxr1.rewards.numbers import MAX_DIGITS, MAX_EXPONENT, parse_number
 
 MAX_MATH_CHARS = 400  # what we hand to sympy
@@ -147,7 +150,8 @@ def parsed_math(text: str) -> tuple[Any, ...]:
     module = math_verify_module()
     marked = f"${text}$" if looks_like_math(text) else text
     try:
-        return tuple(module.parse(marked, parsing_timeout=None))
+        with without_evaluator():
+            return tuple(module.parse(marked, parsing_timeout=None))
     # the parser stack (antlr, sympy) raises a dozen types on junk: all mean "not an expression"
     except Exception:
         return ()
@@ -161,6 +165,7 @@ def math_equal(gold: str, answer: str) -> bool:
     verify = math_verify_module().verify
     try:
         # gold first: verify() is not symmetric, it is lenient towards its second argument's form
-        return bool(verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None))
+        with without_evaluator():
+            return bool(verify(list(gold_parsed), list(answer_parsed), timeout_seconds=None))
     except Exception:  # sympy cannot decide: not shown to be equal
         return False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from jaxr1.base.errors import UserError
 from jaxr1.rewards.spec import ResolvedReward
@@ -50,6 +51,9 @@ class Failure:
     text: str
 
 
+LOOK_SECONDS = 1.0  # between two looks whether those who grade are still there
+
+
 class Pending:
     """Grades on their way; made by `RewardPool.submit`."""
 
@@ -59,6 +63,7 @@ class Pending:
         count: int,
         examples: int = 2,
         worked: Callable[[], bool] = lambda: False,
+        deserted: Callable[[], RewardError | None] = lambda: None,
     ):
         """An empty place for each grade.
 
@@ -67,8 +72,10 @@ class Pending:
           count: items to wait for.
           examples: how many different examples the items have.
           worked: tells whether the pool has ever graded an item.
+          deserted: tells why nothing will be graded any more, None while there is who does it.
         """
         self._rewards, self._examples, self._worked = rewards, examples, worked
+        self._deserted = deserted
         self._grades: list[Grade | None] = [None] * count
         self._failures: dict[int, Failure] = {}
         self._error: RewardError | None = None
@@ -79,23 +86,30 @@ class Pending:
             self._done.set()
 
     def done(self) -> bool:
-        """Whether `result` would return at once."""
+        """Whether `result` would return (or raise) at once; also where nobody is left to grade."""
+        if not self._done.is_set() and (error := self._deserted()) is not None:
+            self.fail(error)
         return self._done.is_set()
 
     def result(self, timeout_s: float | None = None) -> list[Grade]:
         """Waits for all grades; they are in the order of the submitted items.
 
         Raises:
-          RewardError: a function does not load, or the same one failed for every item (two or more)
-            and that is a bug in it, not bad luck: nothing was ever graded, or it raised an
-            exception for different examples. (One example that always hangs costs only its own
-            samples.) The message names function and file and holds the first traceback.
+          RewardError: a function does not load, no worker can be started, or the same function
+            failed for every item (two or more) and that is a bug in it, not bad luck: nothing was
+            ever graded, or it raised an exception for different examples. (One example that always
+            hangs costs only its own samples.) The message names function and file and holds the
+            first traceback.
           TimeoutError: `timeout_s` seconds have passed.
         """
-        if not self._done.wait(timeout_s):
-            raise TimeoutError(
-                f"{self._left} of {len(self._grades)} items are not graded after {timeout_s} s"
-            )
+        deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        while not self.done():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(
+                    f"{self._left} of {len(self._grades)} items are not graded after {timeout_s} s"
+                )
+            self._done.wait(min(left, LOOK_SECONDS))
         if self._error is not None:
             raise self._error
         grades = [grade for grade in self._grades if grade is not None]
@@ -133,6 +147,29 @@ class Pending:
         culprits = {failure.reward for failure in self._failures.values()}
         raised = self._examples >= 2 and all(grade.status == "error" for grade in grades)
         return len(culprits) == 1 and (raised or not self._worked())
+
+
+Row = dict[str, Any]
+"""One item as JSON: {"id": its place in `RewardPool.submit`, "completion", "example"}."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Items that one worker grades, and where the grades go.
+
+    Attributes:
+      pending: gets the grades.
+      rows: the items; graded and lost ones are taken off.
+      tries: how often they have been tried before.
+      ready: when they may be tried, in seconds of time.monotonic().
+      again: those that are to be tried again.
+    """
+
+    pending: Pending
+    rows: list[Row]
+    tries: int = 0
+    ready: float = 0.0
+    again: list[Row] = field(default_factory=list)
 
 
 def wait_for(pending: Sequence[Pending], check: Callable[[], None]) -> list[Grade]:

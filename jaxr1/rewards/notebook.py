@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxr1.rewards.source import SIGNATURE, check_call
+from jaxr1.rewards.forms import SIGNATURE
+from jaxr1.rewards.source import check_call
 
 MAX_LITERAL_DEPTH = 8
 MAX_LITERAL_ITEMS = 10_000
@@ -34,7 +35,7 @@ def check_function(function: Callable[..., Any], options: Mapping[str, Any]) -> 
     """Checks that a worker process could have this function and call it.
 
     Raises:
-      ValueError: it is no plain function, a lambda, a closure or async, or it cannot be called with
+      ValueError: it is no plain function, a lambda or a closure, or it cannot be called with
         (completion, example, **options).
     """
     if not isinstance(function, types.FunctionType):
@@ -55,10 +56,6 @@ def check_function(function: Callable[..., Any], options: Mapping[str, Any]) -> 
             f"the function {name!r} cannot be a reward: it closes over local variables of the "
             f"function that made it ({names}), which a worker process does not have. "
             f"Pass them as options, or: {_TO_FILE}"
-        )
-    if inspect.iscoroutinefunction(function):
-        raise ValueError(
-            f"the function {name!r} cannot be a reward: it is async; expected is {SIGNATURE}"
         )
     check_call(inspect.signature(function), f"the reward function {name!r}", options)
 
@@ -140,7 +137,7 @@ class _Copy:
             node = ast.parse(source).body[0]
         except (OSError, TypeError, SyntaxError, IndexError):
             raise self._refusal(name, "has no source that could be found") from None
-        if not isinstance(node, ast.FunctionDef):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             raise self._refusal(name, "is not made by a def statement")
         self.pieces[f"def {name}"] = source.rstrip()
         needed = set(_global_names(function.__code__)) | _names_of_definition(node)
@@ -182,7 +179,7 @@ class _Copy:
         )
 
 
-def _names_of_definition(node: ast.FunctionDef) -> set[str]:
+def _names_of_definition(node: ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
     """The names in defaults and decorators, which are evaluated when the file is loaded."""
     names = set()
     for part in [*node.decorator_list, *node.args.defaults, *filter(None, node.args.kw_defaults)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 TERM_SECONDS = 0.3  # between SIGTERM and SIGKILL
+KILL_SECONDS = 5.0  # for SIGKILL to be obeyed
 MAX_FORWARDED = 64 * 1024  # bytes that workers may print to our standard error, all together
 TAIL_BYTES = 2000
 
@@ -28,6 +30,14 @@ class Late(Exception):
     """The deadline passed without a line."""
 
 
+def _is_ready(descriptor: int, event: int, deadline: float) -> bool:
+    """Waits until a descriptor can be read or written; False at the deadline."""
+    poll = select.poll()  # select() itself ends at descriptor 1023, and epoll takes another one
+    poll.register(descriptor, event)
+    left = max(0.0, deadline - time.monotonic())
+    return bool(poll.poll(math.ceil(1000 * left)))
+
+
 class Process:
     """One worker process and its pipes. Used by one thread.
 
@@ -35,19 +45,28 @@ class Process:
       process: as `subprocess` has it; the leader of a process group of its own.
       graded: items graded so far.
       at: index of the reward function that runs, -1 where it is not known.
+      together: whether it runs for all items that were sent.
       tail: the last bytes that it printed.
     """
 
-    def __init__(self, hello: dict[str, Any], forward: Forward):
-        """Starts it and sends `hello`; what it prints goes to `forward`. Raises Ended as `send`."""
+    def __init__(self, forward: Forward, devices: str = ""):
+        """Starts it.
+
+        Args:
+          forward: gets what it prints.
+          devices: the GPUs that it sees, see `WorkerOptions`.
+
+        Raises:
+          OSError, RuntimeError: there is no process, thread or descriptor to be had.
+        """
         package_root = str(Path(__file__).resolve().parents[2])
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(
             filter(None, [package_root, environment.get("PYTHONPATH", "")])
         )
-        # a reward that does use an accelerator library must not take the trainer's device, or its
-        # memory
-        environment |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1"}
+        environment |= {"CUDA_VISIBLE_DEVICES": devices, "PYTHONUNBUFFERED": "1"}
+        if not devices:
+            environment["JAX_PLATFORMS"] = "cpu"
         # several workers share the machine with the sampler: one thread each
         environment.setdefault("OMP_NUM_THREADS", "1")
         environment.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -62,12 +81,18 @@ class Process:
         )
         self.graded = 0
         self.at = -1
+        self.together = False
         self.tail = b""
         self._received = b""  # not yet a whole line
         self._forward = forward
         self._drain = threading.Thread(target=self._read_stderr, daemon=True)
-        self._drain.start()
-        self.send(hello)
+        try:
+            assert self.process.stdin is not None
+            os.set_blocking(self.process.stdin.fileno(), False)
+            self._drain.start()
+        except BaseException:
+            self.process.kill()
+            raise
 
     def _read_stderr(self) -> None:
         assert self.process.stderr is not None
@@ -77,18 +102,25 @@ class Process:
                 self.tail = (self.tail + data)[-TAIL_BYTES:]
                 self._forward.write(data)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: dict[str, Any], deadline: float) -> None:
         """Writes one line.
 
         Raises:
+          Late: not all of it was read before the deadline (time.monotonic() seconds).
           Ended: nobody reads it.
         """
         assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
-        except OSError as error:
-            raise Ended from error
+        descriptor = self.process.stdin.fileno()
+        left = memoryview(json.dumps(message).encode() + b"\n")
+        while left:
+            if not _is_ready(descriptor, select.POLLOUT, deadline):
+                raise Late
+            try:
+                left = left[os.write(descriptor, left) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Ended from error
 
     def receive(self, deadline: float) -> dict[str, Any]:
         """The next line, as an object.
@@ -100,8 +132,7 @@ class Process:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
         while b"\n" not in self._received:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            if not _is_ready(descriptor, select.POLLIN, deadline):
                 raise Late
             data = os.read(descriptor, 1 << 20)
             if not data:
@@ -122,7 +153,8 @@ class Process:
             self.process.wait(TERM_SECONDS)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its children too, after it is gone itself
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it hangs in the kernel
+            self.process.wait(KILL_SECONDS)
         self._drain.join(1.0)
         pipes = [self.process.stdin, self.process.stdout]
         if not self._drain.is_alive():  # else it is still being read

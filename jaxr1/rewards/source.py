@@ -9,14 +9,21 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SIGNATURE = "def f(completion, example) -> float | None"
+from jaxr1.rewards.forms import BATCH, SIGNATURE, is_batch
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
+def check_file(path: Path, name: str, options: Mapping[str, Any]) -> bool:
     """Checks that a file defines a function that takes (completion, example, **options).
+
+    It may also take lists of both, or be async, see `jaxr1.rewards.forms`.
 
     The file is read as a syntax tree. A decorated function, or a name that is assigned or imported,
     passes: what it is shows only when a worker loads it.
+
+    Returns:
+      Whether it is seen to grade several items at the same time.
 
     Raises:
       ValueError: the file is missing or no valid Python, has no such name, or defines something
@@ -26,16 +33,14 @@ def check_file(path: Path, name: str, options: Mapping[str, Any]) -> None:
     if name not in defined:
         raise ValueError(f"{path} has no function {name!r} at its top level{_known(name, defined)}")
     found = defined[name]
-    if isinstance(found, ast.AsyncFunctionDef):
-        raise ValueError(
-            f"reward function {name} in {path} is async: it must be a plain function, {SIGNATURE}"
-        )
     if isinstance(found, ast.ClassDef):
-        raise ValueError(
-            f"{name} in {path} is a class: a reward must be a plain function, {SIGNATURE}"
-        )
-    if isinstance(found, ast.FunctionDef) and not found.decorator_list:
-        check_call(_signature_of(found.args), f"reward function {name} in {path}", options)
+        raise ValueError(f"{name} in {path} is a class: a reward must be a function, {SIGNATURE}")
+    if not isinstance(found, _FUNCTIONS):
+        return False
+    signature = _signature_of(found.args)
+    if not found.decorator_list:
+        check_call(signature, f"reward function {name} in {path}", options)
+    return isinstance(found, ast.AsyncFunctionDef) or is_batch(signature.parameters)
 
 
 def check_call(signature: inspect.Signature, where: str, options: Mapping[str, Any]) -> None:
@@ -53,8 +58,9 @@ def check_call(signature: inspect.Signature, where: str, options: Mapping[str, A
         signature.bind(None, None, **options)
     except TypeError as error:
         given = "".join(f", {key}=..." for key in options)
+        first = ", ".join(BATCH) if is_batch(signature.parameters) else "completion, example"
         raise ValueError(
-            f"{where} cannot be called as f(completion, example{given}): {error}. "
+            f"{where} cannot be called as f({first}{given}): {error}. "
             f"It has the signature {signature}; expected is {SIGNATURE}"
         ) from None
 
@@ -105,7 +111,7 @@ def _known(name: str, defined: Mapping[str, ast.AST | None]) -> str:
     """The end of a message about a missing name: what was perhaps meant, else what there is."""
     if near := difflib.get_close_matches(name, defined, 3, 0.5):
         return f"; did you mean {' or '.join(map(repr, near))}?"
-    functions = [key for key, node in defined.items() if isinstance(node, ast.FunctionDef)]
+    functions = [key for key, node in defined.items() if isinstance(node, _FUNCTIONS)]
     return f"; it defines {', '.join(functions) or 'no function'}"
 
 

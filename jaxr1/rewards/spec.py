@@ -35,6 +35,7 @@ class ResolvedReward:
       path: absolute path of the file that defines it; "" for a built-in one.
       function: the function's name in that file, or the built-in's name.
       options: keyword arguments of every call.
+      together: it grades several items at the same time, so that they are best sent together.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ResolvedReward:
     path: str
     function: str
     options: dict[str, OptionValue]
+    together: bool = False
 
     @property
     def where(self) -> str:
@@ -65,7 +67,8 @@ class Reward:
     Attributes:
       function: "accuracy", "format", "path.py:function" (relative to the working directory, or
         absolute), or a Python function with the signature `def f(completion, example) -> float |
-        None`; see `jaxr1.rewards.types`.
+        None`; see `jaxr1.rewards.types`. With the parameters `completions, examples` it takes lists
+        and returns one; an `async def` grades several items at the same time.
       weight: its factor in the total.
       name: its name in metrics and tables; by default the function's.
       options: keyword arguments for the function, as a mapping or as pairs, e.g. {"variant":
@@ -158,8 +161,8 @@ class Reward:
         else:
             text, _, name = self.function.rpartition(":")
             path = Path(text).expanduser().absolute()
-        check_file(path, name, options)
-        return ResolvedReward(self.label, float(self.weight), str(path), name, options)
+        together = check_file(path, name, options)
+        return ResolvedReward(self.label, float(self.weight), str(path), name, options, together)
 
 
 def check_labels(rewards: Sequence[Reward], path: str = "", taken: Sequence[str] = ()) -> None:

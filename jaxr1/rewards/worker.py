@@ -4,18 +4,22 @@ It speaks JSON, one object a line, over its standard input and output as it foun
 user code runs it moves both to private descriptors: what a reward function prints goes to standard
 error, and what it reads is empty.
 
-    parent -> worker   {"rewards": [...], "memory_gib": 4.0}     once
+    parent -> worker   {"rewards": [...], "memory_gib": 4.0,
+                        "timeout_s": 10.0}                       once
     worker -> parent   {"ready": true}                           once
                 or     {"failed": {"reward", "where", "traceback", "detail"}}, and ends
     parent -> worker   {"items": [{"id", "completion", "example"}, ...]}
     worker -> parent   {"loading": true}, {"loaded": true}       around a slow import, which no item
                                                                  is charged for
-                       {"at": reward index}                      a user function begins
+                       {"at": reward index}                      a user function begins an item
+                       {"at": reward index, "together": true}    it begins all items of the line
+                       {"at": -1, "together": false}             functions for all items are done
                        {"id", "values": [...], "status",
                         "detail", "traceback", "reward"}         for each item, in order
 
 The parent's deadlines rest on these lines: an item begins when the line of the one before it has
-come. This process never imports jax.
+come, or when the functions for all items are done, which come first and have a deadline each. This
+process never imports jax.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import os
@@ -31,7 +36,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -40,6 +45,7 @@ from jaxr1.rewards.accuracy import needs_math_verify
 from jaxr1.rewards.algebra import math_verify_module
 from jaxr1.rewards.answers import extract_answer
 from jaxr1.rewards.builtin import BUILT_IN
+from jaxr1.rewards.forms import Form, form_of
 from jaxr1.rewards.types import Completion, Example
 
 MAX_TEXT = 4000  # of a traceback sent to the parent
@@ -105,13 +111,24 @@ def _number(value: Any) -> float | None:
         raise TypeError(f"it returned a {type(value).__name__}, which is no number") from None
 
 
-class Grader:
-    """Applies the reward functions to one item after the other."""
+Value = tuple[float | None, dict[str, Any]]
+"""What one reward function gives one item, and what went wrong, {} if nothing."""
 
-    def __init__(self, rewards: list[dict[str, Any]], emit: Callable[[dict[str, Any]], None]):
+
+class Grader:
+    """Applies the reward functions to items, one after the other or all at once."""
+
+    def __init__(
+        self,
+        rewards: list[dict[str, Any]],
+        emit: Callable[[dict[str, Any]], None],
+        timeout_s: float = 10.0,
+    ):
         self.rewards = rewards
         self.emit = emit
+        self.timeout_s = timeout_s
         self.functions: list[RewardFunction] = []
+        self.forms: list[Form] = []
         self.uses_math = False
         self.math_loaded = False
 
@@ -125,6 +142,7 @@ class Grader:
                 else:
                     self.functions.append(BUILT_IN[function].load())
                     self.uses_math |= BUILT_IN[function].uses_math
+                self.forms.append(form_of(self.functions[-1]))
             # whatever it is: a file that calls sys.exit() at import is a failure to report as well
             except BaseException as error:
                 return {
@@ -146,42 +164,136 @@ class Grader:
             self.math_loaded = True
             self.emit({"loaded": True})
 
-    def grade(self, item: dict[str, Any]) -> dict[str, Any]:
+    def grade_all(self, items: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The lines that answer items, in order."""
+        completions = [Completion.from_json(item["completion"]) for item in items]
+        examples = [Example.from_json(item["example"]) for item in items]
+        together: dict[int, list[Value]] = {}
+        for index, form in enumerate(self.forms):
+            if form != "item":
+                self.emit({"at": index, "together": True})
+                together[index] = self._apply_together(index, completions, examples)
+        if together:
+            self.emit({"at": -1, "together": False})
+        for place, item in enumerate(items):
+            known = {index: values[place] for index, values in together.items()}
+            yield self._grade(item["id"], completions[place], examples[place], known)
+
+    def _grade(
+        self, ident: int, completion: Completion, example: Example, known: dict[int, Value]
+    ) -> dict[str, Any]:
         """The line that answers an item; the first thing that goes wrong gives it its status."""
-        completion = Completion.from_json(item["completion"])
-        example = Example.from_json(item["example"])
         values: list[float | None] = []
         problem: dict[str, Any] = {}
         for index in range(len(self.rewards)):
-            value, found = self._apply(index, completion, example)
-            values.append(value)
-            problem = problem or found
+            found = known.get(index) or self._apply(index, completion, example)
+            values.append(found[0])
+            problem = problem or found[1]
         fine = {"status": "ok", "detail": "", "traceback": "", "reward": -1}
-        return {"id": item["id"], "values": values} | fine | problem
+        return {"id": ident, "values": values} | fine | problem
 
-    def _apply(
-        self, index: int, completion: Completion, example: Example
-    ) -> tuple[float | None, dict[str, Any]]:
-        """The value that one reward function gives an item, and what went wrong, {} if nothing."""
-        reward, function = self.rewards[index], self.functions[index]
-        where = f"{reward['function']} in {reward['path'] or 'jaxr1'}"
+    def _apply(self, index: int, completion: Completion, example: Example) -> Value:
+        """What a function gives one item."""
+        reward = self.rewards[index]
         if reward["path"]:
             self.emit({"at": index})
         try:
-            value = _number(function(completion, example, **reward["options"]))
+            given = self.functions[index](completion, example, **reward["options"])
         # SystemExit and KeyboardInterrupt are let through and end the process: the parent sees a
         # crash
         except Exception as error:
-            last = "".join(traceback.format_exception_only(error)).strip()
-            return None, {
-                "status": "error",
-                "detail": f"{where}: {last}"[:MAX_TEXT],
-                "traceback": traceback.format_exc()[-MAX_TEXT:],
-                "reward": index,
-            }
+            return None, self._problem(index, error)
+        return self._checked(index, given)
+
+    def _apply_together(
+        self, index: int, completions: list[Completion], examples: list[Example]
+    ) -> list[Value]:
+        """What a function gives all items: in one call, or in calls that wait for each other."""
+        function, options = self.functions[index], self.rewards[index]["options"]
+        try:
+            if self.forms[index] == "async":
+                calls = [
+                    function(completion, example, **options)
+                    for completion, example in zip(completions, examples, strict=True)
+                ]
+                given = _run_all(calls, self.timeout_s)
+            else:
+                given = function(completions, examples, **options)
+                if inspect.isawaitable(given):
+                    [given] = _run_all([given], self.timeout_s)
+                if isinstance(given, Exception):
+                    raise given
+                given = _as_list(given, len(completions))
+        except Exception as error:
+            return [(None, self._problem(index, error))] * len(completions)
+        return [self._checked(index, one) for one in given]
+
+    def _checked(self, index: int, given: Any) -> Value:
+        """What a function gave an item, as a value or as a problem."""
+        if isinstance(given, Exception):
+            return None, self._problem(index, given)
+        try:
+            value = _number(given)
+        except TypeError as error:
+            return None, self._problem(index, error)
         if value is not None and not math.isfinite(value):
-            return None, {"status": "nan", "detail": f"{where} returned {value}", "reward": index}
+            detail = f"{self._where(index)} returned {value}"
+            return None, {"status": "nan", "detail": detail, "reward": index}
         return value, {}
+
+    def _where(self, index: int) -> str:
+        reward = self.rewards[index]
+        return f"{reward['function']} in {reward['path'] or 'jaxr1'}"
+
+    def _problem(self, index: int, error: Exception) -> dict[str, Any]:
+        """What is said of an item for which a function raised this."""
+        if isinstance(error, _Late):
+            detail = f"{self._where(index)} took over {self.timeout_s:g} s"
+            return {"status": "timeout", "detail": detail, "reward": index}
+        last = "".join(traceback.format_exception_only(error)).strip()
+        return {
+            "status": "error",
+            "detail": f"{self._where(index)}: {last}"[:MAX_TEXT],
+            "traceback": "".join(traceback.format_exception(error))[-MAX_TEXT:],
+            "reward": index,
+        }
+
+
+class _Late(Exception):
+    """An awaited call is over its deadline."""
+
+
+def _run_all(calls: Sequence[Any], timeout_s: float) -> list[Any]:
+    """The results of awaitables that run at the same time, an exception where one raised it."""
+    import asyncio  # most rewards wait for nothing
+
+    async def one(call: Any) -> Any:
+        task = asyncio.ensure_future(call)
+        done, _ = await asyncio.wait([task], timeout=timeout_s)
+        if not done:
+            task.cancel()
+            return _Late()
+        return await task
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*map(one, calls), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def _as_list(given: Any, count: int) -> list[Any]:
+    """The values of a function of the batch form.
+
+    Raises:
+      TypeError: there are not as many as items.
+    """
+    if isinstance(given, str | bytes | dict) or not hasattr(given, "__len__"):
+        raise TypeError(
+            f"it returned a {type(given).__name__}, which is no list of {count} numbers"
+        )
+    if len(given) != count:
+        raise TypeError(f"it returned {len(given)} values for {count} completions")
+    return list(given)
 
 
 def _needs_import(item: dict[str, Any]) -> bool:
@@ -215,7 +327,7 @@ def serve(source: TextIO, emit: Callable[[dict[str, Any]], None]) -> None:
         limit = int(hello["memory_gib"] * 2**30)
         with contextlib.suppress(ValueError, OSError):  # a lower hard limit is already in force
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    grader = Grader(hello["rewards"], emit)
+    grader = Grader(hello["rewards"], emit, hello["timeout_s"])
     failed = grader.load()
     if failed:
         emit({"failed": failed})
@@ -224,8 +336,8 @@ def serve(source: TextIO, emit: Callable[[dict[str, Any]], None]) -> None:
     for line in source:
         items = json.loads(line)["items"]
         grader.prepare(items)
-        for item in items:
-            emit(grader.grade(item))
+        for answer in grader.grade_all(items):
+            emit(answer)
 
 
 def main() -> None:

@@ -58,7 +58,8 @@ def generate(
 
     Args:
       n: responses per prompt.
-      stop: a string that ends a response (and is left out of its text), or several.
+      stop: a string that ends a response (and is left out of its text), or several; names of
+        special tokens may be in them.
       stop_token_ids: ids that end a response, besides those of the generation config and the
         tokenizer.
       on_tokens: called with the token ids so far of every prompt and sample, every `stream_every`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -19,6 +18,7 @@ from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
 from jaxr1.sampling import decode
 from jaxr1.sampling.decode import DecodeState, PromptCache
 from jaxr1.sampling.draw import Filters, sample_keys
+from jaxr1.sampling.stops import StopStrings
 
 # Cache slots of the first chunk: so many tokens are drawn before the host looks at the responses.
 FIRST_SLOTS = 32
@@ -34,7 +34,8 @@ class Completion:
     """One response.
 
     Attributes:
-      text: without the stop token, other special tokens and the stop string.
+      text: without the stop token, other special tokens (but for those in the form of a tag, such
+        as <think>) and the stop string.
       token_ids: int32[n], the stop token included.
       logprobs: float32[n], at the sampling temperature (1 for greedy), media ids outside the
         normaliser.
@@ -58,7 +59,7 @@ class SamplingOptions:
       temperature: 0 is greedy.
       top_p, top_k: filters of the draw; 1.0 and 0 keep everything. Reported log-probs are from
         before them.
-      stop: strings that end a response.
+      stop: strings that end a response; names of special tokens may be in them.
       stop_token_ids: ids that end it, besides the processor's.
       ignore_stops: never end before max_new_tokens (benchmarks).
     """
@@ -110,11 +111,14 @@ class Sampler:
         greedy = options.temperature == 0
         self.temperature = np.float32(1.0 if greedy else options.temperature)
         filters = Filters(greedy, options.top_k, options.top_p)
-        stops = {*processor.stop_token_ids, *options.stop_token_ids}
+        self.stops = StopStrings(options.stop, processor)
+        stops = {*processor.stop_token_ids, *options.stop_token_ids, *self.stops.ids}
         self.slots = geometric(FIRST_SLOTS, options.max_new_tokens)
         if options.ignore_stops:
             # Every response takes all its slots: growing the cache would only copy it.
             stops, self.slots = set(), self.slots[-1:]
+        added = processor.tokenizer.added_tokens_decoder
+        self.ends = {i for i in stops if i in added and added[i].special}
         self.static = decode.Static(filters, processor.media_token_ids, tuple(sorted(stops)))
 
     def __call__(
@@ -156,28 +160,19 @@ class Sampler:
         groups = [flight.group(prompt) for prompt in range(len(prompts))]
         return [list(map(self._completion, group)) for group in groups]
 
-    def stops_in(self, ids: np.ndarray) -> bool:
-        """Whether the text of some tokens holds a stop string."""
-        text = self.processor.decode(ids)
-        return any(stop in text for stop in self.options.stop)
-
     def _completion(self, drawn: Drawn) -> Completion:
         """The response as text, cut behind the token that completed a stop string."""
-        ids, text = drawn.token_ids, self.processor.decode(drawn.token_ids)
-        found = [text.find(stop) for stop in self.options.stop if stop in text]
-        size = len(ids)
-        if found:
-            # Tokens behind it were drawn only because the host looks in chunks.
-            text = text[: min(found)]
-            holds = lambda count: self.stops_in(ids[:count])
-            size = 1 + bisect.bisect_left(range(1, size + 1), True, key=holds)
-        entropy = drawn.entropy[:size]
+        ids, cut = drawn.token_ids, self.stops.cut(drawn.token_ids)
+        size = cut.size if cut else len(ids)
+        # A special token that ends a response is no part of its text, even in the form of a tag.
+        ends = drawn.done and size and int(ids[-1]) in self.ends
+        told = ids[:-1] if ends else ids
         return Completion(
-            text,
+            cut.text if cut else self.processor.decode(told),
             ids[:size],
             drawn.logprobs[:size],
-            "stop" if drawn.done or found else "length",
-            float(entropy.mean()) if size else 0.0,
+            "stop" if drawn.done or cut else "length",
+            float(drawn.entropy[:size].mean()) if size else 0.0,
         )
 
 
@@ -254,9 +249,10 @@ class InFlight:
         """Ends responses that hold a stop string which ends in their last `drawn` tokens."""
         token, length = np.asarray(self.state.token_bsc), np.asarray(self.state.length_bs)
         # Only as much text is made anew as may hold one: a token is at least a byte.
-        window = drawn + 8 + max(len(stop.encode()) for stop in self.sampler.options.stop)
+        stops = self.sampler.stops
+        window = drawn + 8 + stops.longest
         for place in zip(*np.nonzero(~done), strict=True):
-            done[place] = self.sampler.stops_in(token[place][: length[place]][-window:])
+            done[place] = stops.found(token[place][: length[place]][-window:])
         placed = jax.device_put(done, self.state.done_bs.sharding)
         self.state = dataclasses.replace(self.state, done_bs=placed)
         return done

@@ -13,6 +13,7 @@ from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import Lora, adapter_table
 from jaxr1.rewards.spec import Reward, check_labels
+from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.advantages import Advantage, AnyEstimator
 from jaxr1.rl.learner import check_freeze
 from jaxr1.rl.objectives import Kl, Ppo, Surrogate
@@ -163,6 +164,7 @@ class Rl(StageOptions):
       rewards: components and weights.
       reward_workers: worker processes that grade.
       reward_timeout_s: seconds before a worker is killed.
+      reward_options: what workers may use, and how often an item is tried.
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in
         dropped.jsonl).
       strips_at_once: most strips of a row that are differentiated together; 0 is no bound but
@@ -188,6 +190,7 @@ class Rl(StageOptions):
     rewards: tuple[Reward, ...] = (Reward("accuracy"), Reward("format", weight=0.5))
     reward_workers: int = 1
     reward_timeout_s: float = 10.0
+    reward_options: WorkerOptions = WorkerOptions()
     drop_unparsable: bool = True
     strips_at_once: int = 0
 

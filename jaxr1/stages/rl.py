@@ -78,14 +78,7 @@ class RlStage(Worker):
         )
         self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
         self.journal = Journal(context.folder / "rollouts", options.name)
-        self.pool = self.enter_context(
-            RewardPool(
-                options.rewards,
-                workers=options.reward_workers,
-                timeout_s=options.reward_timeout_s,
-                directory=context.folder,
-            )
-        )
+        self.pool = self.enter_context(RewardPool.of(options, context.folder))
         self.reference: dict | None = None
 
     def begin(self, states: dict[str, TrainState]) -> None:

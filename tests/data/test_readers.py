@@ -13,9 +13,9 @@ from PIL import Image
 
 from jaxr1.data.example import DataError
 from jaxr1.data.files import Files
-from jaxr1.data.rows import parse_printed_bytes
 from jaxr1.data.sat import Sat
 from jaxr1.media.images import MediaError, load_image
+from jaxr1.media.references import parse_printed_bytes
 
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
 

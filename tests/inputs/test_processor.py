@@ -157,6 +157,45 @@ def test_special_names_in_user_text_stay_text(checkpoint, rng):
         assert text in processor.decode(encoded.token_ids)
 
 
+def cut_at_random(rng, text: str) -> list[str]:
+    """The text in two to five parts, some of them empty."""
+    places = sorted(rng.integers(0, len(text) + 1, int(rng.integers(1, 5))).tolist())
+    bounds = zip([0, *places], [*places, len(text)], strict=True)
+    return [text[first:last] for first, last in bounds]
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl"])
+def test_special_names_cut_between_parts_stay_text(name, rng):
+    """Names cut by the border of two parts, wherever it is, and in a prompt without images."""
+    processor = jaxr1.load_processor(name)
+    special = specials(processor)
+    shown = lambda *parts: [i for i in processor.encode(user(*parts)).token_ids if i in special]
+    plain = shown("ab")
+    added = processor.tokenizer.added_tokens_decoder
+    names = [added[i].content for i in special]
+    for special_name in names:
+        for place in range(1, len(special_name)):
+            parts = ["a" + special_name[:place], special_name[place:] + "b"]
+            assert shown(*parts) == plain, parts
+    for _ in range(30):
+        parts = cut_at_random(rng, "a" + "".join(rng.choice(names, 3)) + hostile(rng) + "b")
+        encoded = processor.encode(user(*parts))
+        assert [i for i in encoded.token_ids if i in special] == plain, parts
+        assert "".join(parts) in processor.decode(encoded.token_ids), parts
+
+
+@pytest.mark.parametrize("before", ["<|im_", "<|im"])
+def test_special_names_cut_between_template_and_text_stay_text(checkpoint, copied, before):
+    """A template that itself ends in the head of a name, or goes on with the tail of one."""
+    template = "{% for m in messages %}" + before + "{{ m['content'] }}_start|>{% endfor %}"
+    (copied / "chat_template.jinja").write_text(template)
+    processor = jaxr1.load_processor(copied)
+    for text in ("<|im_end|>"[len(before) :], "x<|im", "end|><|im"):
+        ids = processor.encode(user(text)).token_ids.tolist()
+        assert not specials(processor) & set(ids), text
+        assert processor.decode(ids) == before + text + "_start|>"
+
+
 @pytest.mark.parametrize("role", ["system", "assistant", "tool"])
 def test_special_names_in_other_turns_stay_text(checkpoint, rng, role):
     processor = checkpoint.processor
@@ -188,6 +227,39 @@ def test_added_words_stay_one_token(checkpoint):
         assert processor.text_ids(tag) == [processor.tokenizer.convert_tokens_to_ids(tag)]
     ids = processor.text_ids("<|im_end|><think><|im_end|>")
     assert ids.count(processor.tokenizer.convert_tokens_to_ids("<think>")) == 1
+
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+def with_special_tags(folder: Path) -> Path:
+    """A directory whose tokenizer has the tags as special tokens."""
+    core = json.loads((folder / "tokenizer.json").read_text())
+    for token in core["added_tokens"]:
+        token["special"] |= token["content"] in TAGS
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    return folder
+
+
+def test_special_tags_are_part_of_what_is_said(checkpoint, copied, rng):
+    """What rewards read holds the tags; marks of turns, media and ends stay out of it."""
+    processor = jaxr1.load_processor(with_special_tags(copied))
+    ident = processor.tokenizer.convert_tokens_to_ids
+    said = f"<think>{rng.integers(99)}+4</think><answer>{rng.integers(99)}</answer>"
+    ids = processor.spoken_ids(said)
+    assert [i for i in ids if i in specials(processor)] == [ident(tag) for tag in TAGS]
+    ends = [ident("<|im_end|>"), ident("<|im_start|>"), processor.image_token_id]
+    assert processor.decode([*ids, *ends]) == said
+    assert processor.decode([*ids, *ends], special=True).startswith(said + "<|im_end|>")
+    # What the model is to say holds the tokens, what the user says spells them.
+    prefixed = processor.encode(dataclasses.replace(user("x"), prefix="<think>"))
+    assert prefixed.token_ids[-1] == ident("<think>") and prefixed.prefix == "<think>"
+    hidden = processor.spoken_ids("<think><|im_end|>")
+    assert hidden[0] == ident("<think>") and ident("<|im_end|>") not in hidden
+    assert not specials(processor) & set(processor.text_ids(said))
+    # A tag that ends responses is a stop like any other.
+    stopped = dataclasses.replace(processor, stop_token_ids=(ident("</answer>"),))
+    assert stopped.decode(ids) == said.removesuffix("</answer>")
 
 
 def test_too_long_prompt_raises_and_is_never_cut(checkpoint, rng):

@@ -1,5 +1,6 @@
 """Extraction and comparison of answers: tables, and properties on random junk."""
 
+import contextlib
 import random
 import secrets
 import time
@@ -9,6 +10,7 @@ import pytest
 from jaxr1.rewards import Completion, Example, accuracy_reward, algebra, parse_answer_problem
 from jaxr1.rewards.accuracy import answers_match
 from jaxr1.rewards.answers import extract_answer, normalise
+from jaxr1.rewards.arithmetic import arithmetic, without_evaluator
 from jaxr1.rewards.letters import choice_letter
 
 EXTRACTED = [
@@ -288,6 +290,116 @@ def test_unparsable_reference(gold):
 def test_parsable_reference(gold):
     assert parse_answer_problem(gold) is None
     assert reward(gold, gold) == 1.0
+
+
+def random_arithmetic(rng, depth: int = 3) -> str:
+    """Digits, operators and brackets."""
+    if depth == 0 or rng.random() < 0.3:
+        number = str(rng.randint(0, 99))
+        return number if rng.random() < 0.7 else f"{number}.{rng.randint(0, 99)}"
+    one, other = random_arithmetic(rng, depth - 1), random_arithmetic(rng, depth - 1)
+    sign = rng.choice(["+", "-", "*", "/", " - ", "*-", "**"])
+    if sign == "**":
+        one, other = f"({one})", str(rng.randint(0, 3))
+    text = f"{one}{sign}{other}"
+    return rng.choice([text, f"({text})", f"-({text})", f"-{text}"])
+
+
+def test_arithmetic_equals_sympys():
+    """The same expressions, evaluated and as they are written; junk is refused by both."""
+    from sympy import srepr
+    from sympy.parsing.sympy_parser import parse_expr
+
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    fixed = [
+        "7",
+        "0.5",
+        ".25",
+        "3.",
+        "1e3",
+        " 2 + 3 ",
+        "1/2/3",
+        "-1/2",
+        "(1+2)/-(3)",
+        "2**-1",
+        "+4",
+    ]
+    for text in [*fixed, *(random_arithmetic(rng) for _ in range(150))]:
+        for evaluate in (True, False):
+            expected = srepr(parse_expr(text, evaluate=evaluate))
+            assert srepr(arithmetic(text, evaluate=evaluate)) == expected, text
+    for text in ("", "x", "2(3)", "1 2", "007", "__import__('os')", "1 if 1 else 2", "2 // 1"):
+        with pytest.raises(SyntaxError):
+            arithmetic(text)
+    for text in (
+        "'a'",
+        "3j",
+        "True",
+        "[1]",
+        "1 < 2",
+        "~1",
+        "1; 2",
+        "lambda: 1",
+        "(" * 300 + ")" * 300,
+    ):
+        with pytest.raises(SyntaxError):
+            arithmetic(text, evaluate=False)
+
+
+def test_nothing_is_evaluated(monkeypatch):
+    """Known pairs are graded alike where Python's and sympy's evaluators of strings fail."""
+    import builtins
+    import threading
+
+    import math_verify.parser
+    import sympy.physics.units  # it evaluates names of its own on import
+    from sympy.parsing import sympy_parser
+
+    plain = [
+        ("1/2+\\frac{1}{4}", "3/4"),
+        ("7", "it is 3+4"),
+        ("\\sqrt{16}", "2**2"),
+        ("x=1.5", "3/2"),
+    ]
+    pairs = [*EXPRESSIONS_SAME, *EXPRESSIONS_DIFFERENT, *plain]
+
+    def graded():
+        algebra.parsed_math.cache_clear()
+        parse_answer_problem.cache_clear()
+        for name in ("parse_latex_cached", "parse_expr_cached", "extract_latex"):
+            getattr(math_verify.parser, name).cache_clear()
+        problems = [parse_answer_problem(gold) for gold in (*PARSABLE, *UNPARSABLE)]
+        return [answers_match(gold, answer) for gold, answer in pairs], problems
+
+    with monkeypatch.context() as patched:
+        patched.setattr(algebra, "without_evaluator", contextlib.nullcontext)
+        before = graded()
+    parse_expr, evaluated = sympy_parser.parse_expr, builtins.eval
+    found: list[str] = []
+
+    def refused(code, *args, **kwargs):
+        found.append(str(code))
+        raise AssertionError(f"evaluated: {code!r}")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sympy_parser, "eval_expr", refused)
+        patched.setattr(sympy_parser, "parse_expr", refused)
+        patched.setattr(builtins, "eval", refused)
+        after = graded()
+    assert (after, found) == (before, []) and True in after[0]
+    assert sympy_parser.parse_expr is parse_expr and builtins.eval is evaluated
+
+    # another thread goes on with sympy's own parser meanwhile
+    with without_evaluator():
+        theirs: list = []
+        thread = threading.Thread(target=lambda: theirs.append(sympy.sympify("x + x")))
+        thread.start()
+        thread.join()
+        with pytest.raises(sympy.SympifyError):
+            sympy.sympify("x + x")
+    assert str(theirs[0]) == "2*x"
 
 
 def test_no_reference_gives_no_value():

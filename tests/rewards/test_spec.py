@@ -82,7 +82,6 @@ def test_closure_is_refused():
             f"{FILE}:one_argument",
             r"one_argument in .*user_rewards.py cannot be called as f\(completion, example\)",
         ),
-        (f"{FILE}:later", "async"),
     ],
 )
 def test_bad_file_references(function, message, tmp_path):

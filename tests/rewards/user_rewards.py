@@ -83,8 +83,51 @@ def one_argument(completion):
     return 0.0
 
 
-async def later(completion, example):
-    return 0.0
+async def waits(completion, example):
+    """Sleeps as long as the text says, and returns it."""
+    import asyncio
+
+    if completion.text == "raise":
+        raise ConnectionError("the judge is away")
+    if completion.text == "block":
+        time.sleep(600)
+    await asyncio.sleep(float(completion.text))
+    return float(completion.text)
+
+
+def all_at_once(completions, examples):
+    """The numbers of the texts; what a text says otherwise happens to the whole call."""
+    texts = [completion.text for completion in completions]
+    assert len(texts) == len(examples)
+    if "few" in texts:
+        return [0.0]
+    if "number" in texts:
+        return 0.0
+    return [behave(c, e) for c, e in zip(completions, examples, strict=True)]
+
+
+async def all_awaited(completions, examples):
+    return [float(completion.text) for completion in completions]
+
+
+def judge(completion, example):
+    """ "raise|2|name": that happens at the first two tries of the item; then it gets 0.5."""
+    kind, count, name = completion.text.split("|")
+    with open(os.path.join(example.metadata["folder"], name), "a+") as file:
+        before = file.tell()
+        file.write("x")
+    return behave(type(completion)(kind), example) if before < int(count) else 0.5
+
+
+def allowed(completion, example):
+    """The address space in GiB (-1: no limit), or the visible devices as digits."""
+    import resource
+
+    if completion.text == "memory":
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return -1.0 if limit == resource.RLIM_INFINITY else limit / 2**30
+    seen = os.environ["CUDA_VISIBLE_DEVICES"].replace(",", "")
+    return float(seen or 0)
 
 
 not_a_function = 3

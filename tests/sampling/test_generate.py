@@ -1,6 +1,9 @@
 """Invariants 1 to 4 for sampling: equal to transformers, to the trainer, to itself elsewhere."""
 
+import collections
 import itertools
+import json
+import shutil
 
 import jax
 import numpy as np
@@ -8,11 +11,18 @@ import pytest
 from reference import Checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
+from jaxr1.data import Example
+from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.nn.logprob import vocabulary_bias
 from jaxr1.parallel import make_mesh
+from jaxr1.rewards import accuracy_reward, format_reward
+from jaxr1.rl.episodes import Episodes
 from jaxr1.run.machine import CompileCounter
 from jaxr1.sampling import decode
 from jaxr1.sampling.draw import Filters, draw, filtered
+from jaxr1.sampling.sampler import Drawn, Sampler, SamplingOptions
+from jaxr1.sampling.stops import StopStrings
 
 TIE = 1e-4  # top-2 gap below which greedy text may differ (invariant 1)
 LOGP = 1e-5  # times max(1, max |logit|) (invariant 2)
@@ -177,6 +187,87 @@ def test_stops(checkpoint, rng):
             assert ids(cut) == ids(free)[: len(cut.token_ids)]
             tried["strings"] += 1
     assert min(tried.values()) >= 1, tried
+
+
+def test_stop_strings_with_special_tokens(checkpoint, rng):
+    """The name of a special token as a stop string, alone and with text around it.
+
+    It ends the response where `stop_token_ids` would; its text is what users get before it.
+    """
+    model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
+    prompts = mixed_prompts(rng, 4)
+    options = dict(n=8, max_new_tokens=40, temperature=4.0, seed=int(rng.integers(99)))
+    run = lambda **stops: jaxr1.generate(model, params, processor, prompts, **options, **stops)
+    free = run()
+    # whichever of them was drawn most often, but for those that end responses anyway
+    added = processor.tokenizer.added_tokens_decoder.items()
+    known = {i: t.content for i, t in added if t.special and i not in processor.stop_token_ids}
+    counted = collections.Counter(itertools.chain(*map(ids, itertools.chain(*free))))
+    token = max(known, key=lambda i: counted[i])
+    name = known[token]
+    by_id, by_name = run(stop_token_ids=[token]), run(stop=name)
+    drew = 0
+    flat = map(itertools.chain.from_iterable, (free, by_id, by_name))
+    for plain, one, other in zip(*flat, strict=True):
+        drew += token in ids(plain)
+        assert ids(one) == ids(other) and one.text == other.text
+        assert one.finish_reason == other.finish_reason
+        assert token not in ids(other)[:-1]
+    assert drew, "no response drew the token: more of them are needed"
+
+    # with the text before it, as it is written
+    held = [c for c in itertools.chain(*free) if token in ids(c)[1:]]
+    for completion in held[:3]:
+        place = ids(completion).index(token, 1)
+        before = processor.decode(completion.token_ids[place - 1 : place], special=True)
+        whole = processor.decode(completion.token_ids, special=True)
+        stop = before + name
+        if "\ufffd" in before or whole.find(stop) < 0:
+            continue
+        cuts = StopStrings((stop,), processor)
+        cut = cuts.cut(completion.token_ids)
+        kept = processor.decode(completion.token_ids[: cut.size], special=True)
+        assert kept.endswith(stop) and kept.count(stop) == 1
+        assert not cuts.found(completion.token_ids[: cut.size - 1])
+        silent = kept.removesuffix(stop)
+        for special in processor.tokenizer.all_special_tokens:
+            silent = silent.replace(special, "")
+        assert cut.text == silent
+    unheard = StopStrings((name,), processor)
+    assert unheard.cut(np.array(processor.text_ids("a plain answer"))) is None
+
+
+def test_rewards_read_tags_that_are_special_tokens(checkpoint, rng, tmp_path):
+    """What a sampled response becomes for a reward, in training and in evaluations.
+
+    The tags are special tokens of this tokenizer; the response ends with its stop token.
+    """
+    folder = tmp_path / "m"
+    shutil.copytree(checkpoint.folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    core = json.loads((folder / "tokenizer.json").read_text())
+    for token in core["added_tokens"]:
+        token["special"] |= token["content"] in ("<think>", "</think>", "<answer>", "</answer>")
+    (folder / "tokenizer.json").write_text(json.dumps(core))
+    processor = jaxr1.load_processor(folder)
+    number = str(rng.integers(100))
+    said = f"<think>it is {number}</think><answer>{number}</answer>"
+    drawn_ids = np.array([*processor.spoken_ids(said), processor.turn_end_id])
+    zeros = np.zeros(len(drawn_ids), np.float32)
+    buckets = processor.buckets(BucketOptions(), 64, 64, videos=False)
+    sampler = Sampler(checkpoint.model, processor, SamplingOptions(64), buckets)
+    completion = sampler._completion(Drawn(drawn_ids, zeros, zeros, True))
+    assert completion.text == said and completion.finish_reason == "stop"
+    # A tag that was asked to end the response is its stop token, and no part of its text.
+    tag = int(drawn_ids[-2])
+    asking = SamplingOptions(64, stop_token_ids=(tag,))
+    asked = Sampler(checkpoint.model, processor, asking, buckets)
+    ended = asked._completion(Drawn(drawn_ids[:-1], zeros[:-1], zeros[:-1], True))
+    assert ended.text == said.removesuffix("</answer>") and ended.token_ids[-1] == tag
+    example = Example(({"role": "user", "content": "How many?"},), number)
+    prompt = processor.encode(jaxr1.Prompt(example.messages))
+    episodes = Episodes.sampled([Draw(0, 0, example, prompt)], [[completion]])
+    [(seen, asked)] = episodes.items()
+    assert (format_reward(seen), accuracy_reward(seen, asked)) == (1.0, 1.0)
 
 
 def test_media_ids_are_never_sampled(checkpoint, rng):
