@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from jaxr1.base.text import visible
 from jaxr1.report.history import StageResult, scores
 
 
@@ -77,4 +78,4 @@ def results_table(results: Sequence[StageResult]) -> Table:
 
 
 def _no_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+    return visible(text).replace("[", r"\[")
