@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxr1.base.checks import check_least, check_types
+from jaxr1.base.files import write_whole
 from jaxr1.base.jsonl import write_rows
-from jaxr1.base.names import EVALUATION_MEASURES
+from jaxr1.base.names import EVALUATION_MEASURES, check_name
 from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.batch import EncodedPrompt
@@ -22,7 +24,7 @@ from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
-from jaxr1.rewards.grades import Pending
+from jaxr1.rewards.grades import Pending, wait_for
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rl.episodes import Episodes
@@ -72,10 +74,7 @@ class Evaluation:
             batch_rows=1,
             samples=0,
         )
-        if not self.name or "/" in self.name:
-            raise ValueError(
-                f"{path}the name is part of file names: it must not be empty or hold a slash"
-            )
+        check_name(self.name, f"{path}the name ")
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
         check_labels(self.rewards, path, EVALUATION_MEASURES)
@@ -126,7 +125,7 @@ class HeldOut:
             asked = Asked(options, dataset, self.processor, model, self.seed, self.folder)
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
-            for draw, row in asked.answers(params, leave_out):
+            for draw, row in asked.answers(params, leave_out, check):
                 check()
                 shown = draw if len(rows) < options.samples else None
                 rows.append({key: row[key] for key in ROW} | {"media": self._pictures(shown)})
@@ -144,7 +143,9 @@ class HeldOut:
             file = self.folder / "media" / f"{hashes[-1]}.png"
             if not file.exists():
                 file.parent.mkdir(exist_ok=True)
-                image.save(file)
+                picture = io.BytesIO()
+                image.save(picture, "PNG")
+                write_whole(file, picture.getvalue())
         return hashes
 
 
@@ -168,13 +169,14 @@ class Asked:
         self.sampler = Sampler(model, processor, sampling, buckets)
 
     def answers(
-        self, params: dict, on_drop: Callable[[str, str], None]
+        self, params: dict, on_drop: Callable[[str, str], None], check: Callable[[], None]
     ) -> Iterator[tuple[Draw, dict[str, Any]]]:
         """Every example once with its row, in order; a batch is graded while the next is sampled.
 
         Args:
           on_drop: called with (source, reason) of a row that cannot be encoded in a data set that
             leaves such rows out.
+          check: raises where the run is to stop; called often.
 
         Raises:
           DataError: an example that cannot be asked; a held-out set has no rows to spare, so no
@@ -183,17 +185,19 @@ class Asked:
         waiting: list[tuple[Episodes, Pending]] = []
         with RewardPool(self.options.rewards, directory=self.folder) as pool:
             for first in range(0, len(self.dataset), self.options.batch_rows):
+                check()
                 draws = self._draws(first, on_drop)
                 if not draws:
                     continue
                 keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
-                groups = self.sampler(params, [d.prompt for d in draws], keys, 1)
+                prompts = [draw.prompt for draw in draws]
+                groups = self.sampler(params, prompts, keys, 1, check=check)
                 episodes = Episodes.sampled(draws, groups)
                 waiting.append((episodes, pool.submit(episodes.items())))
                 if len(waiting) > 1:
-                    yield from _graded(*waiting.pop(0))
+                    yield from _graded(*waiting.pop(0), check)
             for one in waiting:
-                yield from _graded(*one)
+                yield from _graded(*one, check)
 
     def _draws(self, first: int, on_drop: Callable[[str, str], None]) -> list[Draw]:
         """The examples of one batch, encoded."""
@@ -218,8 +222,10 @@ class Asked:
             raise DataError(f"{example.source}: {e}") from e
 
 
-def _graded(episodes: Episodes, pending: Pending) -> Iterator[tuple[Draw, dict[str, Any]]]:
-    episodes.grade(pending.result())
+def _graded(
+    episodes: Episodes, pending: Pending, check: Callable[[], None]
+) -> Iterator[tuple[Draw, dict[str, Any]]]:
+    episodes.grade(wait_for([pending], check))
     return zip(episodes.draws, episodes.rows(), strict=True)
 
 
