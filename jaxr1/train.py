@@ -38,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
             result = train(config, override_resume=OVERRIDE in argv)
         except KeyboardInterrupt:
             print(
-                "stopped at once; the same command resumes from the last checkpoint",
+                "stopped at once; the same command resumes from the last checkpoint, or begins "
+                "again without one",
                 file=sys.stderr,
             )
             return 128 + signal.SIGINT

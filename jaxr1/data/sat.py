@@ -12,7 +12,7 @@ import numpy as np
 from jaxr1.data.choices import shuffle_options, with_options
 from jaxr1.data.example import Dataset, Example
 from jaxr1.data.rows import CheckImages, as_list, make_example
-from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, load_rows
+from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, _files, check_choice, load_rows
 
 # Columns that a parquet row does not hand on as they are: they are rewritten, or are no part of SAT
 # but would mean something to `make_example`.
@@ -58,6 +58,10 @@ class Sat:
     limit: int | None = None
     bad_rows: BadRows = "error"
     check_images: CheckImages = "header"
+
+    def files(self) -> list[str]:
+        """The files of rows that `load` reads."""
+        return _files(self.path)
 
     def load(self) -> Dataset:
         """Reads and checks every row; errors are those of `Files.load`."""

@@ -1,7 +1,5 @@
 """Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
 
-import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -9,11 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-
-from jaxr1.base.jsonl import read_jsonl
-from jaxr1.checkpoints.tensors import open_checkpoint
+from finished import Finished, files, same
 
 SCRIPT = Path(__file__).with_name("killed.py")
 
@@ -32,45 +27,6 @@ def run(phase, folder, *more, devices=1):
     process = start(phase, folder, *more, devices=devices)
     output, _ = process.communicate(timeout=300)
     return process.returncode, output
-
-
-def kept(row):
-    """A metrics line without what depends on the clock."""
-    return {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "memory/"))}
-
-
-def files(folder, pattern):
-    """{name: bytes} of rollouts."""
-    return {path.name: path.read_bytes() for path in (folder / "rollouts").glob(pattern)}
-
-
-@dataclasses.dataclass
-class Finished:
-    """Everything about a finished run that must not depend on interruptions."""
-
-    tensors: dict[str, bytes]
-    rollouts: dict[str, bytes]
-    metrics: list[dict]
-    dropped: bytes
-
-    @classmethod
-    def read(cls, folder):
-        export = open_checkpoint(folder / "export").items()
-        return cls(
-            tensors={name: np.array(file.read(name)).tobytes() for name, file in export},
-            rollouts=files(folder, "*.jsonl"),
-            metrics=[kept(row) for row in read_jsonl(folder / "metrics.jsonl")],
-            dropped=(folder / "dropped.jsonl").read_bytes(),
-        )
-
-
-def same(one: Finished, other: Finished):
-    assert one.tensors.keys() == other.tensors.keys()
-    for name, tensor in one.tensors.items():
-        assert tensor == other.tensors[name], name
-    assert one.rollouts == other.rollouts
-    assert json.dumps(one.metrics) == json.dumps(other.metrics)
-    assert one.dropped == other.dropped
 
 
 @pytest.fixture(scope="module")
