@@ -181,7 +181,7 @@ def test_control_characters_are_shown():
         console.print("row \x1b[2J\x1b]0;title\x07.png\r\x9b1m", 3, "one\n\ttwo \u202etxt")
         console.stage("rl", 1)
         console.phase("asking \x1b[1m")
-        RichConsole(file=out, width=80).print(console._render())
+        RichConsole(file=out, width=200).print(console._render())
         row = {"accuracy": 0.5, "\x1b[31mred": 0.5}
         console.print(results_table([StageResult("set", "rl", row, row)]))
     said = out.getvalue()

@@ -1,32 +1,15 @@
 """Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
 
+import json
 import os
+import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 from finished import Finished, files, same
-
-SCRIPT = Path(__file__).with_name("killed.py")
-
-
-def start(phase, folder, *more, devices=1):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), phase, str(folder), *more],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(phase, folder, *more, devices=1):
-    process = start(phase, folder, *more, devices=devices)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
+from run.kills import case, run, start
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +50,19 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase)
     code, output = run("none", tmp_path / "run")
     assert code == 0, output
     same(Finished.read(tmp_path / "run"), uninterrupted)
+
+
+def test_killed_with_adapters_frozen_parts_and_bfloat16(tmp_path, seed):
+    """Two cases of kills.py: a random moment of each, which may lie before the first checkpoint."""
+    rng = random.Random(seed)
+    for variant in ("lora", "frozen"):
+        folder = tmp_path / variant
+        code, output = run("count", folder, f"variant={variant}")
+        assert code == 0, output
+        counted = json.loads(folder.with_name(f"{variant}.json").read_text())
+        columns, fault = case(rng, tmp_path / "run", variant, counted, Finished.read(folder))
+        assert not fault, (columns, fault)
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
