@@ -149,13 +149,11 @@ class Checkpoints:
     def _told(self) -> Iterator[None]:
         """What fails inside is said as a SaveError."""
         try:
-            yield
-        except Exception as e:  # Orbax and tensorstore have errors of their own for a full disk
+            with _saving(f"{self.folder}: the checkpoint of step {self.saving}"):
+                yield
+        except SaveError:
             self.failed = True
-            raise SaveError(
-                f"{self.folder}: the checkpoint of step {self.saving} could not be written "
-                f"({type(e).__name__}: {e}). Is the disk full? The checkpoints before it are whole"
-            ) from e
+            raise
 
     def latest(self) -> int | None:
         found = self.checkpointer.latest
@@ -236,6 +234,18 @@ class Checkpoints:
                     raise
 
 
+@contextlib.contextmanager
+def _saving(what: str) -> Iterator[None]:
+    """What fails inside is said as a SaveError, which begins with `what`."""
+    try:
+        yield
+    except Exception as e:  # Orbax and tensorstore have errors of their own for a full disk
+        raise SaveError(
+            f"{what} could not be written ({type(e).__name__}: {e}). Is the disk full? What was "
+            "saved before is whole"
+        ) from e
+
+
 class Kept:
     """Parameters of a stage that are written once, beside its checkpoints.
 
@@ -293,7 +303,8 @@ def _once(folder: Path, tree: dict) -> dict:
     """Writes a tree where nothing is yet; what is there, placed like it."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        ocp.save(folder.absolute(), tree)
+        with _saving(str(folder)):
+            ocp.save(folder.absolute(), tree)
     return ocp.load(folder.absolute(), abstract(tree))
 
 

@@ -151,6 +151,8 @@ class Sampler:
         Raises:
           NotFiniteError: a token has a log-prob that is no number.
         """
+        if check is not None:
+            check()
         # Prompt rows are rounded up; those that fill the shape are done before they begin.
         mesh, rules = mesh_of(params), self.model.rules
         multiple = batch_multiple(mesh, rules)

@@ -264,6 +264,19 @@ def test_a_save_that_fails_is_seen_at_the_next_step(tmp_path, monkeypatch, capsy
     assert "is of step 1: 1 complete step and the one that was begun" in capsys.readouterr().out
 
 
+def test_a_reference_that_cannot_be_written(tmp_path, monkeypatch):
+    """As with a checkpoint: one message that names the folder, and nothing half of it is used."""
+    state = importlib.import_module("jaxr1.run.state")
+
+    def full(folder, tree):
+        raise ValueError("No space left on device")
+
+    monkeypatch.setattr(state.ocp, "save", full)
+    with pytest.raises(SaveError, match=r"reference/rl could not be written .*No space left"):
+        jaxr1.train(small(tmp_path / "run"))
+    assert not (tmp_path / "run" / "reference" / "rl").exists()
+
+
 def test_a_checkpoint_holds_what_is_trained(tmp_path):
     """Adapters or parts that are not frozen, and the optimiser's moments of these alone."""
     from orbax.checkpoint import v1 as ocp
