@@ -112,7 +112,9 @@ class Opened:
         """Refuses to end a stage before the step that it has reached."""
         number, done = self.progress.stage, self.progress.step
         if number >= len(self.data):
-            return
+            raise ResumeError(
+                f"{self.dir}: the run is in stages.{number}, which the configuration does not have"
+            )
         steps = self.config.stages[number].count_steps(len(self.data[number]))
         if done > steps:
             raise ResumeError(

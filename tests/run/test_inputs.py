@@ -137,6 +137,8 @@ def test_what_is_over_stays_as_it_was(tmp_path):
             jaxr1.train(dataclasses.replace(both, stages=stages), override_resume=True)
     with pytest.raises(ResumeError, match=r"stages\.1 has done 3 steps already.* gives it 2"):
         jaxr1.train(changed(both, steps=2), override_resume=True)
+    with pytest.raises(ResumeError, match=r"is in stages\.1, which .* does not have"):
+        jaxr1.train(dataclasses.replace(both, stages=first.stages), override_resume=True)
     # What was refused has left no trace.
     assert [row["step"] for row in jaxr1.train(both).metrics] == [1, 2, 1, 2, 3]
 
