@@ -38,9 +38,8 @@ class Signals:
                 return
             raise KeyboardInterrupt
         self.received, self.received_at = number, time.monotonic()
-        with contextlib.suppress(
-            RuntimeError
-        ):  # it may come in the middle of a line that is being printed
+        # It may come in the middle of a line that is being printed, or find the terminal gone.
+        with contextlib.suppress(RuntimeError, OSError):
             self.notice(signal.Signals(number).name)
 
     def check(self) -> None:

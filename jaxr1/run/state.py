@@ -328,7 +328,7 @@ def tidy(folder: Path) -> None:
 def _is_of_the_dead(path: Path) -> bool:
     """Whether the process has ended whose number is the last but one part of a name."""
     number = path.name.split(".")[-2]
-    if not number.isdecimal():
+    if not number.isdecimal() or os.name == "nt":  # there, asking is ending
         return False
     try:
         os.kill(int(number), 0)
