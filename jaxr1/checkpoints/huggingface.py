@@ -119,7 +119,7 @@ def replacing(out: Path) -> Iterator[Path]:
         raise CheckpointError(f"{out} is a file, not a directory")
     held = sorted(out.iterdir()) if out.is_dir() else []
     foreign = [path.name for path in held if not _of_a_model(path)]
-    if held and not any((out / name).is_file() for name in (SINGLE, INDEX)):
+    if not foreign and not any((out / name).is_file() for name in (SINGLE, INDEX)):
         foreign = [path.name for path in held]  # no model: whatever is there is somebody's
     if foreign:
         raise CheckpointError(

@@ -36,6 +36,14 @@ PLACES = {
 
 
 @pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Whatever started the tests: under nohup a closed terminal would be ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True)
 def at_the_root(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
