@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from jaxr1.base.errors import UserError
+from jaxr1.base.text import visible
 
 T = TypeVar("T")
 
@@ -55,7 +56,7 @@ def finish(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {visible(str(e))}", file=sys.stderr)
     except BrokenPipeError:
         _read_no_more()
     return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from typing import Literal
 
@@ -25,15 +26,24 @@ class Export:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command."""
+    """The command; its exit status: 0 done, 1 a mistake in the input, 130 stopped at once."""
     from jaxr1.entry import arguments, finish, prepare
 
     prepare()
     args = arguments(Export, "export", argv)
     from jaxr1.run.export import export_checkpoint
+    from jaxr1.run.signals import Signals
+
+    def notice(name: str) -> None:
+        print(f"{name}: the export is finished first; once more stops at once", file=sys.stderr)
 
     def export() -> int:
-        print(export_checkpoint(args.run_dir, args.out, args.dtype, args.step))
+        try:
+            with Signals(notice):
+                print(export_checkpoint(args.run_dir, args.out, args.dtype, args.step))
+        except KeyboardInterrupt:
+            print(f"stopped at once; {args.out} is as it was", file=sys.stderr)
+            return 128 + signal.SIGINT
         return 0
 
     return finish(export)

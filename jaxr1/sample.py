@@ -6,6 +6,8 @@ import dataclasses
 import sys
 from typing import Annotated, Literal
 
+from jaxr1.base.text import visible
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
             return 0
         for i, answer in enumerate(answers):
-            print(f"--- answer {i + 1} ({answer.finish_reason})\n{opened}{answer.text}")
+            print(f"--- answer {i + 1} ({answer.finish_reason})\n{visible(opened + answer.text)}")
         return 0
 
     return finish(ask)
@@ -134,10 +136,10 @@ class _Printer:
 
     def _show(self, text: str) -> None:
         if not self.begun:
-            print(self.opened, end="")
+            print(visible(self.opened), end="")
             self.begun = True
         if text.startswith(self.shown):
-            print(text[len(self.shown) :], end="", flush=True)
+            print(visible(text[len(self.shown) :]), end="", flush=True)
             self.shown = text
 
     def finish(self, text: str) -> None:

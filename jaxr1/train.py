@@ -13,7 +13,8 @@ USAGE = """usage: python -m jaxr1.train CONFIG.py[:VARIANT] [--FIELD VALUE ...] 
   python -m jaxr1.train configs/quickstart.py --help          every field of this configuration
 
 The same command resumes a run that was stopped; --override-resume accepts a changed
-configuration."""
+configuration, and changed files of data, rewards or model. Ctrl-C, SIGTERM, SIGHUP and SIGUSR1
+save and stop; a second one stops at once."""
 
 
 OVERRIDE = "--override-resume"
@@ -38,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
             result = train(config, override_resume=OVERRIDE in argv)
         except KeyboardInterrupt:
             print(
-                "stopped at once; the same command resumes from the last checkpoint",
+                "stopped at once; the same command resumes from the last checkpoint, or begins "
+                "again without one",
                 file=sys.stderr,
             )
             return 128 + signal.SIGINT

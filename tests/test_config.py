@@ -364,7 +364,18 @@ def test_one_process_works_in_a_directory(tmp_path):
             "Rl(D, optimizer=Optimizer(learning_rate=-1.0))",
             "Optimizer.learning_rate must be at least 0",
         ),
-        ("Rl(D, name='a/b')", "must not be empty or hold a slash"),
+        ("Rl(D, name='a/b')", "'a/b' is part of file names: it must be 1 to 64 letters, digits"),
+        ("Rl(D, name='..')", "'..' is part of file names"),
+        ("Rl(D, name='a[b]')", "'a[b]' is part of file names"),
+        ("Sft(D, name='a\\x1b')", "is part of file names"),
+        ("Sft(D, name='')", "'' is part of file names"),
+        ("Sft(D, name='eval_a_b')", "files of evaluations begin with eval_: take another name"),
+        ("Rl(D),), evaluations=(E(D, name='*')", "'*' is part of file names"),
+        (
+            "Rl(D), Sft(D, name='a_rl')), evaluations=(E(D, name='x'), E(D, name='x_a')",
+            "share the files eval_x_a_rl_STEP.jsonl: rename one",
+        ),
+        ("Rl(D, max_skipped_steps=-1)", "max_skipped_steps must be at least 0"),
         (
             "Rl(D, max_prompt_tokens=64, buckets=B(prompt=(32,)))",
             "buckets.prompt must reach max_prompt_tokens, 64",
@@ -374,7 +385,8 @@ def test_one_process_works_in_a_directory(tmp_path):
     ],
 )
 def test_values_out_of_range(tmp_path, body, text):
-    head = "from jaxr1.rl import Kl\nfrom jaxr1.run import BucketOptions as B\nD = Arithmetic(8)\n"
+    head = "from jaxr1.rl import Kl\nfrom jaxr1.run import BucketOptions as B\n"
+    head += "from jaxr1.run import Evaluation as E\nD = Arithmetic(8)\n"
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path, f"{head}def config():\n    return Config(stages=({body},))\n"))
     assert text in str(caught.value)

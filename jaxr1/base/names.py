@@ -1,6 +1,8 @@
-"""Names of metrics that one room writes and another one reads."""
+"""Names that one room writes and another one reads: of metrics, and those that name files."""
 
 from __future__ import annotations
+
+import re
 
 EVALUATION_MEASURES = ("length_mean", "frac_truncated", "n")
 """What `eval/<set>/...` holds besides a score for each reward."""
@@ -27,3 +29,20 @@ def is_component(metric: str) -> bool:
 def is_score(metric: str) -> bool:
     """Whether a metric is the score of a held-out set: `eval/<set>/<reward>`."""
     return metric.startswith("eval/") and metric.rpartition("/")[2] not in EVALUATION_MEASURES
+
+
+def check_name(name: str, path: str) -> None:
+    """Checks a name of which files and folders are named: of a stage, a held-out set, a learner.
+
+    Args:
+      name: to check.
+      path: what the message begins with.
+
+    Raises:
+      ValueError: it could leave its folder, hide its file, or be read as a pattern of files.
+    """
+    if not re.fullmatch(r"\w[\w.+=-]{0,63}", name):
+        raise ValueError(
+            f"{path}{name!r} is part of file names: it must be 1 to 64 letters, digits or one of "
+            "_ . + = -, the first a letter, a digit or _"
+        )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxr1.checkpoints.tensors import (
     INDEX,
     SHARD_BYTES,
+    SINGLE,
     CheckpointError,
     listed,
     read_json,
@@ -107,18 +108,23 @@ def replacing(out: Path) -> Iterator[Path]:
 
     A complete directory exists at every moment: the old one is moved aside, the new one moved in,
     and only then the old one deleted. What is killed between the two moves leaves the old one as
-    `.NAME.PID.old`. Only a model is replaced: files that no model directory has are somebody's.
+    `.NAME.PID.old`. Only a model is replaced: a folder without weights, and files that no model
+    directory has, are somebody's.
 
     Raises:
-      CheckpointError: `out` is a file, or holds other files than a model's.
+      CheckpointError: `out` is a file, holds no weights, or other files than a model's.
     """
     out = out.resolve()
     if out.exists() and not out.is_dir():
         raise CheckpointError(f"{out} is a file, not a directory")
-    foreign = sorted(p.name for p in out.iterdir() if not _of_a_model(p)) if out.is_dir() else []
+    held = sorted(out.iterdir()) if out.is_dir() else []
+    foreign = [path.name for path in held if not _of_a_model(path)]
+    if not foreign and not any((out / name).is_file() for name in (SINGLE, INDEX)):
+        foreign = [path.name for path in held]  # no model: whatever is there is somebody's
     if foreign:
         raise CheckpointError(
-            f"{out} holds {listed(foreign, 3)}, which would be lost: give a new or empty directory"
+            f"{out} holds {listed(foreign, 3)}, which would be lost: give a new or empty "
+            f"directory, or one that holds a model ({SINGLE} or {INDEX}) and nothing else"
         )
     out.parent.mkdir(parents=True, exist_ok=True)
     partial, old = (

@@ -151,6 +151,11 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
             where = {str(n): str(f) for n, f in json.loads(index.read_text())["weight_map"].items()}
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{index}: damaged: {e!r:.200}") from e
+        if outside := sorted({f for f in where.values() if not _is_plain(f)}):
+            raise CheckpointError(
+                f"{index}: names files outside the directory ({listed(map(repr, outside))}); "
+                "accepted are names of files in it"
+            )
         missing = sorted({f for f in where.values() if not (directory / f).is_file()})
         if missing:
             raise CheckpointError(
@@ -171,6 +176,11 @@ def open_checkpoint(directory: Path) -> dict[str, TensorFile]:
         f"{directory}: no weights here (expected {SINGLE} or {INDEX}); the folder holds "
         f"{', '.join(found) or 'nothing'}"
     )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name from an index stays in the index's directory."""
+    return name not in ("", ".", "..") and not set(name) & set("/\\:\0")
 
 
 def fingerprint(directory: Path) -> str:
@@ -195,6 +205,22 @@ def itemised(problems: Mapping[str, Sequence[str]]) -> str:
     """One line for each kind of problem that has any: what, how many, and the first names."""
     lines = [f"\n  {what} ({len(n)}): {listed(n)}" for what, n in problems.items() if n]
     return "".join(lines)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Whether no number of a floating-point array is NaN or infinite; looked at block by block."""
+    rows = np.atleast_1d(array)
+    step = max(1, BLOCK_BYTES // max(1, rows[:1].nbytes))
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        if block.dtype == ml_dtypes.bfloat16:
+            # numpy asks values of a dtype that is not its own one at a time: exponents are bits
+            found = (block.view(np.uint16) & 0x7F80) != 0x7F80
+        else:
+            found = np.isfinite(block)
+        if not found.all():
+            return False
+    return True
 
 
 def copy_into(

@@ -20,6 +20,7 @@ from jaxr1.checkpoints.tensors import (
     LazyTensor,
     TensorFile,
     copy_into,
+    is_finite,
     itemised,
     open_checkpoint,
 )
@@ -52,7 +53,7 @@ def load_params(
 
     Raises:
       CheckpointError: missing, unexpected or wrongly shaped tensors or numbers that are not
-        floating point, all listed by name.
+        floating point, all listed by name; or a tensor with a number that is not finite.
     """
     files = open_checkpoint(directory)
     fits = {}
@@ -137,6 +138,11 @@ def _load_tensor(
         file = files[name]
         copy_into(p.from_hf(file.read(name))[index], out, lambda: file.drop(name))
         file.drop(name)
+        if not is_finite(out):
+            raise CheckpointError(
+                f"{file.path}: tensor {name!r} holds NaN or infinite numbers (as {dtype}): the "
+                "file is damaged, or its training had failed"
+            )
 
     names = p.names()
     if not p.layers:
@@ -228,17 +234,27 @@ def hf_tensors(flat: Mapping[str, jax.Array], table: Table, dtype) -> list[tuple
             raise ValueError(
                 f"{name}: {', '.join(path for path, _ in places)} are not the parts of one tensor"
             )
-        make = functools.partial(_assemble, flat, table, places, shape, np.dtype(dtype))
+        make = functools.partial(_assemble, name, flat, table, places, shape, np.dtype(dtype))
         out.append((name, LazyTensor(shape, np.dtype(dtype), make)))
     return out
 
 
-def _assemble(flat, table: Table, places: list[tuple[str, int | None]], shape, dtype) -> np.ndarray:
-    """One Hugging Face tensor from the entries that it consists of: (path, layer or None)."""
+def _assemble(
+    name: str, flat, table: Table, places: list[tuple[str, int | None]], shape, dtype
+) -> np.ndarray:
+    """One Hugging Face tensor from the entries that it consists of: (path, layer or None).
+
+    Raises:
+      CheckpointError: a number in it is not finite; such a file could not be loaded again.
+    """
     whole = np.empty(shape, dtype)
     for path, layer in places:
         p = table[path]
         copy_into(p.to_hf(_fetch(flat[path], layer)), p.of(whole))
+    if not is_finite(whole):
+        raise CheckpointError(
+            f"{name}: holds NaN or infinite numbers (as {dtype}), and is not written"
+        )
     return whole
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from jaxr1.data.example import Dataset
 from jaxr1.data.rows import CheckImages, make_example
-from jaxr1.data.tables import BadRows, check_choice, load_rows
+from jaxr1.data.tables import BadRows, check_choice, files_of, load_rows
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class Files:
     limit: int | None = None
     require_answer: bool = True
     check_images: CheckImages = "header"
+
+    def files(self) -> list[str]:
+        """The files of rows that `load` reads."""
+        return files_of(self.path)
 
     def load(self) -> Dataset:
         """Reads and checks every row.

@@ -13,7 +13,7 @@ from jaxr1.data.choices import shuffle_options, with_options
 from jaxr1.data.example import Dataset, Example
 from jaxr1.data.rows import CheckImages, make_example
 from jaxr1.data.stored import as_list
-from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, load_rows
+from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, files_of, load_rows
 from jaxr1.media.references import is_empty
 
 # Columns that a parquet row does not hand on as they are: they are rewritten, or are no part of SAT
@@ -60,6 +60,10 @@ class Sat:
     limit: int | None = None
     bad_rows: BadRows = "error"
     check_images: CheckImages = "header"
+
+    def files(self) -> list[str]:
+        """The files of rows that `load` reads."""
+        return files_of(self.path)
 
     def load(self) -> Dataset:
         """Reads and checks every row; errors are those of `Files.load`."""

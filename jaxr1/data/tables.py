@@ -139,7 +139,7 @@ def _first_of(bad: list[str]) -> str:
 
 def _rows(path: str, image_root: str | None) -> Iterator[Row]:
     """The rows of all files; one that cannot be parsed holds the error that says so."""
-    for file in _files(path):
+    for file in files_of(path):
         root = Path(image_root) if image_root is not None else Path(file).parent
         for number, rows, place, value in _places(file):
             source = f"{file}:{number}"
@@ -151,7 +151,7 @@ def _in_row(rows: RowFile, place: Place, source: str, path: tuple[str | int, ...
     return InRow(rows, place, path, source)
 
 
-def _files(path: str) -> list[str]:
+def files_of(path: str) -> list[str]:
     """The file of that name, or those that match the pattern."""
     text = os.fspath(path)
     if os.path.isfile(text):

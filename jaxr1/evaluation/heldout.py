@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -12,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxr1.base.checks import check_least, check_positive, check_types
+from jaxr1.base.files import write_whole
 from jaxr1.base.jsonl import write_rows
-from jaxr1.base.names import EVALUATION_MEASURES
+from jaxr1.base.names import EVALUATION_MEASURES, check_name
 from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.batch import EncodedPrompt
@@ -82,10 +84,7 @@ class Evaluation:
             samples=0,
         )
         check_positive(self, "reward_timeout_s", path=path)
-        if not self.name or "/" in self.name:
-            raise ValueError(
-                f"{path}the name is part of file names: it must not be empty or hold a slash"
-            )
+        check_name(self.name, f"{path}the name ")
         if not self.rewards:
             raise ValueError(f"{path}no rewards")
         check_labels(self.rewards, path, EVALUATION_MEASURES)
@@ -153,6 +152,7 @@ class HeldOut:
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
             for draw, row in asked.answers(params, leave_out):
+                check()
                 shown = draw if len(rows) < options.samples else None
                 rows.append({key: row[key] for key in ROW} | {"media": self._pictures(shown)})
             write_rows(self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl", rows)
@@ -169,7 +169,9 @@ class HeldOut:
             file = self.folder / "media" / f"{hashes[-1]}.png"
             if not file.exists():
                 file.parent.mkdir(exist_ok=True)
-                image.save(file)
+                picture = io.BytesIO()
+                image.save(picture, "PNG")
+                write_whole(file, picture.getvalue())
         return hashes
 
 
@@ -213,7 +215,8 @@ class Asked:
             if not draws:
                 continue
             keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
-            groups = self.sampler(params, [d.prompt for d in draws], keys, 1)
+            prompts = [draw.prompt for draw in draws]
+            groups = self.sampler(params, prompts, keys, 1, check=self.check)
             episodes = Episodes.sampled(draws, groups)
             waiting.append((episodes, self.pool.submit(episodes.items())))
             if len(waiting) > 1:

@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console as RichConsole
 from rich.table import Table
 
+from jaxr1.base.files import write_whole
 from jaxr1.report.curves import DARK, LIGHT, draw_curves
 from jaxr1.report.history import StageResult, read_history, stage_results
 from jaxr1.report.page import page_html
@@ -59,13 +60,6 @@ def write_report(run_dir: str | os.PathLike[str]) -> Report:
     results = stage_results(history)
     light, dark = draw_curves(history, LIGHT), draw_curves(history, DARK)
     png, page = directory / "curves.png", directory / "report.html"
-    _replace(png, light)
-    _replace(page, page_html(directory, history, results, light, dark).encode("utf-8"))
+    write_whole(png, light)
+    write_whole(page, page_html(directory, history, results, light, dark).encode("utf-8"))
     return Report(results_table(results), png, page, tuple(results))
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: someone may be looking at the old one."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(data)
-    scratch.replace(path)

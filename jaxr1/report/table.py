@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
+from rich.text import Text
 
+from jaxr1.base.text import visible
 from jaxr1.report.history import StageResult, scores
 
 
@@ -76,5 +78,5 @@ def results_table(results: Sequence[StageResult]) -> Table:
     return table
 
 
-def _no_markup(text: str) -> str:
-    return text.replace("[", r"\[")
+def _no_markup(text: str) -> Text:
+    return Text(visible(text))

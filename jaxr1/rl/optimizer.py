@@ -17,10 +17,11 @@ class Optimizer:
 
     Attributes:
       learning_rate: at the peak.
-      schedule: after the warm-up: "constant", "cosine" or "linear" to `final` x learning_rate at
-        the stage's last step.
+      schedule: after the warm-up: "constant", or "cosine" or "linear" towards `final` x
+        learning_rate, which the step after the stage's last one would have: with `final` 0 the last
+        step still moves.
       warmup: steps, or a fraction of the stage's steps when below 1.
-      final: end of the decay, as a fraction of the peak.
+      final: where the decay ends, as a fraction of the peak.
       b1: decay of AdamW's mean of gradients.
       b2: decay of AdamW's mean of squared gradients.
       eps: added to AdamW's denominator.

@@ -51,6 +51,7 @@ def score(
     episodes: Episodes,
     placed_bg: np.ndarray,
     work: Work,
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Log-probs of responses under given parameters, without gradient.
 
@@ -58,6 +59,7 @@ def score(
       params: the learner's, or a reference's.
       placed_bg: bool[B, G], responses to score.
       work: what is computed is added to it.
+      check: called before each micro-batch.
 
     Returns:
       float32[N]; 0 for the other responses.
@@ -74,6 +76,7 @@ def score(
         learner.buckets,
         temperature=learner.objective.temperature,
         forbidden=learner.objective.forbidden,
+        check=check,
     )
     return found["logp"]
 
@@ -92,7 +95,7 @@ def gradients(
     Args:
       work: what is computed is added to it.
       scalars: coefficients that move, by name; a new value compiles nothing.
-      check: called before each micro-batch.
+      check: called before each micro-batch, and when the last one is done.
     """
     model, objective = learner.model, learner.objective
     prompts = episodes.seen_by(learner.name)
@@ -105,13 +108,15 @@ def gradients(
     moving = {name: np.float32(value) for name, value in (scalars or {}).items()}
     sums = zero_sums(objective, state.trainable, moving)
     for plan in plans:
-        check()
         batch = make_batch(
             learner, plan, prompts, episodes, multiple=batch_multiple(mesh, model.rules)
         )
         work.padding.append(Padding.of(plan, batch.prompt, batch.strips))
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
+            # The host is one micro-batch ahead, and no more: a signal is heard when it comes.
+            jax.block_until_ready(sums.loss)
+            check()
             sums = accumulate(
                 model,
                 objective,
@@ -122,6 +127,8 @@ def gradients(
                 moving,
                 plan.at_once,
             )
+    jax.block_until_ready(sums.loss)
+    check()
     return sums
 
 

@@ -8,7 +8,9 @@ reward/accuracy    0.621     eval/digits/format     0.992
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -23,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxr1.base.names import is_component, is_score
+from jaxr1.base.text import visible
 
 REWARDS = "reward/*"  # stands for all components
 MAIN = (
@@ -58,6 +61,12 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _Terminal(RichConsole):
+    def on_broken_pipe(self) -> None:
+        """A closed pipe ends the printing, not the process."""
+        raise BrokenPipeError
+
+
 class Console:
     """Shows a run; a context manager that leaves the terminal as it was, come what may.
 
@@ -68,7 +77,7 @@ class Console:
     """
 
     def __init__(self, *, live: bool | None = None, file: IO[str] | None = None):
-        self.rich = RichConsole(file=file, highlight=False)
+        self.rich = _Terminal(file=file, highlight=False)
         if live is None:
             live = (
                 self.rich.is_terminal
@@ -97,7 +106,10 @@ class Console:
         if self._live is not None:
             if kind is None:
                 self._phase = ""
-            self._live.stop()  # shows the cursor again and gives stdout and stderr back
+            try:
+                self._live.stop()  # shows the cursor again and gives stdout and stderr back
+            except OSError:
+                self._nobody_reads()
             self._live = None
 
     def stage(self, name: str, total: int, done: int = 0, of: str = "") -> None:
@@ -163,11 +175,30 @@ class Console:
             return None
         return max(0, self._total - self._step) * self._seconds_per_step
 
+    def step_seconds_left(self) -> float | None:
+        """Estimated seconds until the step in progress ends; None as in `seconds_left`."""
+        if self._seconds_per_step is None or self._last_step_at is None:
+            return None
+        return max(0.0, self._seconds_per_step - (time.monotonic() - self._last_step_at))
+
     def print(self, *objects: Any) -> None:
-        """Prints above the table; brackets in strings are no markup."""
-        self.rich.print(*objects, markup=False)
-        if self._live is None:
-            self.rich.file.flush()  # a log that is followed should not lag by a buffer
+        """Prints above the table; brackets in strings are no markup, control characters are shown.
+
+        Where nobody reads any more (a closed terminal or pipe) the run goes on without a console:
+        all that counts is in its files.
+        """
+        shown = [visible(x) if isinstance(x, str) else x for x in objects]
+        try:
+            self.rich.print(*shown, markup=False)
+            if self._live is None:
+                self.rich.file.flush()  # a log that is followed should not lag by a buffer
+        except OSError:
+            self._nobody_reads()
+
+    def _nobody_reads(self) -> None:
+        """What is still to be written goes nowhere."""
+        with contextlib.suppress(OSError, ValueError):  # a file without a number of its own
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.rich.file.fileno())
 
     @staticmethod
     def _shown(metrics: Mapping[str, float]) -> list[str]:
@@ -185,12 +216,12 @@ class Console:
     def _render(self) -> RenderableType:
         line = Table.grid(padding=(0, 2))
         line.add_row(
-            Text(f"stage {self._stage}{self._of}", style="bold"),
+            Text(visible(f"stage {self._stage}{self._of}"), style="bold"),
             ProgressBar(total=max(self._total, 1), completed=self._step, width=32),
             Text(f"{self._step}/{self._total}"),
             Text(f"{format_seconds(self.seconds_left())} left in stage", style="cyan"),
             self._spinner if self._phase else Text(""),
-            Text(self._phase, style="dim"),
+            Text(visible(self._phase), style="dim"),
         )
         keys = self._shown(self._metrics)
         if not keys:
@@ -205,7 +236,7 @@ class Console:
             for column in (left, right):
                 key = column[i] if i < len(column) else ""
                 cells += [
-                    Text(key, style="dim"),
+                    Text(visible(key), style="dim"),
                     Text(format_number(self._metrics[key]) if key else ""),
                 ]
             table.add_row(*cells)

@@ -67,6 +67,7 @@ def export_checkpoint(
     folder = Path(run_dir)
     if not (folder / "config.json").is_file() or not (folder / "checkpoints").is_dir():
         raise CheckpointError(f"{folder} is no run directory (no config.json or no checkpoints)")
+    # Read only: a run may be at work there, and be writing its next checkpoint.
     checkpoints = Checkpoints(folder / "checkpoints", keep=None)
     try:
         step = _chosen(checkpoints, step)
@@ -74,13 +75,28 @@ def export_checkpoint(
         stage = config["stages"][checkpoints.progress(step).stage]
         like = Loaded(*load.load_model(config["model"], param_dtype=config["param_dtype"]))
         lora = _lora(stage.get("lora"))
-        params = checkpoint_params(folder, checkpoints, step, stage["name"], lora, like)
+        params = _read(folder, checkpoints, step, stage["name"], lora, like)
         names = [field.name for field in dataclasses.fields(ProcessorOptions)]
         bounds = {name: config["processor"].get(name) for name in names}
         processor = load.load_processor(config["model"], **bounds)
         return load.save_model(like.model, params, processor, out, dtype)
     finally:
         checkpoints.close()
+
+
+def _read(
+    folder: Path, checkpoints: Checkpoints, step: int, stage: str, lora: Lora | None, like: Loaded
+) -> dict:
+    """As `checkpoint_params`; CheckpointError where a run removes the checkpoint meanwhile."""
+    try:
+        return checkpoint_params(folder, checkpoints, step, stage, lora, like)
+    except Exception as e:
+        if step in checkpoints.steps_on_disk():
+            raise
+        raise CheckpointError(
+            f"{checkpoints.folder}: the run that is at work there has removed the checkpoint of "
+            f"step {step} while it was read (keep_checkpoints): give the same command again"
+        ) from e
 
 
 def _chosen(checkpoints: Checkpoints, step: int | None) -> int:

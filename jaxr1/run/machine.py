@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -90,7 +91,10 @@ def environment() -> dict:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions,
+        "processor": platform.processor() or platform.machine(),
+        "cpus": os.cpu_count(),
         "devices": [str(d) for d in jax.devices()],
+        "device_kind": jax.devices()[0].device_kind,
         "hosts": jax.process_count(),
         "git": commit,
     }

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jaxr1.base.files import write_whole
 from jaxr1.base.jsonl import AppendLog
 
 
@@ -46,14 +48,19 @@ class MetricsLog:
                 raise ImportError(
                     "logging to Weights & Biases needs the package wandb: pip install wandb"
                 ) from None
-            # the directory's name as id: a resumed run goes on in the same record
+            # kept in the directory: a resumed run goes on in the same record, and a directory of
+            # the same name elsewhere (a/seed0, b/seed0) has another one
             self._wandb = module.init(
                 project=wandb,
                 name=self.run_dir.name,
-                id=self.run_dir.name,
+                id=_kept_id(self.run_dir / "wandb_id"),
                 dir=str(self.run_dir),
                 resume="allow",
             )
+            # steps as a metric: wandb drops what is logged under a smaller step of its own than
+            # before, which is what a resumed run logs first
+            self._wandb.define_metric("global_step")
+            self._wandb.define_metric("*", step_metric="global_step")
 
     def write(
         self, stage: str, step: int, metrics: Mapping[str, Any], *, global_step: int | None = None
@@ -78,7 +85,7 @@ class MetricsLog:
             for name, value in finite.items():
                 writer.add_scalar(name, value, x)
         if self._wandb is not None:
-            self._wandb.log({"stage": stage, **finite}, step=x)
+            self._wandb.log({"stage": stage, "global_step": x, **finite})
 
     def _open_tensorboard(self) -> Any:
         if self._writer is None:
@@ -125,3 +132,10 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _kept_id(file: Path) -> str:
+    """What the file holds: a random id, made once."""
+    if not file.is_file():
+        write_whole(file, secrets.token_hex(8).encode())
+    return file.read_text()

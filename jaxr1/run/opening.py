@@ -16,19 +16,21 @@ import numpy as np
 from jaxr1.base.checks import option
 from jaxr1.base.jsonl import AppendLog
 from jaxr1.checkpoints.tensors import fingerprint
-from jaxr1.evaluation.heldout import HeldOut
+from jaxr1.data import Dataset
+from jaxr1.evaluation.heldout import Evaluation, HeldOut
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.run.console import Console
 from jaxr1.run.dropped import Dropped, unparsable_rows
-from jaxr1.run.machine import CompileCounter, environment
+from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environment, write_inputs
+from jaxr1.run.machine import CompileCounter
 from jaxr1.run.metrics import MetricsLog
 from jaxr1.run.options import Config
-from jaxr1.run.resume import check_config, resolved, write_config
-from jaxr1.run.state import Checkpoints, Progress, ResumeError
+from jaxr1.run.resume import check_config, differences, resolved, write_config
+from jaxr1.run.state import Checkpoints, Progress, ResumeError, tidy
 from jaxr1.sampling.draw import RandomStream
-from jaxr1.stages import Context
+from jaxr1.stages import Context, Stage
 
 FINISHED = "finished.jsonl"
 
@@ -53,7 +55,7 @@ class Opened:
         self.resolved = resolved(config)
         begun = self.look()
         changed = self.load(begun, override)
-        self.take_over(begun, changed)
+        self.take_over(begun, changed, begun or self._begins_again())
 
     @property
     def finished(self) -> bool:
@@ -62,6 +64,7 @@ class Opened:
 
     def look(self) -> bool:
         """Whether the directory holds a run, and how far it is."""
+        tidy(self.dir)
         self.checkpoints = Checkpoints(self.dir / "checkpoints", self.config.keep_checkpoints)
         self.stack.callback(self.checkpoints.close)
         self.saved_at = self.checkpoints.latest()
@@ -77,7 +80,8 @@ class Opened:
           What differs from the run in the directory, and is accepted.
         """
         config = self.config
-        changed = check_config(self.dir, self.resolved, override) if begun else []
+        ended = self.progress.stage
+        changed = check_config(self.dir, self.resolved, override, ended) if begun else []
         with option("mesh"):
             self.mesh = config.mesh.build()
         dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -96,9 +100,43 @@ class Opened:
             stage.check(path, self.model, self.dir)
             for warning in stage.warnings(self.model):
                 self.console.print(f"warning: {path}: {warning}")
+        self._check_steps()
         pairs = zip(config.stages, self.data, strict=True)
         self.unparsable = [unparsable_rows(stage, dataset) for stage, dataset in pairs]
+        self.inputs = inputs_of(self._parts(), load.resolve(config.model), self.dir)
+        if begun and (changed or not self.finished):
+            changed += check_inputs(self.dir, self.inputs, override)
         return changed
+
+    def _check_steps(self) -> None:
+        """Refuses to end a stage before the step that it has reached."""
+        number, done = self.progress.stage, self.progress.step
+        if number >= len(self.data):
+            raise ResumeError(
+                f"{self.dir}: the run is in stages.{number}, which the configuration does not have"
+            )
+        steps = self.config.stages[number].count_steps(len(self.data[number]))
+        if done > steps:
+            raise ResumeError(
+                f"{self.dir}: stages.{number} has done {done} steps already, the configuration "
+                f"gives it {steps}"
+            )
+
+    def _parts(self) -> dict[str, tuple[Stage | Evaluation, Dataset]]:
+        """{path in the configuration: (stage or held-out set, its data)}."""
+        parts: dict[str, tuple[Stage | Evaluation, Dataset]] = {}
+        for number, pair in enumerate(zip(self.config.stages, self.data, strict=True)):
+            parts[f"stages.{number}"] = pair
+        for number, held_out in enumerate(self.held_out.sets):
+            parts[f"evaluations.{number}"] = held_out
+        return parts
+
+    def _begins_again(self) -> bool:
+        """Whether the directory is left of this very run, killed before its first checkpoint."""
+        file = self.dir / "config.json"
+        if not file.is_file() or kept_inputs(self.dir) != self.inputs:
+            return False
+        return not differences(json.loads(file.read_text()), self.resolved)
 
     def _same_weights(self, override: bool) -> list[str]:
         """Refuses other weights than at the beginning: checkpoints hold no frozen parts."""
@@ -111,8 +149,14 @@ class Opened:
             raise ResumeError(f"{self.dir}: {line} (--override-resume goes on with them)")
         return [line]
 
-    def take_over(self, begun: bool, changed: list[str]) -> None:
-        """Cuts the directory back to its checkpoint, and writes down what goes on in it."""
+    def take_over(self, begun: bool, changed: list[str], same: bool) -> None:
+        """Cuts the directory back to its checkpoint, and writes down what goes on in it.
+
+        Args:
+          begun: whether it holds a run.
+          changed: what differs from that run, and is accepted.
+          same: whether what a step has written there is of this run; its grades are then replayed.
+        """
         with option("wandb"):
             log = MetricsLog(self.dir, tensorboard=self.config.tensorboard, wandb=self.config.wandb)
         self.metrics = log
@@ -124,13 +168,15 @@ class Opened:
         if changed or not self.finished:
             log.truncate(offsets.get("metrics.jsonl", 0), global_step=total + 1)
             self.dropped.cut(offsets.get("dropped.jsonl", 0))
-        if changed or not begun:
+        if changed or not same:
             self._forget_later()
         if changed:
             (self.dir / FINISHED).unlink(missing_ok=True)  # there may be steps to do now
             with AppendLog(self.dir / "overrides.jsonl") as overrides:
                 overrides.write({"total_step": total, "changed": changed})
-        (self.dir / "environment.json").write_text(json.dumps(environment(), indent=2))
+        if not self.finished:
+            note_environment(self.dir, begun, total, self.console)
+            write_inputs(self.dir, self.inputs)
         # Last: until here, the directory is the old configuration's.
         write_config(self.dir, self.resolved)
         self.dropped.open()

@@ -6,6 +6,7 @@ Each room declares and checks its own part of the tree.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 from jaxr1.base.checks import check_least, check_types
@@ -32,6 +33,9 @@ class Config:
         optimiser's state is float32).
       remat: rematerialise layers in the backward pass.
       keep_checkpoints: how many are kept.
+      save_minutes: longest time between checkpoints, besides those of a stage's `save_every`; 0 is
+        off. Every stage ends with one.
+      save_first: write a checkpoint before anything is trained too.
       export: write export/ at the end.
       report: write the table, the curves and the page at the end.
       tensorboard: write event files.
@@ -49,6 +53,8 @@ class Config:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
     keep_checkpoints: int = 2
+    save_minutes: float = 20.0
+    save_first: bool = False
     export: bool = True
     report: bool = True
     tensorboard: bool = True
@@ -63,6 +69,11 @@ class Config:
         for what, given in (("stage", names), ("evaluation", sets)):
             if len(set(given)) != len(given):
                 raise ValueError(f"{what} names must differ, got {', '.join(given)}")
+        files = [f"{one}_{stage}" for one, stage in itertools.product(sets, names)]
+        if double := sorted({file for file in files if files.count(file) > 1}):
+            raise ValueError(
+                f"evaluations and stages share the files eval_{double[0]}_STEP.jsonl: rename one"
+            )
         if not self.run_dir:
             raise ValueError("run_dir must name a folder")
-        check_least(self, "", seed=0, keep_checkpoints=1)
+        check_least(self, "", seed=0, keep_checkpoints=1, save_minutes=0)

@@ -15,11 +15,21 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
+from jaxr1.base.files import write_whole
 from jaxr1.rewards.spec import Reward
 from jaxr1.run.state import ResumeError
 
 # Fields that say where and how a run is shown, not what it computes: they may differ on resume.
-FREE = ("run_dir", "tensorboard", "wandb", "report", "export", "keep_checkpoints")
+FREE = (
+    "run_dir",
+    "tensorboard",
+    "wandb",
+    "report",
+    "export",
+    "keep_checkpoints",
+    "save_minutes",
+    "save_first",
+)
 
 
 def resolved(config: Any) -> Any:
@@ -55,17 +65,30 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
 
 
-def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
+def check_config(run_dir: Path, config: dict, override: bool, ended: int = 0) -> list[str]:
     """Compares with the config.json that is there, if there is one.
+
+    Args:
+      override: accept differences.
+      ended: how many stages are over: they cannot be done in another way any more.
 
     Returns:
       The differences that were accepted, one line each.
 
     Raises:
-      ResumeError: there are some and `override` is not set; lists the fields.
+      ResumeError: there are some and `override` is not set, or some are of a stage that is over;
+        lists the fields.
     """
     file = run_dir / "config.json"
-    changed = differences(json.loads(file.read_text()), config) if file.is_file() else []
+    before = json.loads(file.read_text()) if file.is_file() else config
+    changed = differences(before, config)
+    if late := _of_ended_stages(before["stages"], config["stages"], ended):
+        raise ResumeError(
+            f"{run_dir}: the run has passed the stages before stages.{ended}, where a change has "
+            "no effect any more:\n  "
+            + "\n  ".join(late)
+            + "\nLeave them as they were, or use another --run-dir."
+        )
     if changed and not override:
         raise ResumeError(
             f"{run_dir} holds a run with another configuration:\n  "
@@ -73,6 +96,15 @@ def check_config(run_dir: Path, config: dict, override: bool) -> list[str]:
             + "\nUse another --run-dir, or --override-resume to go on with the new values."
         )
     return changed
+
+
+def _of_ended_stages(before: list, now: list, ended: int) -> list[str]:
+    """The differences among the first stages; fields that older releases did not have are none."""
+    lines = []
+    for number, old in enumerate(before[:ended]):
+        new = now[number] if number < len(now) else "absent"
+        lines += differences(old, new, f"stages.{number}")
+    return [line for line in lines if ': "absent" in the run' not in line]
 
 
 @contextlib.contextmanager
@@ -99,6 +131,4 @@ def only_process(run_dir: Path) -> Iterator[None]:
 
 def write_config(run_dir: Path, config: dict) -> None:
     """Writes config.json by atomic rename."""
-    scratch = run_dir / "config.json.tmp"
-    scratch.write_text(json.dumps(config, indent=2))
-    scratch.replace(run_dir / "config.json")
+    write_whole(run_dir / "config.json", json.dumps(config, indent=2).encode())

@@ -11,8 +11,12 @@ fingerprint of its weights, or those in frozen/STAGE.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,12 @@ from jaxr1.base.errors import UserError
 from jaxr1.rl.learner import TrainState
 
 LAYOUT = 2  # of what a checkpoint holds
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not finished
 RELEASES = {1: "0.1"}  # the last release that reads an older layout
+
+
+class SaveError(UserError):
+    """A checkpoint that could not be written."""
 
 
 class ResumeError(UserError):
@@ -44,6 +53,7 @@ class Progress:
       evaluate: the evaluation at this step is still to come.
       model: fingerprint of the weights that the run started from.
       moved: parts that earlier stages have trained: they are no longer the model directory's.
+      skipped: steps in a row, up to this one, whose gradients were not finite.
     """
 
     stage: int = 0
@@ -54,6 +64,11 @@ class Progress:
     evaluate: bool = False
     model: str = ""
     moved: list[str] = dataclasses.field(default_factory=list)
+    skipped: int = 0
+
+    def next_stage(self, number: int) -> Progress:
+        """At the beginning of another stage."""
+        return dataclasses.replace(self, stage=number, step=0, position=0, skipped=0)
 
 
 def abstract(tree) -> Any:
@@ -67,7 +82,13 @@ def learned(state: TrainState) -> dict[str, Any]:
 
 
 class Checkpoints:
-    """Checkpoints of a run, saved in the background, complete or absent."""
+    """Checkpoints of a run, saved in the background, complete or absent.
+
+    Args:
+      folder: where they are.
+      keep: how many are kept; None only reads, and neither removes nor tidies anything: a run may
+        be at work there. Any other number needs the run's lock.
+    """
 
     def __init__(self, folder: Path, keep: int | None):
         policies = ocp.training.preservation_policies
@@ -76,31 +97,71 @@ class Checkpoints:
             folder.absolute(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.LatestN(keep),
-            cleanup_tmp_directories=True,  # what a killed save left behind
+            cleanup_tmp_directories=keep is not None,  # what a killed save left behind
         )
-        self.pending = None
+        self.pending: Any = None
+        self.saving = 0  # step of the pending one
+        self.failed = False
 
     def save(self, states: dict[str, TrainState], progress: Progress, config: dict) -> None:
-        """Starts a save; the previous one is finished first."""
+        """Starts a save; the previous one is finished first.
+
+        Raises:
+          SaveError: the previous one, or what this one does at once, has failed.
+        """
         self.wait()
+        self.saving = progress.total_step
         learners = {name: learned(state) for name, state in states.items()}
         if jax.default_backend() == "cpu":
             # A host view of a CPU array is the array: the next donated update would write under it.
             learners = jax.tree.map(jnp.copy, learners)
         noted = {**dataclasses.asdict(progress), "config": json.dumps(config), "layout": LAYOUT}
-        self.pending = self.checkpointer.save_checkpointables_async(
-            progress.total_step, {"learners": learners, "progress": noted}
-        )
+        with self._told():
+            self.pending = self.checkpointer.save_checkpointables_async(
+                progress.total_step, {"learners": learners, "progress": noted}
+            )
+
+    def check(self) -> None:
+        """Raises SaveError if a save has failed by now; it is not waited for."""
+        self._finish(timeout=0)
 
     def wait(self) -> None:
-        """Until the last save is complete on disk."""
-        if self.pending is not None:
-            self.pending.result()
-            self.pending = None
+        """Until the last save is complete on disk.
+
+        Raises:
+          SaveError: it has failed.
+        """
+        self._finish(timeout=None)
+
+    def _finish(self, timeout: float | None) -> None:
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        with self._told():
+            try:
+                pending.result(timeout)
+            except TimeoutError:
+                if timeout is None:
+                    raise
+                self.pending = pending
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What fails inside is said as a SaveError."""
+        try:
+            with _saving(f"{self.folder}: the checkpoint of step {self.saving}"):
+                yield
+        except SaveError:
+            self.failed = True
+            raise
 
     def latest(self) -> int | None:
         found = self.checkpointer.latest
         return None if found is None else found.step
+
+    def steps_on_disk(self) -> list[int]:
+        """As `steps`, of what is complete now: a save that failed was never there."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     def steps(self) -> list[int]:
         """Those of all complete checkpoints, ascending."""
@@ -158,8 +219,31 @@ class Checkpoints:
         return found[learner]["trainable"]
 
     def close(self) -> None:
-        self.wait()
-        self.checkpointer.close()
+        """Waits for the last save.
+
+        Raises:
+          SaveError: it has failed, and nobody was told yet.
+        """
+        try:
+            self.wait()
+        finally:
+            try:
+                self.checkpointer.close()
+            except Exception:
+                if not self.failed:  # else Orbax says again what was said
+                    raise
+
+
+@contextlib.contextmanager
+def _saving(what: str) -> Iterator[None]:
+    """What fails inside is said as a SaveError, which begins with `what`."""
+    try:
+        yield
+    except Exception as e:  # Orbax and tensorstore have errors of their own for a full disk
+        raise SaveError(
+            f"{what} could not be written ({type(e).__name__}: {e}). Is the disk full? What was "
+            "saved before is whole"
+        ) from e
 
 
 class Kept:
@@ -219,5 +303,37 @@ def _once(folder: Path, tree: dict) -> dict:
     """Writes a tree where nothing is yet; what is there, placed like it."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        ocp.save(folder.absolute(), tree)
+        with _saving(str(folder)):
+            ocp.save(folder.absolute(), tree)
     return ocp.load(folder.absolute(), abstract(tree))
+
+
+def tidy(folder: Path) -> None:
+    """Removes what killed saves and exports left behind in a run directory; needs its lock."""
+    left: list[Path] = []
+    for kept in ("reference", "frozen"):
+        left += (folder / kept).glob(f"**/*{UNFINISHED}*")
+    exports = list(folder.glob(".export.*.partial"))
+    if (folder / "export").is_dir():  # else the old one is the only one
+        exports += folder.glob(".export.*.old")
+    files = [*folder.glob(".*.tmp"), *(folder / "media").glob(".*.tmp")]
+    # An export or a report needs no lock: it may be at work.
+    for path in (*left, *filter(_is_of_the_dead, [*exports, *files])):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_of_the_dead(path: Path) -> bool:
+    """Whether the process has ended whose number is the last but one part of a name."""
+    number = path.name.split(".")[-2]
+    if not number.isdecimal() or os.name == "nt":  # there, asking is ending
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of somebody else, or no number of a process
+        return False
+    return int(number) == os.getpid()  # this process has just begun: another one had its number

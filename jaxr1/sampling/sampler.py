@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 
 from jaxr1.base.checks import check_least
+from jaxr1.base.errors import UserError
 from jaxr1.inputs.batch import EncodedPrompt, make_batch
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets, geometric, rows_for
@@ -24,9 +26,19 @@ from jaxr1.sampling.stops import StopStrings
 FIRST_SLOTS = 32
 # Tokens between two looks for a stop string.
 LOOK_EVERY = 16
+# Longest time between two looks for a signal, about; and tokens before it is known what one takes.
+LOOK_SECONDS = 4.0
+FIRST_LOOK = 8
 
 OnTokens = Callable[[list[list[np.ndarray]]], None]
 """Called with the token ids so far of every prompt and sample."""
+
+Check = Callable[[], None]
+"""Raises where the drawing is to be given up."""
+
+
+class NotFiniteError(UserError):
+    """A model that computes NaN or infinite log-probs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +132,7 @@ class Sampler:
         added = processor.tokenizer.added_tokens_decoder
         self.ends = {i for i in stops if i in added and added[i].special}
         self.static = decode.Static(filters, processor.media_token_ids, tuple(sorted(stops)))
+        self.seconds_per_token: float | None = None  # of the last chunk
 
     def __call__(
         self,
@@ -130,13 +143,20 @@ class Sampler:
         *,
         on_tokens: OnTokens | None = None,
         every: int = 0,
+        check: Check | None = None,
     ) -> list[list[Completion]]:
         """n completions for each prompt.
 
         Args:
           keys: of the prompts, from `prompt_key`.
           on_tokens: called every `every` tokens, and at the end of each chunk.
+          check: called every few seconds; what it raises ends the drawing.
+
+        Raises:
+          NotFiniteError: a token has a log-prob that is no number.
         """
+        if check is not None:
+            check()
         # Prompt rows are rounded up; those that fill the shape are done before they begin.
         mesh, rules = mesh_of(params), self.model.rules
         multiple = batch_multiple(mesh, rules)
@@ -154,7 +174,7 @@ class Sampler:
             key, done = place_rows((key, done), mesh, rules)
             state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0])
             del prompt  # its keys live on in the cache's layout
-            flight = InFlight(self, state, cache, len(prompts), n, multiple)
+            flight = InFlight(self, state, cache, len(prompts), n, multiple, check)
             flight.run(params, on_tokens, every)
 
         groups = [flight.group(prompt) for prompt in range(len(prompts))]
@@ -162,6 +182,12 @@ class Sampler:
 
     def _completion(self, drawn: Drawn) -> Completion:
         """The response as text, cut behind the token that completed a stop string."""
+        if not np.isfinite(drawn.logprobs).all():
+            at = int(np.flatnonzero(~np.isfinite(drawn.logprobs))[0])
+            raise NotFiniteError(
+                f"token {at} of a response has the log-prob {drawn.logprobs[at]}: the model's "
+                "numbers are no longer finite, and nothing can be learned from what it says"
+            )
         ids, cut = drawn.token_ids, self.stops.cut(drawn.token_ids)
         size = cut.size if cut else len(ids)
         # A special token that ends a response is no part of its text, even in the form of a tag.
@@ -198,8 +224,9 @@ class InFlight:
         prompts: int,
         samples: int,
         multiple: int,
+        check: Check | None = None,
     ):
-        self.sampler, self.state, self.cache = sampler, state, cache
+        self.sampler, self.state, self.cache, self.check = sampler, state, cache, check
         self.prompts, self.samples, self.multiple = prompts, samples, multiple
         self.finished: dict[tuple[int, int], Drawn] = {}
         rows = np.arange(state.done_bs.shape[0])
@@ -227,7 +254,8 @@ class InFlight:
         sampler, stops = self.sampler, self.sampler.options.stop
         stride = every or (LOOK_EVERY if stops else end)
         while True:
-            limit = min(end, int(self.state.step) + stride)
+            began, step = time.perf_counter(), int(self.state.step)
+            limit = min(end, step + self._until_look(stride))
             self.state = decode.decode_until(
                 sampler.model,
                 params,
@@ -238,12 +266,24 @@ class InFlight:
                 sampler.static,
             )
             done = np.array(self.state.done_bs)
+            drawn = max(1, int(self.state.step) - step)
+            sampler.seconds_per_token = (time.perf_counter() - began) / drawn
+            if self.check is not None:
+                self.check()
             if stops:
                 done = self._end_at_stop_strings(done, stride)
             if on_tokens:
                 on_tokens(self._so_far())
             if agree([int(done.all())])[0] or int(self.state.step) >= end:
                 return done
+
+    def _until_look(self, stride: int) -> int:
+        """Tokens until the next look: the stride, or fewer where a signal would wait too long."""
+        if self.check is None:
+            return stride
+        seconds = self.sampler.seconds_per_token
+        tokens = FIRST_LOOK if seconds is None else int(LOOK_SECONDS / max(seconds, 1e-9))
+        return agree([max(1, min(stride, tokens))])[0]
 
     def _end_at_stop_strings(self, done: np.ndarray, drawn: int) -> np.ndarray:
         """Ends responses that hold a stop string which ends in their last `drawn` tokens."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -68,6 +68,7 @@ def score_plans(
     temperature: float,
     forbidden: tuple[int, ...],
     reads: tuple[str, ...] = READS,
+    check: Callable[[], None] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Columns of what the model says of the responses that the plans place; 0 for all others.
 
@@ -75,6 +76,7 @@ def score_plans(
       prompts: all prompts that the plans' numbers refer to.
       token_n: int32[N], the tokens of all responses.
       reads: names of the columns; see `vlm.said`.
+      check: called before each micro-batch; what it raises ends the scoring.
 
     Returns:
       {name: float32[N]}.
@@ -83,6 +85,7 @@ def score_plans(
     multiple = batch_multiple(mesh, model.rules)
     columns = {name: np.zeros(len(token_n), np.float32) for name in reads}
     for plan in plans:
+        check()
         batch = plan_prompts(plan, prompts, buckets, model.media, multiple=multiple)
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxr1.base.names import check_name
 from jaxr1.inputs.draws import Draw
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
@@ -94,6 +95,8 @@ class Worker(contextlib.ExitStack):
 
     def __init__(self, context: Context, learners: dict[str, Learner], steps: int, draws: int):
         super().__init__()
+        for name in learners:
+            check_name(name, "learner ")
         self.context, self.learners, self.steps, self.draws = context, learners, steps, draws
 
     def init(self, params: dict) -> dict[str, TrainState]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from jaxr1.base.checks import check_least, check_positive, check_types, option
-from jaxr1.base.names import REWARD_STATISTICS
+from jaxr1.base.names import REWARD_STATISTICS, check_name
 from jaxr1.data import Source
 from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.models.vlm import Model
@@ -36,7 +36,9 @@ class StageOptions:
       lora: train low-rank adapters instead of the model; they are merged into it at the end of the
         stage.
       eval_every: steps between evaluations; 0 is only at the end.
-      save_every: steps between checkpoints; 0 is only at the end.
+      save_every: steps between checkpoints; 0 is by time (`Config.save_minutes`) and at the end.
+      max_skipped_steps: the run stops when so many steps in a row had no finite gradient; 0 is
+        never.
       buckets: static sizes.
     """
 
@@ -50,6 +52,7 @@ class StageOptions:
     lora: Lora | None = None
     eval_every: int = 0
     save_every: int = 0
+    max_skipped_steps: int = 10
     buckets: BucketOptions = BucketOptions()
 
     reads_response: ClassVar[bool] = False
@@ -65,11 +68,11 @@ class StageOptions:
             micro_batch_tokens=1,
             eval_every=0,
             save_every=0,
+            max_skipped_steps=0,
         )
-        if not self.name or "/" in self.name:
-            raise ValueError(
-                f"{self.path}the name is part of file names: it must not be empty or hold a slash"
-            )
+        check_name(self.name, f"{self.path}the name ")
+        if self.name.startswith("eval_"):
+            raise ValueError(f"{self.path}files of evaluations begin with eval_: take another name")
         for what in ("prompt", "response"):
             sizes, limit = getattr(self.buckets, what), getattr(self, f"max_{what}_tokens")
             if sizes and max(sizes) < limit:
@@ -92,6 +95,10 @@ class StageOptions:
     def leaves_out(self) -> bool:
         """Whether such rows are left out."""
         return False
+
+    def count_steps(self, examples: int) -> int:
+        """How many steps the stage has with so many examples."""
+        raise NotImplementedError
 
     def check(self, path: str, model: Model, folder: Path) -> None:
         """Raises OptionError for what the stage could not work with, before any stage runs.
@@ -137,6 +144,9 @@ class Sft(StageOptions):
         super().__post_init__()
         check_least(self, self.path, batch_size=1)
         check_positive(self, "epochs", path=self.path)
+
+    def count_steps(self, examples: int) -> int:
+        return max(1, -(-int(self.epochs * examples) // self.batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +242,9 @@ class Rl(StageOptions):
     @property
     def leaves_out(self) -> bool:
         return self.drop_unparsable
+
+    def count_steps(self, examples: int) -> int:
+        return self.steps
 
     def check(self, path: str, model: Model, folder: Path) -> None:
         super().check(path, model, folder)

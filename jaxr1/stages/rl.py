@@ -155,7 +155,7 @@ class RlStage(Worker):
             context.phase("sampling")
             wave, seen = draws[first : first + size], prompts[first : first + size]
             keys = [prompt_key(context.seed, context.stream, draw.position) for draw in wave]
-            sampled = self.sampler(params, seen, keys, options.group_size)
+            sampled = self.sampler(params, seen, keys, options.group_size, check=context.check)
             groups += sampled
             part = Episodes.sampled(wave, sampled)
             work.forward(context.model, seen, part.counts_bg.tolist())
@@ -186,7 +186,6 @@ class RlStage(Worker):
         params = {"old_logp": state.params}
         if self.reference is not None:
             params["ref_logp"] = {**state.base, **self.reference}
+        seen = (episodes, placed_bg, work, self.context.check)
         missing = [name for name in names if name in params and name not in episodes.columns]
-        return {
-            name: score(self.policy, params[name], episodes, placed_bg, work) for name in missing
-        }
+        return {name: score(self.policy, params[name], *seen) for name in missing}

@@ -17,7 +17,7 @@ class SftStage(Worker):
     """Cross-entropy; a row is a prompt and its one response."""
 
     def __init__(self, options: Sft, context: Context):
-        steps = max(1, -(-int(options.epochs * context.examples) // options.batch_size))
+        steps = options.count_steps(context.examples)
         forbidden = context.processor.media_token_ids
         self.policy = Learner(
             model=context.model,

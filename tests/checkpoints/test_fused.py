@@ -301,6 +301,7 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
 
     with replacing(out) as partial:
         (partial / "config.json").write_text("old")
+        (partial / "model.safetensors").touch()  # without weights it would be no model
     assert os.listdir(tmp_path) == ["m"]
 
     seen, replace, rmtree = [], os.replace, huggingface.shutil.rmtree
@@ -318,6 +319,7 @@ def test_a_complete_directory_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface.shutil, "rmtree", looked_at(rmtree))
     with replacing(out) as partial:
         (partial / "config.json").write_text("new")
+        (partial / "model.safetensors").touch()
     assert (out / "config.json").read_text() == "new" and os.listdir(tmp_path) == ["m"]
     assert len(seen) == 8 and all("old" in texts or "new" in texts for texts in seen)
     assert all("old" in texts for texts in seen[:-1]), "the old one goes last"

@@ -1,11 +1,18 @@
-"""Runs small_run and kills itself with SIGKILL in a given phase: `python killed.py PHASE RUN_DIR`.
+"""Runs small_run and kills itself with SIGKILL: `python killed.py PHASE RUN_DIR [OPTION ...]`.
 
 PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 sampled), "grading"
 (step 3 sampled and handed to the graders), "update" (in the second update of step 4), "evaluation"
-(after step 2, half of it asked), "checkpoint" (while step 2's files are written).
+(after step 2, half of it asked), "checkpoint" (while step 2's files are written); or
+"at:HOOK:CALL:SECONDS", so many seconds after a call of a function of `HOOKS`; "count" writes how
+often each is called, and how long it takes, to RUN_DIR.json.
+
+An OPTION is "unrepeatable" (rewards that never say the same twice), "variant=NAME" (a function of
+small_run.py) or "save_every=N".
 """
 
 import dataclasses
+import importlib
+import json
 import os
 import signal
 import sys
@@ -26,6 +33,21 @@ from jaxr1.rewards.spec import Reward
 from jaxr1.rl import update
 from jaxr1.run.state import Checkpoints
 from jaxr1.stages import rl
+
+# Where a process may die: (module, class or "", function).
+HOOKS = {
+    "sampling": ("jaxr1.sampling.decode", "", "decode_until"),
+    "grading": ("jaxr1.stages.rl", "", "wait_for"),
+    "journal": ("jaxr1.rl.journal", "", "write_rows"),
+    "gradients": ("jaxr1.rl.update", "", "accumulate"),
+    "update": ("jaxr1.rl.update", "", "apply"),
+    "metrics": ("jaxr1.run.metrics", "MetricsLog", "write"),
+    "saving": ("jaxr1.run.state", "Checkpoints", "save"),
+    "once": ("jaxr1.run.state", "", "_once"),
+    "evaluation": ("jaxr1.evaluation.heldout", "HeldOut", "evaluate"),
+    "export": ("jaxr1.models.load", "", "save_model"),
+    "report": ("jaxr1.run.loop", "", "write_report"),
+}
 
 
 def die():
@@ -95,18 +117,69 @@ def arm(phase: str, folder: Path) -> None:
         Checkpoints.save = dying
 
 
+def hook(name: str, before, after=lambda seconds: None) -> None:
+    """Calls `before(number of the call)` and `after(seconds)` around a function of `HOOKS`."""
+    module, owner, function = HOOKS[name]
+    holder = importlib.import_module(module)
+    holder = getattr(holder, owner) if owner else holder
+    inner, calls = getattr(holder, function), []
+
+    def patched(*args, **kwargs):
+        calls.append(name)
+        before(len(calls))
+        began = time.perf_counter()
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            after(time.perf_counter() - began)
+
+    setattr(holder, function, patched)
+
+
+def arm_at(name: str, call: int, seconds: float) -> None:
+    """Dies so many seconds after the call, whatever is done then."""
+
+    def before(number: int) -> None:
+        if number == call:
+            threading.Timer(seconds, die).start()
+
+    hook(name, before)
+
+
+def count() -> dict[str, list[float]]:
+    """{hook: seconds of each call}, filled as the run goes on."""
+    found: dict[str, list[float]] = {name: [] for name in HOOKS}
+    for name, seconds in found.items():
+        hook(name, lambda number: None, seconds.append)
+    return found
+
+
+def option(name: str, default: str) -> str:
+    """The value of "name=value" on the command line."""
+    given = [text.partition("=")[2] for text in sys.argv[3:] if text.startswith(f"{name}=")]
+    return given[0] if given else default
+
+
 def main() -> None:
     phase, folder = sys.argv[1], Path(sys.argv[2])
     here = Path(__file__).parent
-    config = load_config(str(here / "small_run.py"))
+    config = load_config(f"{here / 'small_run.py'}:{option('variant', 'config')}")
     config = dataclasses.replace(config, run_dir=str(folder))
+    sft, stage = config.stages
+    stage = dataclasses.replace(stage, save_every=int(option("save_every", "2")))
+    config = dataclasses.replace(config, stages=(sft, stage))
     if "unrepeatable" in sys.argv:
-        sft, stage = config.stages
         rewards = (Reward(f"{here}/small_rewards.py:unrepeatable"),)
         stage = dataclasses.replace(stage, rewards=rewards)
         config = dataclasses.replace(config, stages=(sft, stage))
+    counted = count() if phase == "count" else {}
+    if phase.startswith("at:"):
+        _, name, call, seconds = phase.split(":")
+        arm_at(name, int(call), float(seconds))
     arm(phase, folder)
     result = jaxr1.train(config)
+    if counted:
+        folder.with_name(f"{folder.name}.json").write_text(json.dumps(counted))
     sys.exit(128 + result.signal if result.signal else 0)
 
 

@@ -1,8 +1,10 @@
 """A small two-stage run: seconds on a CPU, with everything that a checkpoint must hold."""
 
+import dataclasses
 from pathlib import Path
 
 from jaxr1.data import Arithmetic
+from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl, Optimizer
 from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
@@ -54,3 +56,26 @@ def config() -> Config:
             ),
         ),
     )
+
+
+def _second(**fields) -> Config:
+    """With fields of the RL stage changed."""
+    whole = config()
+    sft, rl = whole.stages
+    return dataclasses.replace(whole, stages=(sft, dataclasses.replace(rl, **fields)))
+
+
+def lora() -> Config:
+    """RL trains adapters, on bfloat16 parameters."""
+    adapted = _second(lora=Lora(rank=4, targets="decoder/layers/(q|v)"))
+    return dataclasses.replace(adapted, param_dtype="bfloat16")
+
+
+def frozen() -> Config:
+    """RL keeps the tower as the supervised stage has left it."""
+    return _second(freeze=("vision",))
+
+
+def bfloat16() -> Config:
+    """Parameters that are rounded stochastically."""
+    return dataclasses.replace(config(), param_dtype="bfloat16")

@@ -10,8 +10,11 @@ import time
 
 import numpy as np
 import pytest
+from rich.console import Console as RichConsole
 
 from jaxr1.base.jsonl import AppendLog, read_jsonl
+from jaxr1.report.history import StageResult
+from jaxr1.report.table import results_table
 from jaxr1.run.console import Console, format_number, format_seconds
 from jaxr1.run.metrics import MetricsLog
 
@@ -134,6 +137,68 @@ def test_wandb_missing_says_how(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match="pip install wandb"):
         MetricsLog(tmp_path, wandb="project")
+
+
+class Wandb:
+    """What a run tells Weights & Biases; as wandb, it takes no step below its last one."""
+
+    def __init__(self):
+        self.records, self.metrics, self.opened = {}, {}, ""
+
+    def init(self, *, id, **_):
+        self.opened = id
+        self.records.setdefault(id, [])
+        return self
+
+    def define_metric(self, name, step_metric=None):
+        self.metrics[name] = step_metric
+
+    def log(self, row):
+        self.records[self.opened].append(row)
+
+    def finish(self):
+        pass
+
+
+def test_wandb_has_a_record_for_each_directory(tmp_path, monkeypatch):
+    """a/seed0 and b/seed0 do not share one; a resumed run goes on in its own, below its end too."""
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for folder in ("a", "b", "a"):
+        (tmp_path / folder / "seed0").mkdir(parents=True, exist_ok=True)
+        with MetricsLog(tmp_path / folder / "seed0", tensorboard=False, wandb="p") as log:
+            for step in (7, 8):
+                log.write("rl", step, {"reward/mean": 0.5}, global_step=step)
+    first, second = wandb.records.values()
+    assert [row["global_step"] for row in first] == [7, 8, 7, 8] and len(second) == 2
+    assert wandb.metrics == {"global_step": None, "*": "global_step"}
+
+
+def test_control_characters_are_shown():
+    """A row's name cannot clear the screen, nor an answer turn the line around."""
+    out = io.StringIO()
+    with Console(file=out) as console:
+        console.print("row \x1b[2J\x1b]0;title\x07.png\r\x9b1m", 3, "one\n\ttwo \u202etxt")
+        console.stage("rl", 1)
+        console.phase("asking \x1b[1m")
+        RichConsole(file=out, width=200).print(console._render())
+        row = {"accuracy": 0.5, "\x1b[31mred": 0.5}
+        console.print(results_table([StageResult("set", "rl", row, row)]))
+    said = out.getvalue()
+    assert "row \\x1b[2J\\x1b]0;title\\x07.png\\x0d\\x9b1m 3 one\n        two \\u202etxt" in said
+    assert "asking \\x1b[1m" in said and "\\x1b[31mred" in said
+    assert not set(said) & set("\x1b\x07\r\x9b\u202e")
+
+
+def test_nobody_reads(tmp_path):
+    """A run whose terminal or pipe is closed goes on; what it prints goes nowhere."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as file:
+        with Console(file=file) as console:
+            for step in range(3):
+                console.print("x" * 100_000)
+                console.step(step, {"reward/mean": 0.5})
 
 
 def test_plain_console_prints_one_line_a_step():

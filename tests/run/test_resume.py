@@ -1,84 +1,33 @@
 """Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
 
-import dataclasses
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import numpy as np
 import pytest
-
-from jaxr1.base.jsonl import read_jsonl
-from jaxr1.checkpoints.tensors import open_checkpoint
-
-SCRIPT = Path(__file__).with_name("killed.py")
-
-
-def start(phase, folder, *more, devices=1):
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), phase, str(folder), *more],
-        env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def run(phase, folder, *more, devices=1):
-    process = start(phase, folder, *more, devices=devices)
-    output, _ = process.communicate(timeout=300)
-    return process.returncode, output
-
-
-def kept(row):
-    """A metrics line without what depends on the clock."""
-    return {k: v for k, v in row.items() if not k.startswith(("time/", "perf/", "memory/"))}
-
-
-def files(folder, pattern):
-    """{name: bytes} of rollouts."""
-    return {path.name: path.read_bytes() for path in (folder / "rollouts").glob(pattern)}
-
-
-@dataclasses.dataclass
-class Finished:
-    """Everything about a finished run that must not depend on interruptions."""
-
-    tensors: dict[str, bytes]
-    rollouts: dict[str, bytes]
-    metrics: list[dict]
-    dropped: bytes
-
-    @classmethod
-    def read(cls, folder):
-        export = open_checkpoint(folder / "export").items()
-        return cls(
-            tensors={name: np.array(file.read(name)).tobytes() for name, file in export},
-            rollouts=files(folder, "*.jsonl"),
-            metrics=[kept(row) for row in read_jsonl(folder / "metrics.jsonl")],
-            dropped=(folder / "dropped.jsonl").read_bytes(),
-        )
-
-
-def same(one: Finished, other: Finished):
-    assert one.tensors.keys() == other.tensors.keys()
-    for name, tensor in one.tensors.items():
-        assert tensor == other.tensors[name], name
-    assert one.rollouts == other.rollouts
-    assert json.dumps(one.metrics) == json.dumps(other.metrics)
-    assert one.dropped == other.dropped
+from finished import Finished, files, same
+from run.kills import run, start
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    code, output = run("none", folder)
-    assert code == 0, output
-    return Finished.read(folder)
+def whole(tmp_path_factory):
+    """whole(variant): what a run makes that nothing has interrupted."""
+    found = {}
+
+    def made(variant):
+        if variant not in found:
+            folder = tmp_path_factory.mktemp("runs") / variant
+            code, output = run("none", folder, f"variant={variant}")
+            assert code == 0, output
+            found[variant] = Finished.read(folder)
+        return found[variant]
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole):
+    return whole("config")
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +52,24 @@ def test_the_run_is_worth_comparing(uninterrupted):
     assert any(row.get("policy/kl", 0) > 0 for row in metrics)
 
 
-@pytest.mark.parametrize("phase", ["sampling", "grading", "evaluation", "checkpoint"])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, uninterrupted, phase):
-    code, output = run(phase, tmp_path / "run")
+@pytest.mark.parametrize(
+    ("phase", "variant"),
+    [
+        ("sampling", "config"),
+        ("checkpoint", "config"),
+        ("grading", "lora"),  # on bfloat16 parameters
+        ("evaluation", "frozen"),  # a tower that the first stage has moved
+    ],
+)
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, phase, variant):
+    """Four of the places of kills.py, which dies at random ones."""
+    folder, options = tmp_path / "run", f"variant={variant}"
+    code, output = run(phase, folder, options)
     assert code == -signal.SIGKILL, output
-    assert not (tmp_path / "run" / "export").exists()
-    code, output = run("none", tmp_path / "run")
+    assert not (folder / "export").exists()
+    code, output = run("none", folder, options)
     assert code == 0, output
-    same(Finished.read(tmp_path / "run"), uninterrupted)
+    same(Finished.read(folder), whole(variant))
 
 
 def test_killed_and_resumed_on_four_devices(tmp_path, uninterrupted_on_four):
