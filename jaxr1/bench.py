@@ -134,7 +134,7 @@ def run(args: Bench) -> dict:
     )
     learner = policy_learner(options, Context(model, processor, buckets, Path()))
     full_length = SamplingOptions(args.tokens, temperature=1.0, ignore_stops=True)
-    sampler = Sampler(model, processor, full_length, buckets)
+    sampler = Sampler(model, processor, full_length, buckets, args.micro_batch_tokens)
     state, mesh = learner.init(params), mesh_of(params)
     encode = jax.jit(vlm.encode, static_argnums=0)
     times: dict[str, list[float]] = {}
@@ -164,9 +164,10 @@ def run(args: Bench) -> dict:
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
             timed("encode", encode, model, state.params, placed.media)
-            timed("prefill", decode.run_prefill, model, state.params, placed)
+            at_once = args.micro_batch_tokens
+            timed("prefill", decode.run_prefill, model, state.params, placed, at_once)
             # Once more: the rollout's own prefill, which is taken off below, compiles nothing.
-            timed("again", decode.run_prefill, model, state.params, placed)
+            timed("again", decode.run_prefill, model, state.params, placed, at_once)
         began = time.perf_counter()
         episodes = rollout(draws, state.params)
         spent = time.perf_counter() - began - times.pop("again")[0]

@@ -209,6 +209,7 @@ class Asked:
             other one is passed over.
         """
         waiting: list[tuple[Episodes, Pending]] = []
+        weights = self.sampler.weights(params)
         for first in range(0, len(self.dataset), self.options.batch_rows):
             self.check()
             draws = self._draws(first, on_drop)
@@ -216,7 +217,7 @@ class Asked:
                 continue
             keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
             prompts = [draw.prompt for draw in draws]
-            groups = self.sampler(params, prompts, keys, 1, check=self.check)
+            groups = self.sampler(params, prompts, keys, 1, weights=weights, check=self.check)
             episodes = Episodes.sampled(draws, groups)
             waiting.append((episodes, self.pool.submit(episodes.items())))
             if len(waiting) > 1:

@@ -17,8 +17,11 @@ from jaxr1.models import presets
 from jaxr1.models.families.table import FAMILIES
 from jaxr1.models.vlm import DTYPES, Model, describe
 from jaxr1.nn.lora import ADAPTERS, merged
-from jaxr1.nn.params import flatten, nest
+from jaxr1.nn.params import count, flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, single_device_mesh
+
+LARGE = 10**9
+"""Parameters of a model whose activations are not kept by default."""
 
 
 def resolve(path: str | os.PathLike) -> Path:
@@ -31,21 +34,22 @@ def resolve(path: str | os.PathLike) -> Path:
 def load_model(
     path: str | os.PathLike,
     dtype: str = "float32",
-    param_dtype: str = "float32",
+    param_dtype: str | None = "float32",
     mesh: jax.sharding.Mesh | None = None,
     *,
     rules: Rules = DEFAULT_RULES,
-    remat: bool = False,
+    remat: bool | None = False,
 ) -> tuple[Model, dict]:
     """Loads a model.
 
     Args:
       path: a Hugging Face directory, a preset name ("tiny") or a hub id ("org/name").
       dtype: of the computation.
-      param_dtype: of the parameters in memory.
+      param_dtype: of the parameters in memory; None is the checkpoint's own.
       mesh: devices to place them on; None is the first device.
       rules: logical axes to mesh axes.
-      remat: rematerialise layers in the backward pass (less memory, a third more compute).
+      remat: rematerialise layers in the backward pass (less memory, a third more compute); None is
+        for models of over a billion parameters.
 
     Returns:
       The model (frozen, hashable) and its parameter tree.
@@ -55,11 +59,14 @@ def load_model(
         wrong.
       ValueError: an unknown dtype.
     """
-    if param_dtype not in DTYPES:
+    if param_dtype not in (None, *DTYPES):
         raise ValueError(f"param_dtype must be one of {', '.join(DTYPES)}, got {param_dtype!r}")
     directory = resolve(path)
     raw = huggingface.read_config(directory)
-    model = describe(raw, dtype=dtype, rules=rules, remat=remat)
+    param_dtype = param_dtype or _own_dtype(raw)
+    model = describe(raw, dtype=dtype, rules=rules, remat=bool(remat))
+    if remat is None:
+        model = dataclasses.replace(model, remat=count(model.table()) > LARGE)
     family = FAMILIES[model.family]
     if family.head_decides(raw):
         tied = not any(name.endswith("lm_head.weight") for name in open_checkpoint(directory))
@@ -120,6 +127,16 @@ def load_processor(
     return dataclasses.replace(processor, videos=processor.videos.replace(**given))
 
 
+def _own_dtype(raw: dict) -> str:
+    """The dtype that a parsed config.json gives the weights of its files."""
+    return (
+        raw.get("dtype")
+        or raw.get("torch_dtype")
+        or (raw.get("text_config") or {}).get("dtype")
+        or "float32"
+    )
+
+
 def save_model(
     model: Model, params: dict, processor, path: str | os.PathLike, dtype: str | None = None
 ) -> Path:
@@ -135,12 +152,7 @@ def save_model(
       The directory.
     """
     raw = json.loads(model.raw_config)
-    own = (
-        raw.get("dtype")
-        or raw.get("torch_dtype")
-        or (raw.get("text_config") or {}).get("dtype")
-        or "float32"
-    )
+    own = _own_dtype(raw)
     out = Path(path)
     if model.lora is not None and ADAPTERS in params:
         params = merged(params, model.table(), model.lora)

@@ -20,7 +20,7 @@ from jaxr1.models.families.table import FAMILIES
 from jaxr1.nn.logprob import reduce_tokens, tempered_logits
 from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, attach
 from jaxr1.nn.params import Table, flatten, nest
-from jaxr1.parallel import DEFAULT_RULES, Rules, constrain
+from jaxr1.parallel import DEFAULT_RULES, Rules, constrain, map_rows
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -208,9 +208,24 @@ def encode_patches(model: Model, params: dict, rows: PatchRows) -> jax.Array:
 ENCODERS = {PATCHES: encode_patches}
 
 
-def encode(model: Model, params: dict, media: Mapping[str, PatchRows]) -> jax.Array | None:
-    """Embeddings of all media in the order that `media_index` counts; None of none."""
-    found = [ENCODERS[kind](model, params, rows) for kind, rows in media.items()]
+def encode(
+    model: Model, params: dict, media: Mapping[str, PatchRows], at_once: int = 0
+) -> jax.Array | None:
+    """Embeddings of all media in the order that `media_index` counts; None of none.
+
+    Args:
+      at_once: places of media rows that a device computes at once; 0 is all.
+    """
+    found = []
+    for kind, rows in media.items():
+        count, length = rows.segment_rm.shape
+
+        def run(rows, kind=kind):
+            made = ENCODERS[kind](model, params, rows)
+            return made.reshape(rows.segment_rm.shape[0], -1, made.shape[-1])
+
+        made = map_rows(run, rows, at_once // length if at_once else count, model.rules)
+        found.append(made.reshape(-1, made.shape[-1]))
     return jnp.concatenate(found) if found else None
 
 
@@ -256,26 +271,41 @@ class Prefilled:
     media_nd: jax.Array | None
 
 
-def prefill_hidden(model: Model, params: dict, batch: PromptBatch):
-    """Hidden states [B, P, D] of prompt rows, their keys and values, and the media embeddings."""
-    media = encode(model, params, batch.media)
+def prefill_hidden(model: Model, params: dict, batch: PromptBatch, tokens_at_once: int = 0):
+    """Hidden states [B, P, D] of prompt rows, their keys and values, and the media embeddings.
+
+    Args:
+      tokens_at_once: padded tokens that a device computes at once, and four times as many patches;
+        0 is all.
+    """
+    media = encode(model, params, batch.media, 4 * tokens_at_once)
     x, deep = embed(model, params, batch.token_bp, batch.media_index_bp, media)
-    hidden, kv = text.prefill(
-        model.text,
-        params["decoder"],
-        constrain(x, model.rules, "batch", None, None),
-        batch.position_bp3,
-        batch.length_b,
-        model.rules,
-        deep_kbpd=deep,
-        remat=model.remat,
-    )
-    return hidden, kv, media
+    first = lambda a: None if a is None else jnp.moveaxis(a, 0, 1)
+
+    def run(rows):
+        x, position, length, deep = rows
+        hidden, kv = text.prefill(
+            model.text,
+            params["decoder"],
+            constrain(x, model.rules, "batch", None, None),
+            position,
+            length,
+            model.rules,
+            deep_kbpd=first(deep),
+            remat=model.remat,
+        )
+        return hidden, jax.tree.map(first, kv)
+
+    rows = (x, batch.position_bp3, batch.length_b, first(deep))
+    count, width = batch.token_bp.shape
+    at_once = tokens_at_once // width if tokens_at_once else count
+    hidden, kv = map_rows(run, rows, at_once, model.rules)
+    return hidden, jax.tree.map(first, kv), media
 
 
-def prefill(model: Model, params: dict, batch: PromptBatch) -> Prefilled:
-    """Runs the prompts, images included. `params` are from `cast`."""
-    hidden, kv, media = prefill_hidden(model, params, batch)
+def prefill(model: Model, params: dict, batch: PromptBatch, tokens_at_once: int = 0) -> Prefilled:
+    """Runs the prompts, images included. `params` are from `cast`; see also `prefill_hidden`."""
+    hidden, kv, media = prefill_hidden(model, params, batch, tokens_at_once)
     last = jnp.maximum(batch.length_b - 1, 0)
     last_bd = jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
     return Prefilled(kv, batch.length_b, last_bd, batch.next_position_b, media)

@@ -11,6 +11,7 @@ adapters it is the reference model.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 
@@ -165,12 +166,20 @@ def merged(params: dict, table: Table, options: Lora) -> dict:
     """The base with the adapters added: W + s A B, in the base's dtype; without them."""
     base = flatten(without_adapters(params))
     for path, pair in _adapters(params[ADAPTERS]).items():
-        p, w = table[path], base[path]
-        lead = 1 if p.layers else 0
-        a = pair["a"].reshape(*pair["a"].shape[:lead], -1, options.rank)
-        b = (
-            pair["b"] * jnp.asarray(_scales(options, pair["b"], p.layers), pair["b"].dtype)
-        ).reshape(*pair["b"].shape[: lead + 1], -1)
-        update = jnp.einsum("...ir,...ro->...io", a, b, precision="highest").reshape(w.shape)
-        base[path] = (w.astype(jnp.float32) + update).astype(w.dtype)
+        layers = table[path].layers
+        scale = jnp.asarray(_scales(options, pair["b"], layers), pair["b"].dtype)
+        base[path] = _merged(base[path], pair["a"], pair["b"] * scale, bool(layers))
     return nest(base)
+
+
+@functools.partial(jax.jit, static_argnames="stacked")
+def _merged(w: jax.Array, a: jax.Array, b: jax.Array, stacked: bool) -> jax.Array:
+    """W + A B of a matrix, or of a stack of them, one after the other: one is wide at a time."""
+
+    def one(both):
+        w, a, b = both
+        rank = b.shape[0]
+        update = jnp.matmul(a.reshape(-1, rank), b.reshape(rank, -1), precision="highest")
+        return (w.astype(jnp.float32) + update.reshape(w.shape)).astype(w.dtype)
+
+    return jax.lax.map(one, (w, a, b)) if stacked else one((w, a, b))

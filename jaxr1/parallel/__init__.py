@@ -15,7 +15,7 @@ from jaxr1.parallel.mesh import (
     sharding,
     single_device_mesh,
 )
-from jaxr1.parallel.place import place_rows
+from jaxr1.parallel.place import map_rows, place_rows
 
 __all__ = [
     "AXES",
@@ -27,6 +27,7 @@ __all__ = [
     "batch_multiple",
     "constrain",
     "make_mesh",
+    "map_rows",
     "mesh_of",
     "partition",
     "place_rows",

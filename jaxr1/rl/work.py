@@ -22,12 +22,25 @@ class Padding:
     strips: float
     vision_pairs: float
     tokens: int  # padded, prompts and strips
+    real: int  # tokens
+    rows: int  # padded
+    prompts: int
 
     @classmethod
     def of(cls, plan: Plan, prompt: PromptBatch, strips: Strips) -> Padding:
         waste = batch_waste(prompt)
         used = float((strips.segment_bst > 0).mean())
-        return cls(waste["prompt"], waste["patches"], 1 - used, waste["vision_pairs"], plan.tokens)
+        real = int(np.sum(prompt.length_b)) + sum(place.length for place in plan.places)
+        return cls(
+            prompt=waste["prompt"],
+            patches=waste["patches"],
+            strips=1 - used,
+            vision_pairs=waste["vision_pairs"],
+            tokens=plan.tokens,
+            real=real,
+            rows=plan.rows,
+            prompts=len(plan.prompts),
+        )
 
 
 @dataclasses.dataclass
@@ -58,6 +71,7 @@ class Work:
         if not self.padding:
             return {}
         tokens = [p.tokens for p in self.padding]
+        total = lambda name: sum(getattr(p, name) for p in self.padding)
         mean = lambda name: float(
             np.average([getattr(p, name) for p in self.padding], weights=tokens)
         )
@@ -66,4 +80,6 @@ class Work:
             "perf/padding_patches": mean("patches"),
             "perf/padding": mean("strips"),
             "perf/vision_pairs": mean("vision_pairs"),
+            "perf/padded_per_real": sum(tokens) / sum(p.real for p in self.padding),
+            "perf/rows_per_prompt": total("rows") / total("prompts"),
         }

@@ -12,6 +12,7 @@ from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, Lora, init_adapters, merged
 from jaxr1.parallel import mesh_of
+from jaxr1.run.options import stored_dtype
 from jaxr1.run.state import Checkpoints, Kept
 from jaxr1.stages import POLICY
 
@@ -73,7 +74,9 @@ def export_checkpoint(
         step = _chosen(checkpoints, step)
         config = json.loads((folder / "config.json").read_text())
         stage = config["stages"][checkpoints.progress(step).stage]
-        like = Loaded(*load.load_model(config["model"], param_dtype=config["param_dtype"]))
+        adapted = [one.get("lora") is not None for one in config["stages"]]
+        stored = stored_dtype(config["param_dtype"], adapted)
+        like = Loaded(*load.load_model(config["model"], param_dtype=stored))
         lora = _lora(stage.get("lora"))
         params = _read(folder, checkpoints, step, stage["name"], lora, like)
         names = [field.name for field in dataclasses.fields(ProcessorOptions)]

@@ -138,6 +138,8 @@ class Run:
             states = kept.frozen(worker.init(params), self.progress.moved)
             if self.to_load is not None:
                 states, self.to_load = self.at.checkpoints.load(self.to_load, states), None
+            # From here the states own the parameters; another reference would keep the first ones.
+            params = self.params = self.at.params = {}
             worker.begin(states)
             self.states = states
             self.console.stage(stage.name, worker.steps, self.progress.step, self._place(number))

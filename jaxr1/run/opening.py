@@ -21,6 +21,7 @@ from jaxr1.evaluation.heldout import Evaluation, HeldOut
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
+from jaxr1.parallel import batch_multiple
 from jaxr1.run.console import Console
 from jaxr1.run.dropped import Dropped, unparsable_rows
 from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environment, write_inputs
@@ -86,7 +87,7 @@ class Opened:
             self.mesh = config.mesh.build()
         dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
         self.model, self.params = load.load_model(
-            config.model, dtype, config.param_dtype, self.mesh, remat=config.remat
+            config.model, dtype, config.stored_dtype, self.mesh, remat=config.remat
         )
         changed += self._same_weights(override)
         with option("processor"):
@@ -98,7 +99,7 @@ class Opened:
         for number, stage in enumerate(config.stages):
             path = f"stages.{number}"
             stage.check(path, self.model, self.dir)
-            for warning in stage.warnings(self.model):
+            for warning in stage.warnings(self.model, batch_multiple(self.mesh, self.model.rules)):
                 self.console.print(f"warning: {path}: {warning}")
         self._check_steps()
         pairs = zip(config.stages, self.data, strict=True)

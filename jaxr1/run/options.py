@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Literal
 
 from jaxr1.base.checks import check_least, check_types
@@ -30,8 +31,10 @@ class Config:
       mesh: sizes of the mesh axes.
       dtype: of the computation; "" is float32 on CPU and bfloat16 elsewhere.
       param_dtype: of parameters; bfloat16 is rounded stochastically after each update (the
-        optimiser's state is float32).
-      remat: rematerialise layers in the backward pass.
+        optimiser's state is float32). "" is that of the model's files where all stages train
+        adapters only (which are float32 themselves), and float32 elsewhere.
+      remat: rematerialise layers in the backward pass; None is for models of over a billion
+        parameters.
       keep_checkpoints: how many are kept.
       save_minutes: longest time between checkpoints, besides those of a stage's `save_every`; 0 is
         off. Every stage ends with one.
@@ -50,8 +53,8 @@ class Config:
     processor: ProcessorOptions = ProcessorOptions()
     mesh: MeshOptions = MeshOptions()
     dtype: Literal["", "float32", "bfloat16"] = ""
-    param_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
+    param_dtype: Literal["", "float32", "bfloat16"] = ""
+    remat: bool | None = None
     keep_checkpoints: int = 2
     save_minutes: float = 20.0
     save_first: bool = False
@@ -59,6 +62,11 @@ class Config:
     report: bool = True
     tensorboard: bool = True
     wandb: str | None = None
+
+    @property
+    def stored_dtype(self) -> str | None:
+        """`param_dtype`, with what "" means; None is the dtype of the model's files."""
+        return stored_dtype(self.param_dtype, [stage.lora is not None for stage in self.stages])
 
     def __post_init__(self):
         check_types(self, "")
@@ -77,3 +85,13 @@ class Config:
         if not self.run_dir:
             raise ValueError("run_dir must name a folder")
         check_least(self, "", seed=0, keep_checkpoints=1, save_minutes=0)
+
+
+def stored_dtype(param_dtype: str, adapted: Sequence[bool]) -> str | None:
+    """The dtype of parameters in memory; None is that of the model's files.
+
+    Args:
+      param_dtype: the option.
+      adapted: of each stage, whether it trains adapters.
+    """
+    return param_dtype or (None if all(adapted) else "float32")

@@ -192,8 +192,14 @@ class Checkpoints:
         )
 
     def load(self, step: int, states: dict[str, TrainState]) -> dict[str, TrainState]:
-        """The states of a checkpoint, placed like `states`, whose frozen parts they keep."""
+        """The states of a checkpoint, placed like `states`, whose frozen parts they keep.
+
+        What it holds is deleted in `states` before it is loaded: a resumed run never needs more
+        memory than a fresh one.
+        """
         like = {name: abstract(learned(state)) for name, state in states.items()}
+        for x in jax.tree.leaves([learned(state) for state in states.values()]):
+            x.delete()
         found = self.checkpointer.load_checkpointables(step, {"learners": like})["learners"]
         return {
             name: dataclasses.replace(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.batch import PromptBatch
 from jaxr1.models import text, vlm
 from jaxr1.models.vlm import Model, Prefilled
 from jaxr1.nn.logprob import reduce_logits, tempered_logits
@@ -61,11 +62,11 @@ class PromptCache:
     next_position_b: Any
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def run_prefill(model: Model, params: dict, batch) -> Prefilled:
-    """Prompt rows through tower and decoder."""
+@functools.partial(jax.jit, static_argnames=("model", "tokens_at_once"))
+def run_prefill(model: Model, params: dict, batch: PromptBatch, tokens_at_once: int) -> Prefilled:
+    """Prompt rows through tower and decoder, so many padded tokens at once on a device."""
     with vlm.exactly(model, "prefill"):
-        return vlm.prefill(model, vlm.cast(model, params), batch)
+        return vlm.prefill(model, vlm.cast(model, params), batch, tokens_at_once)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "samples", "slots"))
@@ -124,10 +125,33 @@ def _gathered(model: Model, params: dict) -> dict:
     return nest({path: one(path, x) for path, x in flatten(params).items()})
 
 
+@struct.dataclass
+class Weights:
+    """The decoder as the loop reads it: in the compute dtype, layer by layer."""
+
+    layers: Any  # a list of parameters
+    norm: Any  # [D]
+    head: Any  # [V, D]
+    embed: Any  # [V, D], as it is stored
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def weights(model: Model, params: dict) -> Weights:
+    """What a decode loop reads of the parameters; made once for all that is drawn with them.
+
+    The layers are a copy: to slice the stacked ones inside the loop would copy them each step.
+    """
+    cast = vlm.cast(model, params)
+    head = vlm.head(cast).astype(model.dtype)
+    decoder = _gathered(model, {**cast["decoder"], "head": head})
+    embed = cast["decoder"]["embed"]
+    return Weights(text.unstack(decoder), decoder["norm"], decoder["head"], embed)
+
+
 @functools.partial(jax.jit, static_argnames=("model", "static"), donate_argnames="state")
 def decode_until(
     model: Model,
-    params: dict,
+    weights: Weights,
     prompt: PromptCache,
     state: DecodeState,
     limit,
@@ -140,14 +164,12 @@ def decode_until(
       limit: int32 scalar <= C; moving it does not recompile.
       temperature: float32 scalar; 1 for greedy.
     """
-    params = vlm.cast(model, params)
-    decoder = _gathered(model, {**params["decoder"], "head": vlm.head(params).astype(model.dtype)})
-    layers, head = text.unstack(decoder), decoder["head"]
+    embed = {vlm.DECODER: {"embed": weights.embed}}
     rows, samples, width = state.hidden_bsd.shape
 
     def body(s: DecodeState) -> DecodeState:
         logit = tempered_logits(
-            s.hidden_bsd.reshape(-1, width), head, temperature, static.forbidden
+            s.hidden_bsd.reshape(-1, width), weights.head, temperature, static.forbidden
         )
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
         of_token = reduce_logits(logit, token, ("logp", "entropy"))
@@ -161,12 +183,12 @@ def decode_until(
         position = prompt.next_position_b[:, None] + s.step
         hidden, own_kv = text.decode(
             model.text,
-            layers,
-            decoder["norm"],
+            weights.layers,
+            weights.norm,
             prompt.kv,
             prompt.length_b,
             s.own_kv,
-            vlm.embed(model, params, token, None, None)[0],
+            vlm.embed(model, embed, token, None, None)[0],
             jnp.broadcast_to(position[..., None], (rows, samples, 3)),
             s.step,
         )

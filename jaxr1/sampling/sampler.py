@@ -18,7 +18,7 @@ from jaxr1.inputs.sizes import Buckets, geometric, rows_for
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
 from jaxr1.sampling import decode
-from jaxr1.sampling.decode import DecodeState, PromptCache
+from jaxr1.sampling.decode import DecodeState, PromptCache, Weights
 from jaxr1.sampling.draw import Filters, sample_keys
 from jaxr1.sampling.stops import StopStrings
 
@@ -114,11 +114,21 @@ class Drawn:
 
 
 class Sampler:
-    """Samples groups of responses; holds what stays the same from call to call."""
+    """Samples groups of responses; holds what stays the same from call to call.
+
+    Args:
+      tokens_at_once: padded tokens of prompts that a device computes at once.
+    """
 
     def __init__(
-        self, model: Model, processor: Processor, options: SamplingOptions, buckets: Buckets
+        self,
+        model: Model,
+        processor: Processor,
+        options: SamplingOptions,
+        buckets: Buckets,
+        tokens_at_once: int = 8192,
     ):
+        self.tokens_at_once = tokens_at_once
         self.model, self.processor, self.options, self.buckets = model, processor, options, buckets
         greedy = options.temperature == 0
         self.temperature = np.float32(1.0 if greedy else options.temperature)
@@ -134,6 +144,11 @@ class Sampler:
         self.static = decode.Static(filters, processor.media_token_ids, tuple(sorted(stops)))
         self.seconds_per_token: float | None = None  # of the last chunk
 
+    def weights(self, params: dict) -> Weights:
+        """The parameters as decoding reads them: a copy, to be made once for several calls."""
+        with jax.set_mesh(mesh_of(params)):
+            return decode.weights(self.model, params)
+
     def __call__(
         self,
         params: dict,
@@ -141,6 +156,7 @@ class Sampler:
         keys: Sequence[np.ndarray],
         n: int,
         *,
+        weights: Weights | None = None,
         on_tokens: OnTokens | None = None,
         every: int = 0,
         check: Check | None = None,
@@ -149,6 +165,7 @@ class Sampler:
 
         Args:
           keys: of the prompts, from `prompt_key`.
+          weights: what `weights` made of the parameters, where several calls share it.
           on_tokens: called every `every` tokens, and at the end of each chunk.
           check: called every few seconds; what it raises ends the drawing.
 
@@ -169,13 +186,14 @@ class Sampler:
 
         with jax.set_mesh(mesh):
             # The prompt once for its whole group, then a cache for each response.
-            prompt = decode.run_prefill(self.model, params, place_rows(batch, mesh, rules))
+            placed = place_rows(batch, mesh, rules)
+            prompt = decode.run_prefill(self.model, params, placed, self.tokens_at_once)
             key = sample_keys(key_b2, np.tile(np.arange(n), (rows, 1)))
             key, done = place_rows((key, done), mesh, rules)
             state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0])
             del prompt  # its keys live on in the cache's layout
             flight = InFlight(self, state, cache, len(prompts), n, multiple, check)
-            flight.run(params, on_tokens, every)
+            flight.run(weights or self.weights(params), on_tokens, every)
 
         groups = [flight.group(prompt) for prompt in range(len(prompts))]
         return [list(map(self._completion, group)) for group in groups]
@@ -236,20 +254,22 @@ class InFlight:
         """All responses of a prompt, when they are finished."""
         return [self.finished[prompt, sample] for sample in range(self.samples)]
 
-    def run(self, params: dict, on_tokens: OnTokens | None, every: int) -> None:
+    def run(self, weights: Weights, on_tokens: OnTokens | None, every: int) -> None:
         """Draws until every response is done, or has as many tokens as it may."""
         sampler, limit = self.sampler, self.sampler.options.max_new_tokens
         for slots in sampler.slots:
             # The cache grows geometrically: short responses never pay for a long one.
             if slots > self.state.token_bsc.shape[2]:
                 self.state = decode.grow(sampler.model, self.state, slots)
-            done = self._chunk(params, min(slots, limit), on_tokens, every)
+            done = self._chunk(weights, min(slots, limit), on_tokens, every)
             if done.all() or int(self.state.step) >= limit:
                 break
             self._drop_finished(done)
         self._collect(only_done=False)
 
-    def _chunk(self, params: dict, end: int, on_tokens: OnTokens | None, every: int) -> np.ndarray:
+    def _chunk(
+        self, weights: Weights, end: int, on_tokens: OnTokens | None, every: int
+    ) -> np.ndarray:
         """Draws up to slot `end`, looking at the responses on the way; bool[B, S]: done."""
         sampler, stops = self.sampler, self.sampler.options.stop
         stride = every or (LOOK_EVERY if stops else end)
@@ -258,7 +278,7 @@ class InFlight:
             limit = min(end, step + self._until_look(stride))
             self.state = decode.decode_until(
                 sampler.model,
-                params,
+                weights,
                 self.cache,
                 self.state,
                 np.int32(limit),

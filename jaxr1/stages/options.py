@@ -114,12 +114,27 @@ class StageOptions:
             with option(f"{path}.lora"):
                 adapter_table(model.table(), self.lora)
 
-    def warnings(self, model: Model) -> list[str]:
-        """What works, but may not be meant."""
+    @property
+    def prompts_at_once(self) -> int:
+        """Prompts of an optimiser step, which devices share."""
+        raise NotImplementedError
+
+    def warnings(self, model: Model, devices: int = 1) -> list[str]:
+        """What works, but may not be meant.
+
+        Args:
+          devices: that share a batch.
+        """
+        found = []
+        if self.prompts_at_once < devices:
+            found.append(
+                f"an optimiser step has {self.prompts_at_once} prompts for {devices} devices: in "
+                f"scoring and updates {devices - self.prompts_at_once} of them have nothing to do"
+            )
         longest = self.max_prompt_tokens + self.max_response_tokens
         if 0 < model.text.context < longest:
-            return [f"up to {longest} tokens, but the model was made for {model.text.context}"]
-        return []
+            found.append(f"up to {longest} tokens, but the model was made for {model.text.context}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +159,10 @@ class Sft(StageOptions):
         super().__post_init__()
         check_least(self, self.path, batch_size=1)
         check_positive(self, "epochs", path=self.path)
+
+    @property
+    def prompts_at_once(self) -> int:
+        return self.batch_size
 
     def count_steps(self, examples: int) -> int:
         return max(1, -(-int(self.epochs * examples) // self.batch_size))
@@ -252,8 +271,12 @@ class Rl(StageOptions):
             with option(f"{path}.rewards.{i}"):
                 reward.resolve(folder)
 
-    def warnings(self, model: Model) -> list[str]:
-        found = super().warnings(model)
+    @property
+    def prompts_at_once(self) -> int:
+        return self.prompts_per_step // self.updates_per_rollout
+
+    def warnings(self, model: Model, devices: int = 1) -> list[str]:
+        found = super().warnings(model, devices)
         if self.top_p < 1 or self.top_k:
             found.append(
                 "top_p and top_k filter the draw, but not the log-probs that are trained on"

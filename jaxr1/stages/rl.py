@@ -76,7 +76,8 @@ class RlStage(Worker):
         sampling = SamplingOptions(
             options.max_response_tokens, options.temperature, options.top_p, options.top_k
         )
-        self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
+        at_once = options.micro_batch_tokens
+        self.sampler = Sampler(context.model, context.processor, sampling, context.buckets, at_once)
         self.journal = Journal(context.folder / "rollouts", options.name)
         self.pool = self.enter_context(RewardPool.of(options, context.folder))
         self.reference: dict | None = None
@@ -149,13 +150,16 @@ class RlStage(Worker):
         replay = self.journal.has(number)
         groups: list = []
         pending: list[Pending] = []
+        weights = self.sampler.weights(params)
         size = -(-len(draws) // options.waves)
         for first in range(0, len(draws), size):
             context.check()
             context.phase("sampling")
             wave, seen = draws[first : first + size], prompts[first : first + size]
             keys = [prompt_key(context.seed, context.stream, draw.position) for draw in wave]
-            sampled = self.sampler(params, seen, keys, options.group_size, check=context.check)
+            sampled = self.sampler(
+                params, seen, keys, options.group_size, weights=weights, check=context.check
+            )
             groups += sampled
             part = Episodes.sampled(wave, sampled)
             work.forward(context.model, seen, part.counts_bg.tolist())

@@ -72,12 +72,12 @@ def compiled_programs(tmp_path_factory):
     asked = (np.float32(1), ("logp",), processor.media_token_ids, plan.at_once)
     score = score_batch.lower(model, params, batch.prompt, batch.strips, *asked).compile()
     rows = plan_prompts(plan, prompts, buckets, model.media)
-    prefilled = decode.run_prefill(model, params, rows)
+    prefilled = decode.run_prefill(model, params, rows, 0)
     keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
     state, cache = decode.start(model, prefilled, keys, done, GROUP, TOKENS)
     static = decode.Static(Filters(), processor.media_token_ids, (2,))
     args = (cache, state, np.int32(9), np.float32(1), static)
-    steps = decode.decode_until.lower(model, params, *args).compile()
+    steps = decode.decode_until.lower(model, decode.weights(model, params), *args).compile()
     assert plan.rows == ROWS and batch.prompt.token_bp.shape == (ROWS, PROMPT)
     return plan, {"update": update, "score": score, "decode": steps}
 

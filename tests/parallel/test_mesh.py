@@ -1,6 +1,7 @@
 """The mesh and the one table of logical axes."""
 
 import logging
+import math
 
 import jax
 import numpy as np
@@ -13,7 +14,10 @@ from jaxr1.parallel import (
     MeshOptions,
     agree,
     batch_multiple,
+    make_mesh,
+    map_rows,
     partition,
+    place_rows,
     sharding,
     single_device_mesh,
 )
@@ -107,3 +111,24 @@ def test_constrain_shards_inside_jit_and_changes_no_value(rng):
 def test_one_host_agrees_with_itself():
     assert agree(np.array([3, -1, 2**40])) == [3, -1, 2**40]
     assert agree([True]) == [1]
+
+
+@pytest.mark.parametrize(("sizes", "at_once"), [((1, 1, 1), 3), ((1, 4, 1), 1), ((2, 2, 1), 100)])
+def test_rows_in_parts_are_the_same_rows(rng, sizes, at_once):
+    """Each device goes through its own rows; the order is kept, whatever the parts."""
+    mesh = make_mesh(sizes, jax.devices()[: math.prod(sizes)])
+    rows = 4 * math.prod(sizes)
+    x, y = rng.standard_normal((2, rows, 3)).astype(np.float32)
+    both = place_rows((x, {"y": y}), mesh, DEFAULT_RULES)
+    seen = []
+
+    def function(tree):
+        seen.append(tree[0].shape[0])
+        return tree[0] * 2, tree[1]["y"].sum(-1)
+
+    with jax.set_mesh(mesh):
+        run = jax.jit(lambda tree: map_rows(function, tree, at_once, DEFAULT_RULES))
+        doubled, sums = run(both)
+    np.testing.assert_array_equal(doubled, x * 2)
+    np.testing.assert_allclose(sums, y.sum(-1), rtol=1e-6)
+    assert max(seen) <= max(at_once, 1) * math.prod(sizes) or max(seen) == rows

@@ -107,10 +107,11 @@ def programs(request, folder):
         keys, done = np.zeros((ROWS, GROUP, 2), np.uint32), np.zeros((ROWS, GROUP), bool)
         keys = jax.device_put(keys, placed.strips.token_bst.sharding)
         done = jax.device_put(done, placed.prompt.token_bp.sharding)
-        prefilled = decode.run_prefill(model, params, place_rows(rows, mesh, model.rules))
+        prefilled = decode.run_prefill(model, params, place_rows(rows, mesh, model.rules), 0)
         decoding, cache = decode.start(model, prefilled, keys, done, GROUP, 32)
         static = decode.Static(Filters(), processor.media_token_ids, (2,))
-        args = (model, params, cache, decoding, np.int32(9), np.float32(1), static)
+        weights = decode.weights(model, params)
+        args = (model, weights, cache, decoding, np.int32(9), np.float32(1), static)
         steps = decode.decode_until.lower(*args).compile()
     compiled = {"score": score, "update": update, "decode": steps}
     return Programs(mesh, model, policy, state, placed, cache, decoding, compiled)
