@@ -171,6 +171,13 @@ def _angles(cfg: TextConfig, position: jax.Array) -> jax.Array:
     return mrope_angles(position, inverse, cfg.mrope_sections, interleaved=cfg.mrope_interleaved)
 
 
+KEPT = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attention"),
+)
+"""What the backward pass keeps of a layer where memory allows: products, attention."""
+
+
 def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: bool):
     """Scans `step(x, layer) -> (x, kept)`; to the output of the first len(deep) layers features
     are added.
@@ -187,7 +194,7 @@ def _scan(step: Callable, x: jax.Array, layers, deep: jax.Array | None, remat: b
         return x, kept
 
     count = jax.tree.leaves(layers)[0].shape[0]
-    run = jax.checkpoint(numbered) if remat else numbered
+    run = jax.checkpoint(numbered, policy=None if remat else KEPT)
     return jax.lax.scan(run, x, (jnp.arange(count), layers))
 
 

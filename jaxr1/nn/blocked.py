@@ -21,6 +21,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 MASKED = -1e30  # finite: a row without keys must not become NaN
 
@@ -155,7 +156,8 @@ def _forward(q_bstkgh, segment_bst, parts: tuple[Keys, ...], size: int):
 
     queries = (_cut(q_bstkgh, size), _cut(segment_bst, size), _starts(q_bstkgh.shape[2], size))
     _, (out, log_total) = jax.lax.scan(block, None, queries)
-    out = _join(out)
+    out = checkpoint_name(_join(out), "attention")
+    log_total = checkpoint_name(log_total, "attention")
     return out, (q_bstkgh, segment_bst, parts, out, log_total)
 
 
