@@ -15,7 +15,7 @@ from jaxr1.parallel.mesh import (
     sharding,
     single_device_mesh,
 )
-from jaxr1.parallel.place import map_rows, place_rows
+from jaxr1.parallel.place import map_rows, on_device, place_rows
 
 __all__ = [
     "AXES",
@@ -29,6 +29,7 @@ __all__ = [
     "make_mesh",
     "map_rows",
     "mesh_of",
+    "on_device",
     "partition",
     "place_rows",
     "sharding",

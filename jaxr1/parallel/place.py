@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +53,11 @@ def map_rows(function: Callable[[Any], Any], tree: Any, at_once: int, rules: Rul
         return constrain(whole, rules, "batch", *(None,) * (whole.ndim - 1))
 
     return jax.tree.map(join, jax.lax.map(function, jax.tree.map(cut, tree)))
+
+
+def on_device(tree: Any, itemsize: int = 0) -> float:
+    """GiB that arrays take on one device; as numbers of `itemsize` bytes, where one is given."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        total += math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or x.dtype.itemsize)
+    return total / 2**30

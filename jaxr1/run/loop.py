@@ -17,7 +17,7 @@ from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
 from jaxr1.report.report import write_report
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
-from jaxr1.run.machine import memory_metrics
+from jaxr1.run.machine import memory_metrics, state_metrics
 from jaxr1.run.opening import FINISHED, Opened
 from jaxr1.run.options import Config
 from jaxr1.run.resume import only_process
@@ -195,7 +195,8 @@ class Run:
             evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
         )
-        metrics |= memory_metrics() | {"perf/compiles": self.at.compiles.count - compiled}
+        metrics |= memory_metrics() | state_metrics(states)
+        metrics |= {"perf/compiles": self.at.compiles.count - compiled}
         self._write(stage.name, progress, metrics)
         self.states, self.progress = states, progress
         if self.saver.due(stage, step, last):

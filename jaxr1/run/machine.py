@@ -6,10 +6,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import jax.monitoring
+
+from jaxr1.parallel import on_device
+from jaxr1.rl.learner import TrainState
 
 
 class CompileCounter:
@@ -30,6 +34,16 @@ class CompileCounter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def state_metrics(states: Mapping[str, TrainState]) -> dict[str, float]:
+    """What learners hold on a device between steps, and the sums of gradients in one, in GiB."""
+    every = states.values()
+    return {
+        "memory/parameters_gib": on_device([state.params for state in every]),
+        "memory/optimiser_gib": on_device([state.opt for state in every]),
+        "memory/gradients_gib": on_device([state.trainable for state in every], itemsize=4),
+    }
 
 
 def memory_metrics() -> dict[str, float]:

@@ -16,7 +16,7 @@ from jaxr1.inputs.batch import EncodedPrompt, make_batch
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets, geometric, rows_for
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import agree, batch_multiple, mesh_of, place_rows
+from jaxr1.parallel import agree, batch_multiple, mesh_of, on_device, place_rows
 from jaxr1.sampling import decode
 from jaxr1.sampling.decode import DecodeState, PromptCache, Weights
 from jaxr1.sampling.draw import Filters, sample_keys
@@ -143,6 +143,7 @@ class Sampler:
         self.ends = {i for i in stops if i in added and added[i].special}
         self.static = decode.Static(filters, processor.media_token_ids, tuple(sorted(stops)))
         self.seconds_per_token: float | None = None  # of the last chunk
+        self.cache_gib = 0.0  # keys and values on a device, the most that there were
 
     def weights(self, params: dict) -> Weights:
         """The parameters as decoding reads them: a copy, to be made once for several calls."""
@@ -191,12 +192,17 @@ class Sampler:
             key = sample_keys(key_b2, np.tile(np.arange(n), (rows, 1)))
             key, done = place_rows((key, done), mesh, rules)
             state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0])
+            self.note_cache(state, cache)
             del prompt  # its keys live on in the cache's layout
             flight = InFlight(self, state, cache, len(prompts), n, multiple, check)
             flight.run(weights or self.weights(params), on_tokens, every)
 
         groups = [flight.group(prompt) for prompt in range(len(prompts))]
         return [list(map(self._completion, group)) for group in groups]
+
+    def note_cache(self, state: DecodeState, cache: PromptCache) -> None:
+        """Takes down how large the caches are."""
+        self.cache_gib = max(self.cache_gib, on_device((state.own_kv, cache.kv)))
 
     def _completion(self, drawn: Drawn) -> Completion:
         """The response as text, cut behind the token that completed a stop string."""
@@ -261,6 +267,7 @@ class InFlight:
             # The cache grows geometrically: short responses never pay for a long one.
             if slots > self.state.token_bsc.shape[2]:
                 self.state = decode.grow(sampler.model, self.state, slots)
+                sampler.note_cache(self.state, self.cache)
             done = self._chunk(weights, min(slots, limit), on_tokens, every)
             if done.all() or int(self.state.step) >= limit:
                 break

@@ -132,9 +132,10 @@ class RlStage(Worker):
         learned = read(found)
         clock.lap("update")
 
-        rate = {"perf/tokens_per_s": len(episodes.token_n) / clock.total}
         measured = episodes.metrics() | credit.metrics | work.metrics() | clock.metrics(work.flops)
-        return {**states, POLICY: state}, learned | measured | rate
+        measured["perf/tokens_per_s"] = len(episodes.token_n) / clock.total
+        measured["memory/cache_gib"] = self.sampler.cache_gib
+        return {**states, POLICY: state}, learned | measured
 
     def rollout(
         self,

@@ -39,6 +39,12 @@ METRICS = (
     "perf/compiles",
     "perf/padding",
     "memory/host_rss_gib",
+    "memory/parameters_gib",
+    "memory/optimiser_gib",
+    "memory/gradients_gib",
+    "memory/cache_gib",
+    "perf/padded_per_real",
+    "perf/rows_per_prompt",
 )
 # What a run leaves behind.
 WRITTEN = (
