@@ -76,7 +76,9 @@ def _equal(at: Opened, stage: Any, progress: Progress, metrics: Mapping, row: di
     if all(full):
         return [*lines, "every reward is full: take harder rows, or end the stage"]
     missed = _missed(stage, row)
-    if "format" in missed and not _asks_for_tags(at):
+    if "format" in missed and _asks_for_tags(at):
+        lines.append("the tags are asked for, but not given: teach them by an Sft stage")
+    elif "format" in missed:
         lines.append(
             "no option of the run asks for tags: --processor.system r1 or "
             "--processor.question-template think_answer does, or teach them by an Sft stage"
@@ -85,7 +87,7 @@ def _equal(at: Opened, stage: Any, progress: Progress, metrics: Mapping, row: di
         lines.append('accuracy reads tags and boxes alone (its option "tail" is off)')
     return [
         *lines,
-        "the rows may also be too hard or too easy for this model, or its responses too much alike "
+        "else the rows are too hard or too easy for this model, or its responses too much alike "
         f"(temperature {stage.temperature:g}, group_size {stage.group_size})",
     ]
 

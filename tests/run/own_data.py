@@ -31,8 +31,7 @@ from jaxr1.run.loop import Result
 
 INSTRUCTED = "think_answer"
 COLD = 208
-SIZES = BucketOptions(prompt=(80,), response=(20,), patches=(8,))
-LIMITS = dict(max_prompt_tokens=80, max_response_tokens=20)
+PLAIN, ASKED = 32, 80  # tokens of a prompt, without and with words that ask for tags
 TAGS_ALONE = (Reward("accuracy", options={"tail": False}), Reward("format", weight=0.5))
 
 
@@ -72,6 +71,16 @@ def _worked(example: Example, question: str, kind: str) -> dict[str, str]:
     return {"prompt": asked, "response": f"{thought}\n<answer>{example.answer}</answer>"}
 
 
+def limits(prompt: int, response: int) -> dict[str, int]:
+    """Fields of a stage or a held-out set."""
+    return dict(max_prompt_tokens=prompt, max_response_tokens=response)
+
+
+def sizes(prompt: int, response: int) -> BucketOptions:
+    """One size each: a new one is a new compilation."""
+    return BucketOptions(prompt=(prompt,), response=(response,), patches=(8,))
+
+
 # --- runs ---------------------------------------------------------------------------------------
 def cold_start(folder: Path, name: str, worked: tuple[str, ...], epochs: float) -> str:
     """The directory of a built-in model after a few worked rows."""
@@ -80,9 +89,9 @@ def cold_start(folder: Path, name: str, worked: tuple[str, ...], epochs: float) 
         data=write(folder, f"{name}_rows", rows, worked),
         epochs=epochs,
         batch_size=16,
-        buckets=SIZES,
+        buckets=sizes(ASKED, 20),
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=20, final=0.1, b2=0.95),
-        **LIMITS,
+        **limits(ASKED, 20),
     )
     config = Config((stage,), run_dir=str(folder / name), tensorboard=False, report=False)
     return str(train(config)[0].run_dir / "export")
@@ -91,14 +100,15 @@ def cold_start(folder: Path, name: str, worked: tuple[str, ...], epochs: float) 
 def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options) -> Config:
     """RL on own rows; `options` are fields of the stage, and `template` the words around them."""
     rows, heldout = data
+    size = (options.pop("prompt", ASKED), options.pop("response", 20))
     processor = ProcessorOptions(question_template=options.pop("template", None))
     stage = Rl(
         data=rows,
         prompts_per_step=32,
         group_size=8,
-        buckets=SIZES,
+        buckets=sizes(*size),
         optimizer=Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95),
-        **LIMITS,
+        **limits(*size),
         **options,
     )
     return Config(
@@ -106,7 +116,7 @@ def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options
         model=model,
         run_dir=str(folder / name),
         processor=processor,
-        evaluations=(Evaluation(heldout, batch_rows=128, **LIMITS),),
+        evaluations=(Evaluation(heldout, batch_rows=128, **limits(*size)),),
         tensorboard=False,
         report=False,
         export=False,
@@ -129,8 +139,9 @@ def scores(result, measure: str) -> tuple[float, float]:
 # --- what is to be seen -------------------------------------------------------------------------
 def plain_answers(folder: Path, data: tuple[Files, Files]) -> bool:
     """a: answers without tags are learned from."""
-    model = cold_start(folder, "plain", ("plain",), epochs=26)
-    config = rl(folder, "a", model, data, steps=250, rewards=(Reward("accuracy"),))
+    model = cold_start(folder, "plain", ("plain",), epochs=10)
+    short = dict(prompt=PLAIN, response=12, steps=250, rewards=(Reward("accuracy"),))
+    config = rl(folder, "a", model, data, **short)
     result, _, seconds = train(config)
     before, after = scores(result, "accuracy")
     print(f"a: accuracy {before:.1f} -> {after:.1f} % in {seconds:.0f} s of RL and evaluation")

@@ -13,8 +13,11 @@ from reference import one_stage
 import jaxr1
 from jaxr1.base.jsonl import read_jsonl
 from jaxr1.data import Arithmetic, DataError, Files
+from jaxr1.evaluation.heldout import HeldOut
+from jaxr1.inputs.wording import QUESTIONS
 from jaxr1.rewards import Reward
-from jaxr1.run import BucketOptions, Evaluation, ProcessorOptions, Rl, Sft
+from jaxr1.rl import Optimizer
+from jaxr1.run import BucketOptions, Config, Evaluation, ProcessorOptions, Rl, Sft
 from jaxr1.run.console import Console
 from jaxr1.run.watch import AGAIN, PATIENCE, count_streaks, is_due
 
@@ -136,3 +139,44 @@ def test_words_reach_training_and_held_out_sets(tmp_path, rng):
         config = dataclasses.replace(config, run_dir=str(tmp_path / f"tight{number}"))
         with pytest.raises(DataError, match=f"has {worded} tokens"):
             jaxr1.train(config, console=Console(live=False, file=io.StringIO()))
+
+
+def test_a_model_that_knows_both_ways_is_graded_as_it_is_asked(tmp_path):
+    """Plain answers are read; tags come where the run asks for them, and not where it does not."""
+    question = "How many red shapes are there?"
+    tagged = {
+        "prompt": QUESTIONS["think_answer"].replace("{question}", question),
+        "response": "<think>red</think>\n<answer>3</answer>",
+    }
+    plain = {"prompt": question, "response": "There are 3 red shapes."}
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps(row | {"answer": "3"}) + "\n" for row in (plain, tagged)))
+    stage = Sft(
+        Files(str(file)),
+        epochs=40,
+        batch_size=2,
+        max_prompt_tokens=128,
+        max_response_tokens=24,
+        buckets=BucketOptions(prompt=(128,), response=(24,)),
+        optimizer=Optimizer(learning_rate=2e-3),
+    )
+    config = Config((stage,), run_dir=str(tmp_path / "run"), tensorboard=False, report=False)
+    jaxr1.train(config, console=Console(live=False, file=io.StringIO()))
+    model = jaxr1.load_model(tmp_path / "run" / "export")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"prompt": question, "answer": "3"}) + "\n")
+    limits = dict(max_prompt_tokens=128, max_response_tokens=32)
+    sets = (
+        Evaluation(Files(str(asked)), "all", **limits),
+        Evaluation(Files(str(asked)), "tags", TAGS_ALONE, **limits),
+    )
+    (tmp_path / "rollouts").mkdir()
+    found = {}
+    for template in (None, "think_answer"):
+        processor = jaxr1.load_processor(tmp_path / "run" / "export", question_template=template)
+        held_out = HeldOut(tmp_path, sets, processor, 0)
+        scores = held_out.evaluate(*model, "s", 0)
+        held_out.close()
+        names = ("all/accuracy", "all/format", "tags/accuracy", "tags/format")
+        found[template] = [scores[f"eval/{name}"] for name in names]
+    assert found == {None: [1, 0, 0, 0], "think_answer": [1, 1, 1, 1]}
