@@ -4,8 +4,9 @@ Files of rows and pictures as README describes them, a built-in model, no option
 
     a   cold-started on answers without tags, no words around the question: accuracy is to gain 20
         points within 5 minutes of RL
-    b   cold-started on rows that ask for tags and rows that do not: the format is learned where
-        --processor.question-template asks for it, and stays at 0 where nothing does
+    b   cold-started on rows that ask for tags, of which a third give them, and rows that do not
+        ask: the format is learned where --processor.question-template asks for it, and stays at 0
+        where nothing does
     c   rewards for tags alone, and nothing that asks for them: a warning within 10 steps
 
 Prints the figures, and ends with status 1 where one of them is not reached.
@@ -40,7 +41,8 @@ def write(folder: Path, name: str, data: Arithmetic, worked: tuple[str, ...] = (
     """Rows of own data: pictures beside a JSONL file.
 
     Args:
-      worked: the kinds of worked responses that rows have in turn, "plain" or "tagged".
+      worked: the kinds of worked responses that rows have in turn: "plain"; "tagged", to a question
+        that asks for tags; "deaf", without tags although it does.
     """
     (folder / name).mkdir(parents=True)
     with open(folder / f"{name}.jsonl", "w") as file:
@@ -62,13 +64,13 @@ def _save(example: Example, file: Path) -> None:
 
 
 def _worked(example: Example, question: str, kind: str) -> dict[str, str]:
-    """What a row of a cold start has besides: the one who is asked for tags gives them."""
-    digits = " + ".join(map(str, example.metadata["digits"]))
+    """What a row of a cold start has besides."""
+    said = f"{' + '.join(map(str, example.metadata['digits']))} = {example.answer}"
     if kind == "plain":
-        return {"response": f"{digits} = {example.answer}"}
-    asked = QUESTIONS[INSTRUCTED].replace(PLACE, question)
-    thought = f"<think>{digits} = {example.answer}</think>"
-    return {"prompt": asked, "response": f"{thought}\n<answer>{example.answer}</answer>"}
+        return {"response": said}
+    if kind == "tagged":
+        said = f"<think>{said}</think>\n<answer>{example.answer}</answer>"
+    return {"prompt": QUESTIONS[INSTRUCTED].replace(PLACE, question), "response": said}
 
 
 def limits(prompt: int, response: int) -> dict[str, int]:
@@ -98,9 +100,17 @@ def cold_start(folder: Path, name: str, worked: tuple[str, ...], epochs: float) 
 
 
 def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options) -> Config:
-    """RL on own rows; `options` are fields of the stage, and `template` the words around them."""
-    rows, heldout = data
+    """RL on own rows.
+
+    Args:
+      options: fields of the stage; `template`, the words around a question; `prompt` and
+        `response`, their tokens; `heat`, the temperature of the held-out questions.
+    """
+    rows, held_out = data
     size = (options.pop("prompt", ASKED), options.pop("response", 20))
+    heldout = Evaluation(
+        held_out, temperature=options.pop("heat", 0.0), batch_rows=128, **limits(*size)
+    )
     processor = ProcessorOptions(question_template=options.pop("template", None))
     stage = Rl(
         data=rows,
@@ -116,7 +126,7 @@ def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options
         model=model,
         run_dir=str(folder / name),
         processor=processor,
-        evaluations=(Evaluation(heldout, batch_rows=128, **limits(*size)),),
+        evaluations=(heldout,),
         tensorboard=False,
         report=False,
         export=False,
@@ -150,10 +160,11 @@ def plain_answers(folder: Path, data: tuple[Files, Files]) -> bool:
 
 def asked_for_tags(folder: Path, data: tuple[Files, Files]) -> bool:
     """b: the format is learned where it is asked for."""
-    model = cold_start(folder, "mixed", ("plain", "plain", "plain", "tagged"), epochs=12)
+    model = cold_start(folder, "mixed", ("plain", "deaf", "plain", "deaf", "tagged"), epochs=6)
     found = {}
     for name, template in (("asked", INSTRUCTED), ("not asked", None)):
-        config = rl(folder, f"b_{name[:3]}", model, data, steps=40, template=template)
+        # Sampled: greedily the model gives the more likely of its two ways, always.
+        config = rl(folder, f"b_{name[:3]}", model, data, steps=30, template=template, heat=1.0)
         found[name] = scores(train(config)[0], "format")
         print(f"b: {name} for tags: format {found[name][0]:.1f} -> {found[name][1]:.1f} %")
     gained = {name: after - before for name, (before, after) in found.items()}
