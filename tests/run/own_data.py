@@ -114,7 +114,6 @@ def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options
     processor = ProcessorOptions(question_template=options.pop("template", None))
     stage = Rl(
         data=rows,
-        prompts_per_step=32,
         group_size=8,
         buckets=sizes(*size),
         optimizer=Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95),
@@ -149,9 +148,9 @@ def scores(result, measure: str) -> tuple[float, float]:
 # --- what is to be seen -------------------------------------------------------------------------
 def plain_answers(folder: Path, data: tuple[Files, Files]) -> bool:
     """a: answers without tags are learned from."""
-    model = cold_start(folder, "plain", ("plain",), epochs=10)
-    short = dict(prompt=PLAIN, response=12, steps=250, rewards=(Reward("accuracy"),))
-    config = rl(folder, "a", model, data, **short)
+    model = cold_start(folder, "plain", ("plain",), epochs=18)
+    short = dict(prompt=PLAIN, response=12, rewards=(Reward("accuracy"),))
+    config = rl(folder, "a", model, data, steps=300, prompts_per_step=64, **short)
     result, _, seconds = train(config)
     before, after = scores(result, "accuracy")
     print(f"a: accuracy {before:.1f} -> {after:.1f} % in {seconds:.0f} s of RL and evaluation")
@@ -163,8 +162,9 @@ def asked_for_tags(folder: Path, data: tuple[Files, Files]) -> bool:
     model = cold_start(folder, "mixed", ("plain", "deaf", "plain", "deaf", "tagged"), epochs=6)
     found = {}
     for name, template in (("asked", INSTRUCTED), ("not asked", None)):
-        # Sampled: greedily the model gives the more likely of its two ways, always.
-        config = rl(folder, f"b_{name[:3]}", model, data, steps=30, template=template, heat=1.0)
+        # Held-out questions are sampled: greedily a model always takes the likelier of two ways.
+        asked = dict(template=template, heat=1.0, prompts_per_step=32)
+        config = rl(folder, f"b_{name[:3]}", model, data, steps=30, **asked)
         found[name] = scores(train(config)[0], "format")
         print(f"b: {name} for tags: format {found[name][0]:.1f} -> {found[name][1]:.1f} %")
     gained = {name: after - before for name, (before, after) in found.items()}
@@ -173,7 +173,8 @@ def asked_for_tags(folder: Path, data: tuple[Files, Files]) -> bool:
 
 def warned(folder: Path, data: tuple[Files, Files]) -> bool:
     """c: a run that cannot learn says so."""
-    config = rl(folder, "c", "tiny", data, steps=10, rewards=TAGS_ALONE)
+    few = dict(steps=10, prompts_per_step=8)
+    config = rl(folder, "c", "tiny", data, rewards=TAGS_ALONE, **few)
     config = dataclasses.replace(config, evaluations=())
     _, said, _ = train(config)
     lines = said.splitlines()
