@@ -3,7 +3,7 @@
 Files of rows and pictures as README describes them, a built-in model, no option beyond README's:
 
     a   cold-started on answers without tags, no words around the question: accuracy is to gain 20
-        points within 5 minutes of RL
+        points within 5 minutes of RL on two cores: 600 s of their time, whoever else is at work
     b   cold-started on rows that ask for tags, of which a third give them, and rows that do not
         ask: the format is learned where --processor.question-template asks for it, and stays at 0
         where nothing does
@@ -133,10 +133,10 @@ def rl(folder: Path, name: str, model: str, data: tuple[Files, Files], **options
 
 
 def train(config: Config) -> tuple[Result, str, float]:
-    """The result of a run, what its console said, and its seconds."""
-    said, began = io.StringIO(), time.perf_counter()
+    """The result of a run, what its console said, and the seconds of all cores that it took."""
+    said, began = io.StringIO(), time.process_time()
     result = jaxr1.train(config, console=Console(live=False, file=said))
-    return result, said.getvalue(), time.perf_counter() - began
+    return result, said.getvalue(), time.process_time() - began
 
 
 def scores(result, measure: str) -> tuple[float, float]:
@@ -153,8 +153,8 @@ def plain_answers(folder: Path, data: tuple[Files, Files]) -> bool:
     config = rl(folder, "a", model, data, steps=300, prompts_per_step=64, **short)
     result, _, seconds = train(config)
     before, after = scores(result, "accuracy")
-    print(f"a: accuracy {before:.1f} -> {after:.1f} % in {seconds:.0f} s of RL and evaluation")
-    return after - before >= 20 and seconds <= 300
+    print(f"a: accuracy {before:.1f} -> {after:.1f} % in {seconds:.0f} s of the cores' time")
+    return after - before >= 20 and seconds <= 600
 
 
 def asked_for_tags(folder: Path, data: tuple[Files, Files]) -> bool:
