@@ -23,6 +23,8 @@ WORKED = 208
 # One size each: a prompt takes 27 tokens, a response 16 or 18, a picture 8 patches. A new size is a
 # new compilation.
 SIZES = BucketOptions(prompt=(32,), response=(18,), patches=(8,))
+# The tags are a part of the task: an answer counts between them alone.
+ACCURACY = Reward("accuracy", options={"tail": False})
 
 
 def config() -> Config:
@@ -54,7 +56,7 @@ def config() -> Config:
                 waves=2,
                 advantage=Advantage(eps=1e-4),
                 rewards=(
-                    Reward("accuracy"),
+                    ACCURACY,
                     Reward("format", weight=0.2, options={"variant": "whitespace"}),
                 ),
                 buckets=SIZES,
@@ -72,6 +74,7 @@ def config() -> Config:
                 max_prompt_tokens=32,
                 max_response_tokens=20,
                 batch_rows=128,
+                rewards=(ACCURACY, Reward("format", options={"variant": "whitespace"})),
             ),
         ),
     )

@@ -26,6 +26,11 @@ class Sample:
       stop: a string that ends an answer; give the flag once for each.
       seed: of the draws.
       template: "r1_zero" for a base model.
+      system: a system prompt, or the name of a known one ("r1", "boxed"); by default that of the
+        model's training, "" is none.
+      question_template: words around the question: a text with {question} in it, or the name of a
+        known one ("think_answer", "boxed", "short", "letter"); by default those of the model's
+        training.
       prefix: opens the answer.
       min_pixels: lower bound of the area of a resized image.
       max_pixels: upper bound of the area of a resized image.
@@ -45,16 +50,20 @@ class Sample:
     stop: tuple[str, ...] = ()
     seed: int = 0
     template: Literal["r1_zero", "chatml", "internvl2_5"] | None = None
+    system: str | None = None
+    question_template: str | None = None
     prefix: str | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
+        from jaxr1.inputs.wording import Wording
         from jaxr1.sampling.sampler import SamplingOptions
 
         if self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}")
+        Wording().given(self.template, self.system, self.question_template)
         SamplingOptions(self.max_new_tokens, self.temperature, self.top_p, self.top_k, self.stop)
 
     def prompt(self):
@@ -83,9 +92,10 @@ def main(argv: list[str] | None = None) -> int:
 
     def ask() -> int:
         model, params = jaxr1.load_model(args.model, args.dtype, param_dtype=args.dtype)
-        with option("min_pixels, max_pixels"):
+        with option("the processor"):
             bounds = (args.min_pixels, args.max_pixels)
-            processor = jaxr1.load_processor(args.model, *bounds, args.template)
+            words = {"system": args.system, "question_template": args.question_template}
+            processor = jaxr1.load_processor(args.model, *bounds, args.template, **words)
         prompt = args.prompt()
         opened = processor.encode(prompt).prefix
         printer = _Printer(processor, opened, args.stop)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxr1.checkpoints.tensors import (
     INDEX,
+    PROMPT_FILE,
     SHARD_BYTES,
     SINGLE,
     CheckpointError,
@@ -40,6 +41,7 @@ COMPANIONS = (
     "merges.txt",
     "chat_template.json",
     "chat_template.jinja",
+    PROMPT_FILE,
 )
 # Code is fetched to go along with an export of the original InternVL layout; it is not run here.
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja", "*.py", "merges.txt", "tokenizer.model")

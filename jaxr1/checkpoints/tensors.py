@@ -37,6 +37,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_HEADER = 100 << 20  # bytes; a larger one is a damaged file
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+PROMPT_FILE = "jaxr1_prompt.json"  # what the model is asked with, see `inputs.wording`
 SHARD_BYTES = 5 << 30
 BLOCK_BYTES = 1 << 20
 

@@ -57,10 +57,7 @@ class Evaluation:
 
     data: Source
     name: str = "heldout"
-    rewards: tuple[Reward, ...] = (
-        Reward("accuracy"),
-        Reward("format", options=(("variant", "whitespace"),)),
-    )
+    rewards: tuple[Reward, ...] = (Reward("accuracy"), Reward("format"))
     reward_workers: int = 1
     reward_timeout_s: float = 10.0
     reward_options: WorkerOptions = WorkerOptions()

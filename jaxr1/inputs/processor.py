@@ -22,7 +22,6 @@ from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
 from jaxr1.inputs.specials import SENTINEL_PATTERN, Specials
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
-    TEMPLATES,
     Prompt,
     PromptError,
     content_parts,
@@ -32,6 +31,7 @@ from jaxr1.inputs.template import (
 from jaxr1.inputs.tiles import TileOptions
 from jaxr1.inputs.units import Unit, image_unit, video_unit
 from jaxr1.inputs.videos import VideoOptions, timestamp_text
+from jaxr1.inputs.wording import Wording
 
 _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
 
@@ -55,6 +55,7 @@ class Processor:
       template: None or a name of `TEMPLATES`.
       videos: how videos are sampled and resized; None for a model that takes none.
       video_token_id: the placeholder of a video; -1 for a model that takes none.
+      wording: what every prompt is asked with.
     """
 
     directory: Path
@@ -69,6 +70,7 @@ class Processor:
     template: str | None = None
     videos: VideoOptions | None = None
     video_token_id: int = -1
+    wording: Wording = Wording()
 
     @classmethod
     def from_directory(
@@ -80,6 +82,7 @@ class Processor:
         min_pixels: int | None,
         max_pixels: int | None,
         template: str | None,
+        wording: Wording,
     ) -> Processor:
         """Reads a Hugging Face directory.
 
@@ -88,13 +91,12 @@ class Processor:
           rules: of its family; None for a model of text only.
           min_pixels, max_pixels: bounds of images other than its own.
           template: a name of `TEMPLATES`, or None for its own.
+          wording: what every prompt is asked with.
 
         Raises:
           CheckpointError: a file is missing or holds what is not supported.
-          ValueError: an unknown template, or a bound out of range.
+          ValueError: a bound out of range, or a system prompt that its template has no place for.
         """
-        if template is not None and template not in TEMPLATES:
-            raise ValueError(f"template {template!r} is none of {', '.join(TEMPLATES)}")
         tokenizer = load_tokenizer(directory, with_media=rules is not None)
         generation = read_json(directory / "generation_config.json", missing={})
         said = generation.get("eos_token_id")
@@ -111,7 +113,10 @@ class Processor:
             turn_end_id=tokenizer.eos_token_id if turn_end is None else turn_end,
             image_token_id=-1,
             template=template,
+            wording=wording,
         )
+        flat = rules is not None and rules.flat
+        wording.check(tokenizer, template, text_only._special, flat=flat)
         return text_only if rules is None else text_only._with_media(raw, min_pixels, max_pixels)
 
     def _with_media(self, raw: dict, min_pixels: int | None, max_pixels: int | None) -> Processor:
@@ -171,7 +176,8 @@ class Processor:
 
     def changed_files(self) -> dict[str, dict]:
         """{name: keys to set} of the directory's files that a saved copy must have anew."""
-        return changed_files(self.directory, self.images, self.videos)
+        asked = self.wording.changed_file(self.directory)
+        return changed_files(self.directory, self.images, self.videos) | asked
 
     @property
     def prefix(self) -> str:
@@ -245,6 +251,7 @@ class Processor:
           MediaError: an image that cannot be read.
           TooLong: more than `max_tokens` tokens (a media span is never cut).
         """
+        prompt = self.wording.asked(prompt)
         everything = itertools.chain.from_iterable(turn for _, turn in content_parts(prompt))
         parts = [part for part in everything if part["type"] != "text"]
         if parts and self.images is None:

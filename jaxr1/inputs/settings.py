@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from jaxr1.base.checks import check_types
+from jaxr1.base.checks import check_types, option
 from jaxr1.checkpoints.tensors import read_json
 from jaxr1.inputs.images import ImageOptions
 from jaxr1.inputs.tiles import TileOptions
 from jaxr1.inputs.videos import VideoOptions, VideoRules
+from jaxr1.inputs.wording import Wording
 
 IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 VIDEO_FILE = "video_preprocessor_config.json"
@@ -27,6 +28,11 @@ class ProcessorOptions:
       max_pixels: upper bound of the area of a resized image.
       template: "r1_zero" for base models; "chatml" or "internvl2_5" for directories without a chat
         template of their own.
+      system: a system prompt for all conversations without one: a text, or the name of a known one
+        ("r1", "boxed"); "" is none.
+      question_template: words around the question: a text with {question} in it, or the name of a
+        known one ("think_answer", "boxed", "short", "letter"). Training, held-out sets and the
+        exported model are asked with both.
       video_fps: frames taken for a second of video.
       video_max_frames: most frames taken of a video.
       video_max_pixels: upper bound of the area of a resized frame (of all frames together for
@@ -36,12 +42,16 @@ class ProcessorOptions:
     min_pixels: int | None = None
     max_pixels: int | None = None
     template: Literal["r1_zero", "chatml", "internvl2_5"] | None = None
+    system: str | None = None
+    question_template: str | None = None
     video_fps: float | None = None
     video_max_frames: int | None = None
     video_max_pixels: int | None = None
 
     def __post_init__(self):
         check_types(self)
+        with option("processor"):
+            Wording().given(self.template, self.system, self.question_template)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxr1.checkpoints import huggingface, weights
 from jaxr1.checkpoints.tensors import open_checkpoint
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import CHATML
+from jaxr1.inputs.wording import Wording
 from jaxr1.models import presets
 from jaxr1.models.families.table import FAMILIES
 from jaxr1.models.vlm import DTYPES, Model, describe
@@ -82,6 +83,8 @@ def load_processor(
     max_pixels: int | None = None,
     template: str | None = None,
     *,
+    system: str | None = None,
+    question_template: str | None = None,
     video_fps: float | None = None,
     video_max_frames: int | None = None,
     video_max_pixels: int | None = None,
@@ -94,6 +97,10 @@ def load_processor(
         says.
       template: None is the directory's chat template; "r1_zero" the template for base models of
         VisualThinker; "chatml" or "internvl2_5" ChatML without or with InternVL's system turn.
+      system: a system prompt for all conversations without one, or the name of a known one; "" is
+        none, None is what an exported model was trained with, as for the next one.
+      question_template: words around the question, which takes the place of "{question}" in them,
+        or the name of known ones (`jaxr1.inputs.wording`).
       video_fps: frames taken for a second of video; None is what the directory says, as for the
         next two.
       video_max_frames: most frames taken of a video.
@@ -101,20 +108,29 @@ def load_processor(
 
     Raises:
       CheckpointError: the directory lacks a file, or its type is not supported.
-      ValueError: an unknown template, a bound out of range, or bounds of videos for a model that
-        takes none.
+      ValueError: an unknown template or name, a question template without its place, a system
+        prompt that the model cannot be asked with, a bound out of range, or bounds of videos for a
+        model that takes none.
     """
     directory = resolve(path)
     raw = huggingface.read_config(directory)
     described = describe(raw)  # refuses what is not supported
     family, vision = FAMILIES[described.family], described.vision
+    wording = Wording.read(directory).given(template, system, question_template)
+    template = wording.template
     if template is None and family.own_template and raw.get("template") in CHATML:
         template = raw["template"]
     rules = None
     if family.media is not None and vision is not None:
         rules = family.media(raw, vision)
     processor = Processor.from_directory(
-        directory, raw, rules, min_pixels=min_pixels, max_pixels=max_pixels, template=template
+        directory,
+        raw,
+        rules,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        template=template,
+        wording=wording,
     )
     bounds = {"fps": video_fps, "max_frames": video_max_frames, "max_pixels": video_max_pixels}
     given = {k: v for k, v in bounds.items() if v is not None}

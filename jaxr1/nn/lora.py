@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr1.nn.params import Param, Table, draw_normal, flatten, nest
+from jaxr1.nn.params import DRAWS, Param, Table, draw, flatten, nest
 from jaxr1.parallel import Rules, sharding
 
 ADAPTERS = "lora"
@@ -67,7 +67,11 @@ def inputs(p: Param) -> int:
 
 
 def _adapter(path: str, p: Param, rank: int) -> Table:
-    """The two entries of one matrix: a [in..., rank], normal, and b [rank, out...], zero."""
+    """The two entries of one matrix: a [in..., rank], uniform, and b [rank, out...], zero.
+
+    A is drawn as PEFT draws it (`kaiming_uniform_` with a = sqrt(5)): evenly between the two of
+    +-1 / sqrt(in), which is a deviation of 1 / sqrt(3 in).
+    """
     lead, lead_axes = (p.shape[:1], p.axes[:1]) if p.layers else ((), ())
     shape, axes, k = p.layer_shape, p.axes[len(lead) :], inputs(p)
     a, b = (*shape[:k], rank), (rank, *shape[k:])
@@ -77,7 +81,8 @@ def _adapter(path: str, p: Param, rank: int) -> Table:
             axes=(*lead_axes, *axes[:k], None),
             name=f"{path}.lora_a",
             hf_shape=a,
-            scale=math.prod(shape[:k]) ** -0.5,
+            init="uniform",
+            scale=(3 * math.prod(shape[:k])) ** -0.5,
             layers=p.layers,
         ),
         f"{path}/b": Param(
@@ -118,12 +123,12 @@ def adapter_table(table: Table, options: Lora) -> Table:
 
 
 def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) -> dict:
-    """Fresh adapters, float32: A normal, of deviation 1 / sqrt(in), B zero: no change yet."""
+    """Fresh adapters, float32: A uniform within 1 / sqrt(in), as in PEFT, B zero: no change yet."""
     flat = {}
     for path, p in adapter_table(table, options).items():
         host = np.zeros(p.shape, np.float32)
-        if p.init == "normal":
-            host = draw_normal(path, p.shape, seed, p.scale)
+        if p.init in DRAWS:
+            host = draw(path, p, seed)
         flat[path] = jax.device_put(host, sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
 

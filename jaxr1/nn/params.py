@@ -76,8 +76,8 @@ class Param:
       hf_shape: shape of one Hugging Face tensor (of the whole one, where the entry is a part of
         it).
       transpose: the tensor is a matrix [out, in...] there and [in..., out...] here.
-      init: "normal", "zeros" or "ones".
-      scale: standard deviation of "normal".
+      init: "normal", "uniform", "zeros" or "ones".
+      scale: standard deviation of "normal" and "uniform".
       layers: number of stacked layers, 0 for a tensor of its own.
       part: the entry is this part of the Hugging Face tensor; None is all of it.
       twin: a second Hugging Face name under which files may hold the same values (the output matrix
@@ -235,7 +235,7 @@ def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict
     """
     flat = {}
     for path, p in table.items():
-        if p.init == "normal":
+        if p.init in DRAWS:
             host = _draw(path, p, seed)
         else:
             host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
@@ -246,12 +246,12 @@ def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict
 
 
 def _draw(path: str, p: Param, seed: int) -> np.ndarray:
-    """Normal values of one entry: its own, or its part of the fused tensor that holds it."""
+    """Random values of one entry: its own, or its part of the fused tensor that holds it."""
     if p.part is None:
-        return draw_normal(path, p.shape, seed, p.scale)
+        return draw(path, p, seed)
     lead = (*p.shape[: 1 if p.layers else 0], *p.hf_shape[1:])
     fused = f"{path.rpartition('/')[0]}/{p.name.split('.')[-2]}"  # "vision/blocks/qkv"
-    drawn = draw_normal(fused, (*lead, *p.part.shape), seed, p.scale)
+    drawn = DRAWS[p.init](fused, (*lead, *p.part.shape), seed, p.scale)
     cut = [slice(None)] * (len(lead) + p.part.axis) + [slice(p.part.start, p.part.stop)]
     return drawn[tuple(cut)].reshape(p.shape)
 
@@ -260,6 +260,21 @@ def draw_normal(path: str, shape: tuple[int, ...], seed: int, scale: float) -> n
     """float32 normal values of standard deviation `scale`, a function of (seed, path)."""
     rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
     return rng.standard_normal(shape, np.float32) * np.float32(scale)
+
+
+def draw_uniform(path: str, shape: tuple[int, ...], seed: int, scale: float) -> np.ndarray:
+    """As `draw_normal`, evenly between -sqrt(3) and sqrt(3) x scale: of the same deviation."""
+    rng = np.random.default_rng([seed, zlib.crc32(path.encode())])
+    bound = np.float32(scale * math.sqrt(3))
+    return (2 * rng.random(shape, np.float32) - 1) * bound
+
+
+DRAWS = {"normal": draw_normal, "uniform": draw_uniform}
+
+
+def draw(path: str, p: Param, seed: int) -> np.ndarray:
+    """float32 values of an entry whose `init` is one of `DRAWS`, a function of (seed, path)."""
+    return DRAWS[p.init](path, p.shape, seed, p.scale)
 
 
 def count(table: Table) -> int:

@@ -1,6 +1,6 @@
 """The accuracy reward: extract the answer from a completion and compare it with the reference.
 
-    completion -> first answer block, else last balanced \\boxed{}, else (option) the tail
+    completion -> first answer block, else last balanced \\boxed{}, else closing line or tail
                -> normalise -> same string? -> choice letters -> units -> numbers -> math-verify
 
 Cheap comparisons come first and are final where they apply, so that most answers never reach sympy.
@@ -19,7 +19,14 @@ from jaxr1.rewards.algebra import (
     may_be_math_equal,
     parsed_math,
 )
-from jaxr1.rewards.answers import MAX_ANSWER_CHARS, extract_answer, statement
+from jaxr1.rewards.answers import (
+    MAX_ANSWER_CHARS,
+    closing_line,
+    extract_answer,
+    marks_answer,
+    says_word,
+    statement,
+)
 from jaxr1.rewards.letters import choice_letter, choice_letters, choice_texts, is_choice_letter
 from jaxr1.rewards.numbers import (
     has_operation,
@@ -38,7 +45,7 @@ def accuracy_reward(
     example: Example,
     *,
     unparsable_gold: Literal["none", "one"] = "none",
-    tail: bool = False,
+    tail: bool = True,
 ) -> float | None:
     """1.0 if the completion's answer equals the reference, 0.0 if it does not or states none.
 
@@ -47,7 +54,9 @@ def accuracy_reward(
       example: `answer` is the reference; `metadata["choices"]`, where present, names the options.
       unparsable_gold: what to return where the reference itself cannot be parsed: "none" leaves the
         sample to the other rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do.
-      tail: see `extract_answer`; not applied to completions that were cut at the length limit.
+      tail: read completions that hold neither an answer tag nor a box too: their last line, where
+        it says the reference and nothing against it, else their last number or lone choice letter.
+        Not applied to completions that were cut at the length limit.
 
     Raises:
       ValueError: unknown `unparsable_gold`.
@@ -59,10 +68,46 @@ def accuracy_reward(
     gold = example.answer
     if gold is None or parse_answer_problem(gold) is not None:
         return 1.0 if unparsable_gold == "one" and gold is not None else None
-    answer = extract_answer(completion.text, tail=tail and completion.finish_reason != "length")
+    tail = tail and completion.finish_reason != "length"
+    if tail and _closes_with(gold, completion.text, example.metadata):
+        return 1.0
+    answer = extract_answer(completion.text, tail=tail)
     if not answer:
         return 0.0
     return float(answers_match(gold, answer, metadata=example.metadata))
+
+
+def _closes_with(gold: str, text: str, metadata: Mapping[str, Any]) -> bool:
+    """Whether a completion that marks no answer says the reference in its last line.
+
+    Without computer algebra: who only repeats "3 + 4" has not answered 7.
+    """
+    if marks_answer(text):
+        return False
+    line = closing_line(text)
+    return says_word(gold, line) or answers_match(gold, line, metadata=metadata, math=False)
+
+
+def accuracy_reading(
+    completion: Completion,
+    example: Example,
+    *,
+    unparsable_gold: Literal["none", "one"] = "none",
+    tail: bool = True,
+) -> str:
+    """What the accuracy reward reads in a completion, for a message; arguments as of the reward."""
+    text, wanted = completion.text, f"(reference {example.answer!r:.60})"
+    tail = tail and completion.finish_reason != "length"
+    if tail and example.answer and _closes_with(example.answer, text, example.metadata):
+        return f"reads the last line {closing_line(text)!r:.60} {wanted}"
+    if answer := extract_answer(text, tail=tail):
+        return f"reads {answer!r:.60} {wanted}"
+    if marks_answer(text):
+        return f"finds answer tags or a box, but no whole one with an answer in it {wanted}"
+    if tail:
+        return f"finds no number or letter, and the last line says something else {wanted}"
+    why = "the response was cut" if completion.finish_reason == "length" else "tail is off"
+    return f"finds no answer tags and no \\boxed{{}}, and reads nothing else ({why}) {wanted}"
 
 
 def answers_match(

@@ -20,12 +20,12 @@ def extract_answer(text: str, *, tail: bool = False) -> str | None:
 
     The content of the first answer block (it may span lines; text inside a closed think block does
     not count, unless there is no other), else the content of the last balanced \\boxed{}. With
-    `tail`, else the last number or lone choice letter of the text: lenient, for models that were
-    never asked for tags. An answer block that is never closed is no answer.
+    `tail`, else the last number or lone choice letter of a text that marks no answer: lenient, for
+    models that were never asked for tags. An answer block that is never closed is no answer.
 
     Args:
       text: a whole completion.
-      tail: look for a last number or letter where there is neither a block nor a box.
+      tail: look for a last number or letter where there is neither an answer tag nor a box.
     """
     after_thought = text.find("</think>")
     block = _first_block(text, max(after_thought, 0)) if after_thought >= 0 else None
@@ -37,7 +37,21 @@ def extract_answer(text: str, *, tail: bool = False) -> str | None:
     boxed = last_boxed(text)
     if boxed is not None:
         return boxed.strip()
-    return _tail_answer(text) if tail else None
+    return _tail_answer(text) if tail and not marks_answer(text) else None
+
+
+def marks_answer(text: str) -> bool:
+    """Whether a completion holds an answer tag or a box, be it closed or not.
+
+    Only these are read then: a model that has learned the form gains nothing by what it says
+    outside.
+    """
+    return any(mark in text for mark in (ANSWER_OPEN, ANSWER_CLOSE, "\\boxed", "\\fbox"))
+
+
+def closing_line(text: str) -> str:
+    """The last line of a completion that is not empty: often the answer alone, or a sentence."""
+    return text.rstrip()[-MAX_ANSWER_CHARS:].rpartition("\n")[2].strip()
 
 
 def _first_block(text: str, start: int) -> str | None:
@@ -170,3 +184,21 @@ def statement(answer: str) -> str:
     text = normalise(answer)
     stripped = _ANNOUNCED.sub("", text, count=1).strip()
     return normalise(stripped) if stripped else text
+
+
+# What makes a sentence deny, or leave open, the words that it ends with.
+_OPEN = re.compile(r"(?i)\b(?:not|no|nor|never|cannot|or|either|maybe)\b|n't\b|[;?]")
+_YES_OR_NO = re.compile(r"(yes|no)\b")
+
+
+def says_word(gold: str, line: str) -> bool:
+    """Whether a sentence ends with a reference of words, or opens with it where it is yes or no.
+
+    "The cube is on the left." says "left"; "It is not on the left." and "left or right" do not.
+    """
+    wanted, said = statement(gold).casefold(), statement(line).casefold()
+    if opened := _YES_OR_NO.match(said):
+        return opened.group() == wanted
+    if len(wanted) < 2 or not wanted.replace(" ", "").isalpha():
+        return False
+    return said.endswith(f" {wanted}") and not _OPEN.search(said)

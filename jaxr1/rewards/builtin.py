@@ -23,16 +23,22 @@ class BuiltIn:
       needs_reference: whether it compares with the reference answer, and so can say nothing where
         that cannot be parsed.
       uses_math: whether it may call math-verify, whose slow import no item is charged for.
+      reading: the name of the function, of the same arguments, that says what the reward reads.
     """
 
     module: str
     function: str
+    reading: str
     needs_reference: bool = False
     uses_math: bool = False
 
     def load(self) -> Callable[..., float | None]:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.function)
+
+    def explain(self) -> Callable[..., str]:
+        """The function that says in words what the reward reads in a completion."""
+        return getattr(importlib.import_module(self.module), self.reading)
 
     def options(self) -> dict[str, Any]:
         """Its options by name, each with its annotation, in the order of the signature."""
@@ -42,9 +48,13 @@ class BuiltIn:
 
 BUILT_IN: dict[str, BuiltIn] = {
     "accuracy": BuiltIn(
-        "jaxr1.rewards.accuracy", "accuracy_reward", needs_reference=True, uses_math=True
+        "jaxr1.rewards.accuracy",
+        "accuracy_reward",
+        "accuracy_reading",
+        needs_reference=True,
+        uses_math=True,
     ),
-    "format": BuiltIn("jaxr1.rewards.format", "format_reward"),
+    "format": BuiltIn("jaxr1.rewards.format", "format_reward", "format_reading"),
 }
 """The rewards that a config may name without a file."""
 

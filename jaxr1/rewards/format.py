@@ -4,9 +4,9 @@
     whitespace   _<think>...</think>_<answer>...</answer>_              _ is any whitespace
     lenient      any text <think>...</think> any text <answer>...</answer> any text
 
-The three strictness levels of the published systems (lenient: LMM-R1; whitespace: R1-Omni,
-VisualThinker-R1-Zero). In each of them the four tags occur exactly once, in this order, and neither
-block is empty.
+The three strictness levels of the published systems (lenient: LMM-R1; whitespace, the default:
+R1-Omni, VisualThinker-R1-Zero). In each of them the four tags occur exactly once, in this order,
+and neither block is empty.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Variant = Literal["strict", "whitespace", "lenient"]
 
 
 def format_reward(
-    completion: Completion, example: Example | None = None, *, variant: Variant = "strict"
+    completion: Completion, example: Example | None = None, *, variant: Variant = "whitespace"
 ) -> float:
     """1.0 if the whole completion has the asked form, else 0.0.
 
@@ -59,3 +59,19 @@ def format_reward(
     if variant == "whitespace":
         return float(not outside.strip())
     return 1.0
+
+
+def format_reading(
+    completion: Completion, example: Example | None = None, *, variant: Variant = "whitespace"
+) -> str:
+    """What the format reward finds in a completion, for a message; arguments as of the reward."""
+    if format_reward(completion, example, variant=variant):
+        return "finds the form"
+    if completion.finish_reason == "length":
+        return "finds a response that was cut"
+    wrong = [tag for tag in TAGS if completion.text.count(tag) != 1]
+    if len(wrong) == len(TAGS) and not any(tag in completion.text for tag in TAGS):
+        return f"finds none of {' '.join(TAGS)}"
+    if wrong:
+        return f"does not find {' '.join(wrong)} once each"
+    return f"finds the tags, but not in the form {variant!r}"

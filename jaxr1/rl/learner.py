@@ -21,7 +21,7 @@ from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, without_adapters
 from jaxr1.parallel import mesh_of
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.optimizer import Optimizer
+from jaxr1.rl.optimizer import Optimizer, vectors_of
 from jaxr1.rl.terms import Objective
 from jaxr1.rl.weights import Weighting
 from jaxr1.rl.work import Work
@@ -144,7 +144,9 @@ class Learner:
 
     @property
     def tx(self) -> optax.GradientTransformation:
-        return self.optimizer.build(self.updates)
+        if not self.optimizer.weight_decay:
+            return self.optimizer.build(self.updates)
+        return self.optimizer.build(self.updates, vectors_of(self.model.table()))
 
     @property
     def rate(self) -> optax.Schedule:

@@ -9,6 +9,7 @@ from typing import Literal
 import optax
 
 from jaxr1.base.checks import check_least, check_positive, check_types
+from jaxr1.nn.params import Table, flatten, nest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Optimizer:
       b1: decay of AdamW's mean of gradients.
       b2: decay of AdamW's mean of squared gradients.
       eps: added to AdamW's denominator.
-      weight_decay: of AdamW.
+      weight_decay: of AdamW, on matrices and embeddings; norms, biases and other vectors are left
+        alone.
       clip_norm: global gradient norm; 0 is off.
     """
 
@@ -63,11 +65,37 @@ class Optimizer:
         return optax.join_schedules([ramp, after], [warmup])
 
     @functools.lru_cache  # noqa: B019
-    def build(self, steps: int) -> optax.GradientTransformation:
-        """The optax transformation for a stage of `steps` optimiser steps."""
+    def build(
+        self, steps: int, vectors: frozenset[str] = frozenset()
+    ) -> optax.GradientTransformation:
+        """The optax transformation for a stage of `steps` optimiser steps.
+
+        Args:
+          vectors: paths of parameters that do not decay (`vectors_of`).
+        """
+
+        def decaying(tree: dict) -> dict:
+            return nest({path: path not in vectors for path in flatten(tree)})
+
+        # Without decay there is nothing to leave out, and the state stays as plain as it was.
+        mask = decaying if self.weight_decay and vectors else None
         adamw = optax.adamw(
-            self.rate(steps), self.b1, self.b2, self.eps, weight_decay=self.weight_decay
+            self.rate(steps),
+            self.b1,
+            self.b2,
+            self.eps,
+            weight_decay=self.weight_decay,
+            mask=mask,
         )
         if not self.clip_norm:
             return adamw
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adamw)
+
+
+def vectors_of(table: Table) -> frozenset[str]:
+    """Paths of the parameters that weight decay leaves alone, as Hugging Face's Trainer does.
+
+    They are known by the shape that a layer's tensor has in the checkpoint: here biases and norms
+    may have a dimension for layers and one for heads.
+    """
+    return frozenset(path for path, p in table.items() if len(p.hf_shape) == 1)

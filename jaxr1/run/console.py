@@ -31,6 +31,7 @@ REWARDS = "reward/*"  # stands for all components
 MAIN = (
     "reward/mean",
     REWARDS,
+    "reward/frac_zero_std",
     "rollout/length_mean",
     "policy/loss",
     "policy/kl",

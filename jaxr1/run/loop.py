@@ -24,6 +24,7 @@ from jaxr1.run.resume import only_process
 from jaxr1.run.saving import Saver, States, check_skipped
 from jaxr1.run.signals import Interrupted, Signals
 from jaxr1.run.state import Kept, Progress
+from jaxr1.run.watch import count_streaks, warn
 from jaxr1.stages import POLICY, Stage, Worker, build
 
 
@@ -194,10 +195,12 @@ class Run:
             position=position,
             evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
+            streaks=count_streaks(stage, self.progress.streaks, metrics),
         )
         metrics |= memory_metrics() | state_metrics(states)
         metrics |= {"perf/compiles": self.at.compiles.count - compiled}
         self._write(stage.name, progress, metrics)
+        warn(self.at, stage, progress, metrics)
         self.states, self.progress = states, progress
         if self.saver.due(stage, step, last):
             self.saver.save(states, progress)

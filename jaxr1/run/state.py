@@ -54,6 +54,7 @@ class Progress:
       model: fingerprint of the weights that the run started from.
       moved: parts that earlier stages have trained: they are no longer the model directory's.
       skipped: steps in a row, up to this one, whose gradients were not finite.
+      streaks: {kind of warning: steps in a row, up to this one, that call for it}; see `run.watch`.
     """
 
     stage: int = 0
@@ -65,10 +66,11 @@ class Progress:
     model: str = ""
     moved: list[str] = dataclasses.field(default_factory=list)
     skipped: int = 0
+    streaks: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def next_stage(self, number: int) -> Progress:
         """At the beginning of another stage."""
-        return dataclasses.replace(self, stage=number, step=0, position=0, skipped=0)
+        return dataclasses.replace(self, stage=number, step=0, position=0, skipped=0, streaks={})
 
 
 def abstract(tree) -> Any:

@@ -20,6 +20,8 @@ from jaxr1.rl.objectives import Kl, Ppo, Surrogate
 from jaxr1.rl.optimizer import Optimizer
 from jaxr1.rl.weights import Aggregation
 
+ADAPTER_RATE = 1e-5  # the lowest learning rate that is usual for low-rank adapters
+
 
 @dataclasses.dataclass(frozen=True)
 class StageOptions:
@@ -134,6 +136,12 @@ class StageOptions:
         longest = self.max_prompt_tokens + self.max_response_tokens
         if 0 < model.text.context < longest:
             found.append(f"up to {longest} tokens, but the model was made for {model.text.context}")
+        rate = self.optimizer.learning_rate
+        if self.lora is not None and rate < ADAPTER_RATE:
+            found.append(
+                f"optimizer.learning_rate is {rate:g}, which hardly moves adapters: from "
+                f"{ADAPTER_RATE:g} to 1e-4 is usual"
+            )
         return found
 
 

@@ -86,6 +86,28 @@ def test_merged_is_the_same_model(world, rng, tmp_path):
     assert (np.asarray(before["decoder/layers/k"]) == np.asarray(after["decoder/layers/k"])).all()
 
 
+def test_adapters_are_drawn_as_peft_draws_them(world):
+    """Evenly within 1 / sqrt(in): `kaiming_uniform_` with a = sqrt(5), beside torch's own draw."""
+    torch = pytest.importorskip("torch")
+    adapters = flatten(world.adapters)
+    assert any(path.endswith("/a") for path in adapters)
+    for path, values in adapters.items():
+        matrix = path.removesuffix("/a")
+        if matrix == path:
+            assert not np.any(values)
+            continue
+        p, x = world.model.table()[matrix], np.asarray(values)
+        width = np.prod(x.shape[1:-1] if p.layers else x.shape[:-1])
+        theirs = torch.empty(1000, int(width))
+        torch.nn.init.kaiming_uniform_(theirs, a=5**0.5)
+        bound = width**-0.5
+        assert np.abs(x).max() <= bound and float(theirs.abs().max()) <= bound * (1 + 1e-6)
+        # the deviation of n even draws is itself known to 1 in 2 sqrt(n) or so
+        error = 3 / np.sqrt(x.size)
+        assert x.std() == pytest.approx(float(theirs.std()), rel=error + 0.02)
+        assert np.abs(x).max() > 0.8 * bound
+
+
 def test_only_adapters_have_optimiser_state(world):
     params, adapters = world.params, world.adapters
     state = init_state(world.whole, Optimizer().build(10))

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jaxr1.rewards import Completion, Example, accuracy_reward, algebra, parse_answer_problem
-from jaxr1.rewards.accuracy import answers_match
+from jaxr1.rewards.accuracy import accuracy_reading, answers_match
 from jaxr1.rewards.answers import extract_answer, normalise
 from jaxr1.rewards.arithmetic import arithmetic, without_evaluator
 from jaxr1.rewards.letters import choice_letter
@@ -492,3 +492,59 @@ def test_bounded_time(text):
     extract_answer(text, tail=True)
     reward("\\sqrt{2}", text)
     assert time.perf_counter() - start < 5.0  # generous: the first case may import sympy
+
+
+# What a model says that was never asked for tags: (response, reference, reward).
+UNTAGGED = [
+    ("There are 3 red shapes in the image.", "3", 1),
+    ("3", "3", 1),
+    ("I can see 3 red shapes.", "3", 1),
+    ("First 2, then one more.\n\nAnswer: 3", "3", 1),
+    ("I can see 4 red shapes.", "3", 0),
+    ("1, 2, 3, 4 or 5", "3", 0),  # of a dump only the last number counts
+    ("1/2", "1/2", 1),
+    ("The answer is 1/2.", "0.5", 1),
+    ("3 + 4", "7", 0),  # the question again
+    ("so \\boxed{3}", "3", 1),
+    ("cat", "cat", 1),
+    ("It is a cat.", "cat", 1),
+    ("It is not a cat.", "cat", 0),
+    ("It isn't a cat.", "cat", 0),
+    ("a dog or a cat", "cat", 0),
+    ("**Answer:** left", "left", 1),
+    ("Yes, there is one.", "yes", 1),
+    ("No, that is wrong: yes", "yes", 0),
+    ("The answer is (B).", "B", 1),
+    # what marks an answer is all that is read
+    ("<answer>4</answer> or 3", "3", 0),
+    ("<answer>4</answer> 3", "3", 0),
+    ("<answer>3", "3", 0),
+    ("3 </answer>", "3", 0),
+    ("<answer></answer> 3", "3", 0),
+    ("\\boxed{4} 3", "3", 0),
+    ("\\boxed{ 3", "3", 0),
+    ("", "3", 0),
+]
+
+
+@pytest.mark.parametrize(("text", "gold", "value"), UNTAGGED)
+def test_answers_without_tags_are_read_unless_told_not_to(text, gold, value):
+    completion, example = Completion(text), Example(answer=gold)
+    assert accuracy_reward(completion, example) == value
+    if "\\boxed{3}" not in text:
+        assert accuracy_reward(completion, example, tail=False) == 0
+    assert accuracy_reward(Completion(text, "length"), example, tail=False) == accuracy_reward(
+        Completion(text, "length"), example
+    )
+
+
+def test_what_accuracy_reads_is_said():
+    read = lambda text, **options: accuracy_reading(
+        Completion(text), Example(answer="3"), **options
+    )
+    assert read("I see 4.") == "reads '4' (reference '3')"
+    assert read("I see 3.") == "reads the last line 'I see 3.' (reference '3')"
+    assert "tail is off" in read("I see 3.", tail=False)
+    assert "no whole one" in read("<answer>3") and "something else" in read("many")
+    cut = accuracy_reading(Completion("3", "length"), Example(answer="3"))
+    assert "the response was cut" in cut

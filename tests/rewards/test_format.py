@@ -4,7 +4,10 @@ import time
 
 import pytest
 
+from jaxr1.data import Arithmetic
 from jaxr1.rewards import Completion, Example, format_reward
+from jaxr1.rewards.format import format_reading
+from jaxr1.run import Evaluation, Rl
 
 # strict  whitespace  lenient
 TABLE = [
@@ -42,6 +45,29 @@ def test_truncated_is_a_format_failure_of_that_completion_alone():
         format_reward(Completion(text, reason), Example()) for reason in ("stop", "length", "stop")
     ]
     assert finished == [1.0, 0.0, 1.0]
+
+
+def test_training_and_evaluation_ask_for_one_form():
+    """Whitespace between the tags costs nothing unless "strict" is asked for."""
+    spaced = Completion("<think>a</think>\n<answer>b</answer>")
+    assert format_reward(spaced) == 1.0 and format_reward(spaced, variant="strict") == 0.0
+    evaluation, stage = Evaluation(Arithmetic(count=1)), Rl(Arithmetic(count=1))
+    rewards = [(reward.function, reward.options) for reward in stage.rewards]
+    assert rewards == [(reward.function, reward.options) for reward in evaluation.rewards]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<think>a</think> <answer>b</answer>", "finds the form"),
+        ("no tags", "finds none of <think> </think> <answer> </answer>"),
+        ("<think>a</think> b", "does not find <answer> </answer> once each"),
+        ("<think>a</think> so <answer>b</answer>", "finds the tags, but not in the form"),
+    ],
+)
+def test_what_format_finds_is_said(text, said):
+    assert format_reading(Completion(text)).startswith(said)
+    assert format_reading(Completion(text, "length")) == "finds a response that was cut"
 
 
 def test_unknown_variant():
