@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
             bounds = (args.min_pixels, args.max_pixels)
             processor = jaxr1.load_processor(args.model, *bounds, args.template)
         prompt = args.prompt()
-        opened = processor.encode(prompt).prefix
+        opened = processor.encode(prompt, decode=False).prefix
         printer = _Printer(processor, opened, args.stop)
         streaming = args.n == 1
         [answers] = jaxr1.generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class Run:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)
             try:
-                self._steps(stage, worker, self.at.draws(number, context), model)
+                draws = worker.enter_context(self.at.draws(number, context))
+                self._steps(stage, worker, draws, model)
             except Interrupted:
                 self.saver.stopped(self.states, self.progress)
                 self.params = self._trained(stage)
@@ -182,9 +184,13 @@ class Run:
         """One step; progress moves only when it is complete, and is saved before an evaluation."""
         self.at.checkpoints.check()
         compiled, step = self.at.compiles.count, self.progress.step + 1
-        position, drawn = draws.take(self.progress.position, worker.draws)
-        states, metrics = worker.step(self.states, drawn, step)
         last = step == worker.steps
+        # The draws of the next step are encoded while this one runs.
+        ahead = 0 if last else worker.draws
+        began = time.perf_counter()
+        position, drawn = draws.take(self.progress.position, worker.draws, ahead)
+        waited = {"time/draws_wait_s": time.perf_counter() - began}
+        states, metrics = worker.step(self.states, drawn, step)
         progress = dataclasses.replace(
             self.progress,
             step=step,
@@ -193,7 +199,7 @@ class Run:
             evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
         )
-        metrics |= memory_metrics() | {"perf/compiles": self.at.compiles.count - compiled}
+        metrics |= waited | memory_metrics() | {"perf/compiles": self.at.compiles.count - compiled}
         self._write(stage.name, progress, metrics)
         self.states, self.progress = states, progress
         if self.saver.due(stage, step, last):
