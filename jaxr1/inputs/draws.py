@@ -60,11 +60,22 @@ class Draws(contextlib.AbstractContextManager):
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
         threads: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
+        """Takes the data set and the limits of its prompts and responses.
+
+        Args:
+          with_response: whether rows are trained on, and have a response.
+          on_drop: see above.
+          unusable: rows that are passed over without a word.
+          threads: that encode; None is one for each core.
+          check: called before each draw is waited for; what it raises ends the taking, and a later
+            one draws the same.
+        """
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable = set(unusable)
-        self.max_patches, self.last_drop = max_patches, ""
+        self.max_patches, self.last_drop, self.check = max_patches, "", check
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
         self._next = self._begun = 0  # positions: the next to take, the next to begin
@@ -91,6 +102,7 @@ class Draws(contextlib.AbstractContextManager):
                     f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}"
                 )
             self._begin(count - len(out))
+            self.check()
             row = int(self.order[position])
             if row not in self.unusable:
                 try:

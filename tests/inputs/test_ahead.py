@@ -99,6 +99,24 @@ def test_a_row_is_told_when_it_is_its_turn(processor, rng):
         assert again == position
 
 
+def test_a_signal_is_heard_between_draws(processor, rng):
+    """Before the step has all of its draws; whoever takes them again has the same."""
+    examples = pictures(rng, 12)
+    heard = int(rng.integers(1, 6))
+    calls = []
+
+    def check():
+        calls.append(1)
+        if len(calls) == heard:
+            raise InterruptedError
+
+    with draws_of(examples, processor, [], check=check, threads=2) as draws:
+        with pytest.raises(InterruptedError):
+            draws.take(0, 6, ahead=6)
+        found = read(draws, (6, 3), 3)
+    assert found == read(draws_of(examples, processor, []), (6, 3), 0)
+
+
 def wait_until(is_true, seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not is_true():
