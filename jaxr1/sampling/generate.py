@@ -34,14 +34,18 @@ class Asked:
             if not isinstance(prompt, Prompt):
                 raise TypeError(f"prompt {i} must be a jaxr1.Prompt, got {type(prompt).__name__}")
         self.processor, self.prompts = processor, prompts
-        self.measured = [self.encode(i, decode=False) for i in range(len(prompts))]
+        self.measured = [self._encoded(i, decode=False) for i in range(len(prompts))]
 
-    def encode(self, number: int, *, decode: bool = True) -> EncodedPrompt:
+    def encode(self, number: int) -> EncodedPrompt:
         """A prompt in numbers, its media among them.
 
         Raises:
           PromptError, MediaError: as `Processor.encode`, with the prompt's place in the list.
         """
+        measured = self.measured[number]
+        return self._encoded(number, decode=True) if measured.grids else measured
+
+    def _encoded(self, number: int, *, decode: bool) -> EncodedPrompt:
         try:
             return self.processor.encode(self.prompts[number], decode=decode)
         except (PromptError, MediaError) as e:

@@ -98,3 +98,21 @@ def test_more_normalisations_than_a_batch_may_mix(rng):
         make_rows(patches, grids, (16,), geometry, levels=levels)
     with pytest.raises(ValueError, match="3 images of 8-bit pixels, but 0 normalisations"):
         make_rows(patches, grids, (16,), geometry)
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-qwen3_vl", "tiny-internvl"])
+def test_an_exported_model_normalises_as_before(name, rng, tmp_path):
+    """Statistics are the processor's, and go with its files."""
+    model, params = jaxr1.load_model(name)
+    processor = jaxr1.load_processor(name)
+    jaxr1.save_model(model, params, processor, tmp_path / "out")
+    again = jaxr1.load_processor(tmp_path / "out")
+    content = [{"type": "image", "image": random_image(rng)}, {"type": "text", "text": "What?"}]
+    prompt = jaxr1.Prompt([{"role": "user", "content": content}])
+    before, after = processor.encode(prompt), again.encode(prompt)
+    assert before.levels == after.levels and before.levels[0].shift != (0.0, 0.0, 0.0)
+    found = []
+    for encoded, loaded in ((before, model), (after, jaxr1.load_model(tmp_path / "out")[0])):
+        batch = make_batch([encoded], fitting_buckets([encoded], 8), loaded.media, rows=1)
+        found.append(np.asarray(vlm.prompt_logits(loaded, params, batch)))
+    np.testing.assert_array_equal(*found)
