@@ -145,7 +145,8 @@ class Draws(contextlib.AbstractContextManager):
         Raises:
           DataError: the data set does not leave such rows out.
         """
-        example = self.dataset[row]
+        with self._reading:
+            example = self.dataset[row]
         refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
         if refused is not None:
             raise refused from error
