@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
             words = {"system": args.system, "question_template": args.question_template}
             processor = jaxr1.load_processor(args.model, *bounds, args.template, **words)
         prompt = args.prompt()
-        opened = processor.encode(prompt).prefix
+        opened = processor.encode(prompt, decode=False).prefix
         printer = _Printer(processor, opened, args.stop)
         streaming = args.n == 1
         [answers] = jaxr1.generate(

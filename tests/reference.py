@@ -257,6 +257,22 @@ def pixels_of(patches: np.ndarray, grid, merge: int, patch: int) -> np.ndarray:
     return out
 
 
+def pixel_values(patches, levels, size: int) -> np.ndarray:
+    """float32[n, size]: what 8-bit patches stand for, in the arithmetic of transformers' float32.
+
+    `patches` are arrays, `levels` what the pixels of each stand for; a picture that is there once
+    is repeated to fill the frames of a patch of `size` numbers.
+    """
+    made = []
+    for found, level in zip(patches, levels, strict=True):
+        assert found.dtype == np.uint8 and found.flags.c_contiguous
+        scale, shift = (np.array(part)[:, None] for part in (level.scale, level.shift))
+        value = found.reshape(len(found), 3, -1) * scale + shift
+        value = np.tile(value, (1, 1, size // found.shape[1]))
+        made.append(value.astype(np.float32).reshape(len(found), size))
+    return np.concatenate(made)
+
+
 def torch_inputs(encoded, model=None, response=()) -> dict:
     """The keyword arguments of the transformers model for one encoded prompt; `model` is ours.
 
@@ -271,15 +287,20 @@ def torch_inputs(encoded, model=None, response=()) -> dict:
         return out
     if family == "internvl":
         if encoded.patches:
-            pair = zip(encoded.patches, encoded.grids, strict=True)
-            tiles = [pixels_of(p, g, 2, model.vision.patch_size) for p, g in pair]
+            size = model.vision.patch_values
+            tiles = []
+            for p, level, grid in zip(encoded.patches, encoded.levels, encoded.grids, strict=True):
+                values = pixel_values([p], [level], size)
+                tiles.append(pixels_of(values, grid, 2, model.vision.patch_size))
             out["pixel_values"] = torch.tensor(np.stack(tiles))
         return out
     kinds = np.zeros((1, len(ids)), np.int32)
     kinds[0, : len(encoded)] = encoded.media_index >= 0
     out["mm_token_type_ids"] = torch.tensor(kinds)
     if encoded.patches:
-        out["pixel_values"] = torch.tensor(np.concatenate(encoded.patches))
+        size = 2 * 3 * 14 * 14 if model is None else model.vision.patch_values
+        values = pixel_values(encoded.patches, encoded.levels, size)
+        out["pixel_values"] = torch.tensor(values)
         out["image_grid_thw"] = torch.tensor(np.asarray(encoded.grids, np.int64))
     return out
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,7 +19,7 @@ from jaxr1.base.jsonl import write_rows
 from jaxr1.base.names import EVALUATION_MEASURES, check_name
 from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
-from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.draws import Draw
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import BucketOptions, TooLong
@@ -172,6 +173,14 @@ class HeldOut:
         return hashes
 
 
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """A row that cannot be asked, in a set that leaves such rows out."""
+
+    source: str
+    reason: str
+
+
 class Asked:
     """A set that is being asked."""
 
@@ -191,6 +200,7 @@ class Asked:
         buckets = processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
         sampling = SamplingOptions(options.max_response_tokens, options.temperature)
         self.sampler = Sampler(model, processor, sampling, buckets)
+        self._reading = threading.Lock()  # a user's data set need not know of threads
 
     def answers(
         self, params: dict, on_drop: Callable[[str, str], None]
@@ -207,9 +217,12 @@ class Asked:
         """
         waiting: list[tuple[Episodes, Pending]] = []
         weights = self.sampler.weights(params)
-        for first in range(0, len(self.dataset), self.options.batch_rows):
+        numbers = range(len(self.dataset))
+        size = self.options.batch_rows
+        batches = [numbers[first : first + size] for first in numbers[::size]]
+        for found in in_batches(self._draw, batches):
             self.check()
-            draws = self._draws(first, on_drop)
+            draws = self._kept(found, on_drop)
             if not draws:
                 continue
             keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
@@ -228,27 +241,31 @@ class Asked:
         episodes.grade(wait_for([pending], self.check))
         return zip(episodes.draws, episodes.rows(), strict=True)
 
-    def _draws(self, first: int, on_drop: Callable[[str, str], None]) -> list[Draw]:
-        """The examples of one batch, encoded."""
+    def _kept(
+        self, found: Sequence[Draw | LeftOut], on_drop: Callable[[str, str], None]
+    ) -> list[Draw]:
+        """The examples of a batch that can be asked; the others are written down."""
         draws = []
-        for i in range(first, min(first + self.options.batch_rows, len(self.dataset))):
-            example = self.dataset[i]
-            try:
-                prompt = self._encoded(i)
-            except (MediaError, PromptError) as e:
-                if (refused := refusal(self.dataset, example, e)) is not None:
-                    raise refused from e
-                on_drop(example.source, str(e))
+        for one in found:
+            if isinstance(one, LeftOut):
+                on_drop(one.source, one.reason)
             else:
-                draws.append(Draw(i, i, example, prompt))
+                draws.append(one)
         return draws
 
-    def _encoded(self, row: int) -> EncodedPrompt:
-        example = self.dataset[row]
+    def _draw(self, row: int) -> Draw | LeftOut:
+        """The example of a row, encoded; called in threads, ahead of its turn."""
+        with self._reading:
+            example = self.dataset[row]
+        limits = (self.options.max_prompt_tokens, self.sampler.buckets.patches[-1])
         try:
-            return self.processor.encode(Prompt(example.messages), self.options.max_prompt_tokens)
+            return Draw(row, row, example, self.processor.encode(Prompt(example.messages), *limits))
         except TooLong as e:
             raise DataError(f"{example.source}: {e}") from e
+        except (MediaError, PromptError) as e:
+            if (refused := refusal(self.dataset, example, e)) is not None:
+                raise refused from e
+            return LeftOut(example.source, str(e))
 
 
 def _close_all(pools: dict[Hashable, RewardPool]) -> None:

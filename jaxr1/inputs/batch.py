@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.patches import Held, PatchGeometry, PatchRows, block_size, make_rows, rows_waste
+from jaxr1.inputs.patches import (
+    Held,
+    Levels,
+    PatchGeometry,
+    PatchRows,
+    block_size,
+    make_rows,
+    rows_waste,
+)
 from jaxr1.inputs.sizes import Buckets, bucket, power_of_two
 
 PATCHES = "patches"
@@ -29,9 +37,10 @@ class EncodedPrompt:
         ones.
       next_position: the position of the first response token (it is not P: an image takes fewer
         positions than tokens).
-      patches: for each image, tile or frame pair of a video float32[n, C * T * H * W] in
-        merge-block order.
+      patches: for each image, tile or frame pair of a video uint8[n, C * T * H * W] in merge-block
+        order; T = 1 where all frames of a patch are the same picture, as an image's are.
       grids: for each of them (t, h, w) in patches, t = 1.
+      levels: for each of them what its pixels stand for.
       spans: for each run of media tokens (start, end) in `token_ids`.
       hashes: for each image or video a short hash of its pixels.
       prefix: the text that opens the response; it is part of the prompt, and of what rewards read.
@@ -49,6 +58,7 @@ class EncodedPrompt:
     hashes: tuple[str, ...] = ()
     prefix: str = ""
     held: Held = "pixels"
+    levels: tuple[Levels, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -130,6 +140,7 @@ def _patch_rows(
         [prompts[b].grids[i] for b, i in units],
         buckets.patches,
         geometry,
+        levels=list(itertools.chain.from_iterable(prompt.levels for prompt in prompts)),
         multiple=multiple,
         block=block_size(buckets.patches[-1]),
         held=next((p.held for p in prompts if p.grids), "pixels"),

@@ -1,14 +1,21 @@
-"""The order in which a stage meets its examples, and what becomes of those that cannot be used."""
+"""The order in which a stage meets its examples, and what becomes of those that cannot be used.
+
+Draws are encoded ahead of the step that takes them; what is wrong with one is told, and written
+down, when it is its turn.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 
 import grain
 import numpy as np
 
 from jaxr1.data.example import DataError, Dataset, Example, refusal
+from jaxr1.inputs.ahead import Ahead
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import TooLong
@@ -33,10 +40,11 @@ class Draw:
     response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
 
-class Draws:
+class Draws(contextlib.AbstractContextManager):
     """A data set in a seeded order without end; position i is a function of (seed, i).
 
-    Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`.
+    Rows that cannot be used are passed over and reported once: `on_drop(source, reason)`. A context
+    manager, whose end is that of the threads which encode.
     """
 
     def __init__(
@@ -51,19 +59,41 @@ class Draws:
         with_response: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
+        threads: int | None = None,
+        check: Callable[[], None] = lambda: None,
     ):
+        """Takes the data set and the limits of its prompts and responses.
+
+        Args:
+          with_response: whether rows are trained on, and have a response.
+          on_drop: see above.
+          unusable: rows that are passed over without a word.
+          threads: that encode; None is one for each core.
+          check: called before each draw is waited for; what it raises ends the taking, and a later
+            one draws the same.
+        """
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable = set(unusable)
-        self.max_patches, self.last_drop = max_patches, ""
+        self.max_patches, self.last_drop, self.check = max_patches, "", check
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
+        self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
+        self._next = self._begun = 0  # positions: the next to take, the next to begin
+        self._reading = threading.Lock()
 
-    def take(self, position: int, count: int) -> tuple[int, list[Draw]]:
+    def take(self, position: int, count: int, ahead: int = 0) -> tuple[int, list[Draw]]:
         """`count` draws from `position` on, and the position after them.
+
+        Args:
+          ahead: draws behind them that are begun before they are asked for. The position says
+            nothing of them: whoever goes on from it draws the same.
 
         Raises:
           DataError: a row that cannot be read, or no usable row left.
         """
+        if position != self._next:  # not where the last ones ended
+            self._ahead.forget()
+            self._begun = position
         out: list[Draw] = []
         while len(out) < count:
             if len(self.unusable) >= len(self.dataset):
@@ -71,33 +101,63 @@ class Draws:
                 raise DataError(
                     f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}"
                 )
+            self._begin(count - len(out))
+            self.check()
             row = int(self.order[position])
             if row not in self.unusable:
-                example = self.dataset[row]
                 try:
-                    prompt, response = self.encode(example)
-                    out.append(Draw(position, row, example, prompt, response))
+                    out.append(self._ahead.take((position, row)))
                 except (TooLong, MediaError, PromptError) as e:
-                    refused = None if isinstance(e, TooLong) else refusal(self.dataset, example, e)
-                    if refused is not None:
-                        raise refused from e
-                    self.unusable.add(row)
-                    self.last_drop = f"{example.source}: {e}"
-                    self.on_drop(example.source, str(e))
+                    self._drop(row, e)
+            else:  # perhaps only since it was begun
+                self._ahead.forget([(position, row)])
             position += 1
+            self._next = position
+        self._begin(ahead)
         return position, out
+
+    def close(self) -> None:
+        """Ends the threads; what was encoded ahead is lost, and nothing else."""
+        self._ahead.close()
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _begin(self, count: int) -> None:
+        """Begins draws until `count` are begun and not taken."""
+        while len(self._ahead) < count and len(self.unusable) < len(self.dataset):
+            row = int(self.order[self._begun])
+            if row not in self.unusable:
+                self._ahead.start([(self._begun, row)])
+            self._begun += 1
+
+    def _draw(self, place: tuple[int, int]) -> Draw:
+        """The draw of a (position, row), encoded."""
+        position, row = place
+        with self._reading:  # a user's data set need not know of threads
+            example = self.dataset[row]
+        prompt, response = self.encode(example)
+        return Draw(position, row, example, prompt, response)
+
+    def _drop(self, row: int, error: Exception) -> None:
+        """Writes down a row that cannot be used.
+
+        Raises:
+          DataError: the data set does not leave such rows out.
+        """
+        with self._reading:
+            example = self.dataset[row]
+        refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
+        if refused is not None:
+            raise refused from error
+        self.unusable.add(row)
+        self.last_drop = f"{example.source}: {error}"
+        self.on_drop(example.source, str(error))
 
     def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray]:
         """The prompt of an example, and its response's token ids where the stage trains on it."""
-        prompt = self.processor.encode(Prompt(example.messages), self.limits[0])
-        largest = max((len(p) for p in prompt.patches), default=0)
-        # A very long, thin image keeps a side of one token and so may exceed max_pixels.
-        if self.max_patches is not None and largest > self.max_patches:
-            what = "an image" if example.holds("image") else "a frame of a video"
-            raise TooLong(
-                f"{what} has {largest} patches, over the limit of {self.max_patches} "
-                "(buckets.patches)"
-            )
+        asked = Prompt(example.messages)
+        prompt = self.processor.encode(asked, self.limits[0], self.max_patches)
         if not self.with_response:
             return prompt, np.zeros(0, np.int32)
         if example.response is None:

@@ -1,7 +1,6 @@
-"""Images to vision-tower input: smart resize, normalisation, patches in merge-block order."""
+"""Images to vision-tower input: smart resize, patches in merge-block order, what levels mean."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
+from jaxr1.inputs.patches import Levels
 from jaxr1.media.images import MediaError, to_rgb
 
 MAX_ASPECT_RATIO = 200
@@ -90,10 +90,15 @@ class PatchOptions:
         return 3 * self.temporal_patch_size * self.patch_size**2
 
     @property
-    def levels(self) -> np.ndarray:
-        """float32[3, 256]: what each 8-bit value becomes in each channel."""
-        normal = (self.image_mean, self.image_std) if self.do_normalize else (None, None)
-        return normalised_levels(self.rescale_factor if self.do_rescale else None, *normal)
+    def levels(self) -> Levels:
+        """What 8-bit pixels stand for: (level * rescale_factor - mean) / std."""
+        factor = self.rescale_factor if self.do_rescale else 1.0
+        if not self.do_normalize:
+            return Levels((factor,) * 3, (0.0,) * 3)
+        red, green, blue = self.image_std
+        scale = (factor / red, factor / green, factor / blue)
+        shift = [-mean / std for mean, std in zip(self.image_mean, self.image_std, strict=True)]
+        return Levels(scale, (shift[0], shift[1], shift[2]))
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -209,7 +214,10 @@ def image_grid(height: int, width: int, options: ImageOptions) -> tuple[int, int
 def preprocess_image(
     image: Image.Image, options: ImageOptions
 ) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """One image as flat patches, equal to `Qwen2VLImageProcessorPil` of transformers.
+    """One image as flat patches; `options.levels` makes of them what transformers does.
+
+    That is `Qwen2VLImageProcessorPil`, which resizes in 8 bits too. An image fills all frames of
+    its patches, and is here once.
 
     Patches come merge block by merge block, so that the four of a 2x2 block are neighbours:
 
@@ -221,8 +229,7 @@ def preprocess_image(
       options: sizes and statistics.
 
     Returns:
-      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row,
-        column.
+      patches: uint8[n, C * P * P], n = t * h * w; a patch is laid out channel, row, column.
       grid: (t, h, w) in patches; t is 1.
 
     Raises:
@@ -233,11 +240,7 @@ def preprocess_image(
     side = options.patch_size
     resized = rgb.resize((columns * side, rows * side), resample=Image.Resampling(options.resample))
     pixel_ncpp = split_patches(np.asarray(resized), side, options.merge_size)
-    table_c256 = options.levels
-    patches = np.empty((rows * columns, 3, options.temporal_patch_size, side, side), np.float32)
-    for channel in range(3):
-        patches[:, channel] = table_c256[channel][pixel_ncpp[:, channel]][:, None]
-    return patches.reshape(rows * columns, options.patch_dim), grid
+    return pixel_ncpp.reshape(rows * columns, -1), grid
 
 
 def split_patches(pixel_hwc: np.ndarray, side: int, merge: int) -> np.ndarray:
@@ -249,33 +252,12 @@ def split_patches(pixel_hwc: np.ndarray, side: int, merge: int) -> np.ndarray:
       merge: side of a block, in patches.
 
     Returns:
-      uint8[n, 3, side, side]: still 8 bits, a quarter of the traffic of floats.
+      uint8[n, 3, side, side].
     """
     rows, columns = pixel_hwc.shape[0] // side, pixel_hwc.shape[1] // side
     pixel = pixel_hwc.reshape(rows // merge, merge, side, columns // merge, merge, side, 3)
     # [block row, block column, row in block, column in block, C, P, P]
     return pixel.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, side, side)
-
-
-@functools.lru_cache(maxsize=16)
-def normalised_levels(
-    rescale_factor: float | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
-) -> np.ndarray:
-    """float32[3, 256]: each 8-bit value in each channel, rounded in transformers' order.
-
-    Args:
-      rescale_factor: multiplies the value; None leaves it.
-      mean: subtracted after rescaling, by channel; None leaves mean and standard deviation out.
-      std: divided by.
-    """
-    level = np.arange(256, dtype=np.float64)
-    if rescale_factor is not None:
-        level = level * rescale_factor
-    level = np.tile(level.astype(np.float32), (3, 1))
-    if mean is not None and std is not None:
-        level = (level - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
-    level.flags.writeable = False  # the cache hands the same array to everyone
-    return level
 
 
 def first_given(*values: Any) -> Any:

@@ -10,6 +10,9 @@ Three arrangements, chosen by the host from what a batch holds:
 
 Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding,
 and is packed.
+
+Pixels stay the 8 bits that they are until the tower reads them (`models.pixels`), and a picture
+that fills all frames of its patches is there once.
 """
 
 from __future__ import annotations
@@ -29,13 +32,28 @@ Held = Literal["pixels", "tower", "merger"]
 """What stands in the place of patches: pixels, or what was computed of them."""
 
 
+CHANNELS = 3
+
+MOST_LEVELS = 2
+"""Normalisations in one batch: that of images and that of videos."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """What 8-bit pixels stand for: scale * level + shift, by channel."""
+
+    scale: tuple[float, float, float]
+    shift: tuple[float, float, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class PatchGeometry:
     """What batches must know of a vision tower.
 
     Attributes:
       merge: side, in patches, of the block that becomes one token of the decoder.
-      values: numbers in one patch.
+      values: numbers in one patch, all its frames counted.
+      frames: in a patch.
       tile: patches of a tile where the tower has tiles of one size, else 0.
       window: side, in patches, of an attention window, 0 for none.
     """
@@ -44,6 +62,7 @@ class PatchGeometry:
     values: int
     tile: int = 0
     window: int = 0
+    frames: int = 1
 
 
 @struct.dataclass
@@ -66,15 +85,19 @@ class PatchRows:
 
     Row r, embedding j is the batch's embedding number r * M / merge^2 + j. What is frozen may be
     computed once: then `patch_rmc` holds the output of the last frozen computation instead of
-    pixels, and `held` says which.
+    pixels, and `held` says which. Pixels are 8 bits, laid out channel, frame, row, column; with one
+    frame in a patch the picture fills all of them. Their normalisation is data, and no constant of
+    the programs: images and videos, or prompts of text only, share them.
     """
 
-    patch_rmc: Any  # float32[R, M, C]; [R, M / merge^2, C] after the merger
+    patch_rmc: Any  # uint8[R, M, C]; float32 of what was computed, [R, M / merge^2, C] of a merger
     place_rm2: Any  # int32[R, M, 2], row and column of each patch in its image
     size_rm2: Any  # int32[R, M, 2], rows and columns of that image
     segment_rm: Any  # int32[R, M]; 0 = padding
     pair_rp2: Any = None  # int32[R, P, 2], blocks that attend; None = plain attention in rows
     windows: Windows | None = None
+    level_rm: Any = None  # uint8[R, M], number of the patch's normalisation; None = no 8-bit pixels
+    affine_rk23: Any = None  # float32[R, K, 2, 3], scale and shift of each normalisation
     held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
 
@@ -253,6 +276,7 @@ def make_rows(
     allowed: Sequence[int],
     geometry: PatchGeometry,
     *,
+    levels: Sequence[Levels] = (),
     multiple: int = 1,
     block: int = 16,
     held: Held = "pixels",
@@ -260,10 +284,11 @@ def make_rows(
     """Patch rows of some images, and the number of each image's first embedding.
 
     Args:
-      patches: float32[n, C] of each image (or what was computed of it; [n / merge^2, C] after the
-        merger).
+      patches: uint8[n, C] of each image, with one frame or all of a patch's (or float32 of what was
+        computed of it; [n / merge^2, C] after the merger).
       grids: (t, h, w) of each image.
       allowed: row lengths M.
+      levels: what the pixels of each image stand for, where they are 8 bits.
       multiple: R is a multiple of it.
       block: of paired attention.
       held: what `patches` are; see `PatchRows`.
@@ -273,14 +298,16 @@ def make_rows(
 
     Raises:
       TooLong: an image is over the largest row.
-      ValueError: a row length does not hold whole merge blocks.
+      ValueError: a row length does not hold whole merge blocks, or images are normalised in more
+        than `MOST_LEVELS` ways.
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
     arranged = arrange(sizes, allowed, geometry, multiple, block)
     rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
-    like = patches[0] if len(patches) else np.zeros((0, geometry.values), np.float32)
+    blank = np.zeros((0, geometry.values // geometry.frames), np.uint8)
+    like = max(patches, key=lambda found: found.shape[1], default=blank)
     patch = np.zeros((rows, length // shrink, like.shape[1]), like.dtype)
     place, size = np.zeros((rows, length, 2), np.int32), np.ones((rows, length, 2), np.int32)
     segment = np.zeros((rows, length), np.int32)
@@ -289,7 +316,7 @@ def make_rows(
         offset, number = 0, 0
         for i in members:
             end = offset + sizes[i]
-            patch[r, offset // shrink : end // shrink] = patches[i]
+            patch[r, offset // shrink : end // shrink] = _widened(patches[i], like.shape[1])
             place[r, offset:end], frame = patch_places(grids[i], geometry.merge)
             size[r, offset:end] = grids[i][1:]
             segment[r, offset:end] = number + 1 + frame
@@ -299,10 +326,44 @@ def make_rows(
     if held != "pixels":  # attention is over; only the shape is left to know
         return PatchRows(patch, place, size, segment, held=held), start
     windows = make_windows(place, segment, geometry.window) if geometry.window else None
-    if not arranged.packed:
-        return PatchRows(patch, place, size, segment, windows=windows), start
-    pairs = block_pairs(segment, block)
-    return PatchRows(patch, place, size, segment, pairs, windows, block=block), start
+    made = PatchRows(patch, place, size, segment, windows=windows)
+    if like.dtype == np.uint8:
+        made = _normalised(made, arranged.members, sizes, levels)
+    if arranged.packed:
+        made = dataclasses.replace(made, pair_rp2=block_pairs(segment, block), block=block)
+    return made, start
+
+
+def _widened(patches: np.ndarray, width: int) -> np.ndarray:
+    """Patches of `width` numbers: one frame is repeated where others in the batch have several."""
+    if patches.shape[1] == width:
+        return patches
+    channels = patches.reshape(len(patches), CHANNELS, 1, -1)
+    return np.tile(channels, (1, 1, width // patches.shape[1], 1)).reshape(len(patches), width)
+
+
+def _normalised(
+    made: PatchRows,
+    members: Sequence[Sequence[int]],
+    sizes: Sequence[int],
+    levels: Sequence[Levels],
+) -> PatchRows:
+    """The rows with the normalisation of each patch."""
+    if len(levels) != len(sizes):
+        raise ValueError(f"{len(sizes)} images of 8-bit pixels, but {len(levels)} normalisations")
+    known = list(dict.fromkeys(levels))
+    if len(known) > MOST_LEVELS:
+        raise ValueError(f"a batch may mix {MOST_LEVELS} normalisations of pixels, not {known}")
+    rows, length = made.segment_rm.shape
+    level = np.zeros((rows, length), np.uint8)
+    for r, inside in enumerate(members):
+        numbers = [known.index(levels[i]) for i in inside]
+        real = np.repeat(np.asarray(numbers, np.uint8), [sizes[i] for i in inside])
+        level[r, : len(real)] = real
+    affine = np.zeros((rows, MOST_LEVELS, 2, CHANNELS), np.float32)
+    for k, one in enumerate(known):
+        affine[:, k] = one.scale, one.shift
+    return dataclasses.replace(made, level_rm=level, affine_rk23=affine)
 
 
 def rows_waste(rows: PatchRows | None) -> dict[str, float]:

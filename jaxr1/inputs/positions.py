@@ -47,3 +47,14 @@ def mrope_positions(length: int, spans: Sequence[Span]) -> tuple[np.ndarray, int
         at = span.end
     position[at:] = current + np.arange(length - at)[:, None]
     return position, int(position.max(initial=-1)) + 1
+
+
+def numbered_media(length: int, spans: Sequence[Span]) -> np.ndarray:
+    """int32[length]: the running number of each media token, -1 for all others."""
+    media_index = np.full(length, -1, np.int32)
+    seen = 0
+    for span in spans:
+        size = span.end - span.start
+        media_index[span.start : span.end] = np.arange(seen, seen + size)
+        seen += size
+    return media_index

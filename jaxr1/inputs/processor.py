@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,9 @@ from jaxr1.checkpoints.tensors import CheckpointError, read_json
 from jaxr1.checkpoints.tokenizers import load_tokenizer
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.images import ImageOptions
-from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.positions import Span, mrope_positions, numbered_media
 from jaxr1.inputs.settings import MediaRules, changed_files, image_options, video_options
-from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong
+from jaxr1.inputs.sizes import BucketOptions, Buckets
 from jaxr1.inputs.specials import SENTINEL_PATTERN, Specials
 from jaxr1.inputs.template import (
     R1_ZERO_PREFIX,
@@ -29,8 +30,16 @@ from jaxr1.inputs.template import (
     render,
 )
 from jaxr1.inputs.tiles import TileOptions
-from jaxr1.inputs.units import Unit, image_unit, video_unit
-from jaxr1.inputs.videos import VideoOptions, timestamp_text
+from jaxr1.inputs.units import (
+    Unit,
+    at_hand,
+    check_size,
+    image_unit,
+    media_fields,
+    video_unit,
+    with_times,
+)
+from jaxr1.inputs.videos import VideoOptions
 from jaxr1.inputs.wording import Wording
 
 _THOUGHT_OPENED = re.compile(r"<think>\s*\Z")
@@ -98,6 +107,7 @@ class Processor:
           ValueError: a bound out of range, or a system prompt that its template has no place for.
         """
         tokenizer = load_tokenizer(directory, with_media=rules is not None)
+        tokenizer.encode("")  # settles what later calls would change: threads share it
         generation = read_json(directory / "generation_config.json", missing={})
         said = generation.get("eos_token_id")
         turn_end = end_of_turn(tokenizer, template)
@@ -243,13 +253,24 @@ class Processor:
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def encode(self, prompt: Prompt, max_tokens: int | None = None) -> EncodedPrompt:
-        """A prompt in numbers.
+    def encode(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None = None,
+        max_patches: int | None = None,
+        *,
+        decode: bool = True,
+    ) -> EncodedPrompt:
+        """A prompt in numbers. Its media are decoded only where their headers say that it fits.
+
+        Args:
+          max_tokens, max_patches: most tokens; most patches of one image, tile or frame.
+          decode: False leaves it at the headers: no patches, no hashes, all else as they say.
 
         Raises:
           PromptError: malformed messages, or a template that does not place every image.
           MediaError: an image that cannot be read.
-          TooLong: more than `max_tokens` tokens (a media span is never cut).
+          TooLong: more than `max_tokens` tokens (a media span is never cut) or `max_patches`.
         """
         prompt = self.wording.asked(prompt)
         everything = itertools.chain.from_iterable(turn for _, turn in content_parts(prompt))
@@ -260,7 +281,8 @@ class Processor:
                 f"the prompt has a part {kind!r}, but a "
                 f"model of type {self.family!r} takes text only"
             )
-        units = [self._unit(part) for part in parts]
+        parts = [at_hand(part) for part in parts]
+        units = [self._unit(part, decode=False) for part in parts]
         pads = [self.video_pad if p["type"] == "video" else self.image_pad for p in parts]
         flat = self.rules is not None and self.rules.flat
         rendered, hidden = render(
@@ -268,26 +290,29 @@ class Processor:
         )
         prefix = self.prefix if prompt.prefix is None else prompt.prefix
         opened = _THOUGHT_OPENED.search(rendered)  # a template may begin the answer itself
-        ids, spans = self._tokens(rendered, units, hidden)
-        ids += self.spoken_ids(prefix)
-        if max_tokens is not None and len(ids) > max_tokens:
-            media = sum(s.end - s.start for s in spans)
-            share = f" ({media} of them for {len(units)} images)" if units else ""
-            raise TooLong(
-                f"the prompt has {len(ids)} tokens{share}, over the limit of {max_tokens}"
-            )
+        spoken = self.spoken_ids(prefix)
+
+        def fitted(units: Sequence[Unit]) -> tuple[list[int], list[Span]]:
+            ids, spans = self._tokens(rendered, units, hidden)
+            check_size(len(ids) + len(spoken), spans, units, max_tokens, max_patches)
+            return ids + spoken, spans
+
+        ids, spans = fitted(units)
+        if decode:
+            decoded = [self._unit(part, decode=True) for part in parts]
+            if [unit.layout for unit in decoded] != [unit.layout for unit in units]:
+                ids, spans = fitted(decoded)  # a clip is not always what its header says
+            units = decoded
         position, following = np.tile(np.arange(len(ids), dtype=np.int32)[:, None], 3), len(ids)
         if self.rules is not None and self.rules.mrope:
             position, following = mrope_positions(len(ids), spans)
         return EncodedPrompt(
             token_ids=np.asarray(ids, np.int32),
-            media_index=_numbered(len(ids), spans),
+            media_index=numbered_media(len(ids), spans),
             position=position,
             next_position=following,
-            patches=tuple(itertools.chain.from_iterable(unit.patches for unit in units)),
-            grids=tuple(itertools.chain.from_iterable(unit.grids for unit in units)),
             spans=tuple((s.start, s.end) for s in spans),
-            hashes=tuple(unit.hash for unit in units),
+            **media_fields(units),
             prefix=(opened.group() if opened else "") + prefix,
         )
 
@@ -304,7 +329,7 @@ class Processor:
         """
         ids = [] if self._bos and rendered.startswith(self.tokenizer.bos_token) else list(self._bos)
         spans: list[Span] = []
-        rendered, waiting = self._with_times(rendered, units)
+        rendered, waiting = with_times(rendered, units, self.video_pad)
         waiting.reverse()
         for piece in self._special.pattern.split(rendered):
             if not piece:
@@ -323,44 +348,23 @@ class Processor:
                 )
             ids = self._place(waiting.pop(), ids, spans, token)
         if waiting:
-            placed = len(units) - len(waiting)
+            given, placed = len(units), len(units) - len(waiting)
             raise PromptError(
-                f"the prompt has {len(units)} images, but the template has a place for {placed}"
+                f"the prompt has {given} images, but the template has a place for {placed}"
             )
         return ids, spans
 
-    def _unit(self, part: dict) -> Unit:
-        """An image or video of the prompt, cut into patches."""
+    def _unit(self, part: dict, *, decode: bool) -> Unit:
+        """An image or video of the prompt, cut into patches, or measured only."""
         assert self.rules is not None and self.images is not None  # `encode` has looked
         if part["type"] == "image":
-            return image_unit(part["image"], self.images)
+            return image_unit(part["image"], self.images, decode=decode)
         if self.videos is None:
             raise PromptError(
                 f"the prompt has a video, but a model of type {self.family!r} takes none"
             )
-        return video_unit(part["video"], part.get("fps"), self.videos, self.rules.tokens_per_second)
-
-    def _with_times(self, rendered: str, units: Sequence[Unit]) -> tuple[str, list[Unit]]:
-        """The rendered text and its units, with a timed video taken apart into frame pairs.
-
-        <|vision_start|><|video_pad|><|vision_end|>
-
-        <0.2 seconds><|vision_start|><|video_pad|><|vision_end|>
-        <1.2 seconds><|vision_start|><|video_pad|><|vision_end|> ...       on one line
-        """
-        clips = [unit for unit in units if unit.times]
-        if not clips:
-            return rendered, list(units)
-        first, *rest = rendered.split(self.video_pad)
-        if len(rest) != len(clips):
-            raise PromptError(
-                f"the prompt has {len(clips)} videos, but the template has a place for {len(rest)}"
-            )
-        text = first
-        for clip, after in zip(clips, rest, strict=True):
-            said = [timestamp_text(time) + self.video_pad for time in clip.times]
-            text += "".join(said) + after
-        return text, list(itertools.chain.from_iterable(unit.apart() for unit in units))
+        rate, step = part.get("fps"), self.rules.tokens_per_second
+        return video_unit(part["video"], rate, self.videos, step, decode=decode)
 
     def _place(self, unit: Unit, ids: list[int], spans: list[Span], token: int) -> list[int]:
         """`ids` with the media tokens of a unit behind them; its span is added to `spans`."""
@@ -368,7 +372,7 @@ class Processor:
         merge = self.rules.merge_size
         _, h, w = unit.grids[0]
         grid = (len(unit.grids), h // merge, w // merge)
-        size = len(unit.grids) * grid[1] * grid[2]
+        size = math.prod(grid)
         spans.append(Span(len(ids), len(ids) + size, grid, unit.step))
         return [*ids, *[token] * size]
 
@@ -379,18 +383,6 @@ class Processor:
           special: write all special tokens. Otherwise they are left out, but for those in the form
             of a tag, such as <think>, which answers are read by.
         """
-        ids = [int(i) for i in token_ids]
-        if not special:
-            ids = [i for i in ids if i not in self._special.silent]
+        silent = () if special else self._special.silent
+        ids = [int(i) for i in token_ids if int(i) not in silent]
         return self.tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def _numbered(length: int, spans: Sequence[Span]) -> np.ndarray:
-    """int32[length]: the running number of each media token, -1 for all others."""
-    media_index = np.full(length, -1, np.int32)
-    seen = 0
-    for span in spans:
-        size = span.end - span.start
-        media_index[span.start : span.end] = np.arange(seen, seen + size)
-        seen += size
-    return media_index

@@ -28,6 +28,9 @@ from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, make_batch
 from jaxr1.inputs.patches import PatchGeometry
 from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, rows_for, strips_for
 
+Prompts = Sequence[EncodedPrompt] | Mapping[int, EncodedPrompt]
+"""Prompts by their numbers in a plan."""
+
 
 @struct.dataclass
 class Strips:
@@ -274,11 +277,11 @@ def gather(plan: Plan, array_bst: np.ndarray, column: np.ndarray) -> None:
         column[p.start : p.start + p.length] = found
 
 
-def make_strips(plan: Plan, prompts: Sequence[EncodedPrompt], token_n: np.ndarray) -> Strips:
+def make_strips(plan: Plan, prompts: Prompts, token_n: np.ndarray) -> Strips:
     """The arrays of a plan.
 
     Args:
-      prompts: all prompts that the plan's numbers refer to.
+      prompts: the prompts that the plan's numbers refer to.
       token_n: int32[N], the tokens of all responses.
     """
     token = fill(plan, token_n)
@@ -299,7 +302,7 @@ def make_strips(plan: Plan, prompts: Sequence[EncodedPrompt], token_n: np.ndarra
 
 def plan_prompts(
     plan: Plan,
-    prompts: Sequence[EncodedPrompt],
+    prompts: Prompts,
     buckets: Buckets,
     media: Mapping[str, PatchGeometry],
     *,

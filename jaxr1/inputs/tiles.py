@@ -195,6 +195,18 @@ def tile_grid(height: int, width: int, options: TileOptions) -> tuple[int, int]:
     return best
 
 
+def tile_grids(height: int, width: int, options: TileOptions) -> tuple[tuple[int, int, int], ...]:
+    """The (t, h, w) grids of the tiles of a picture and of its thumbnail.
+
+    Raises:
+      MediaError: as `tile_grid`.
+    """
+    columns, rows = tile_grid(height, width, options) if options.max_tiles > 1 else (1, 1)
+    count = columns * rows + (options.thumbnail and columns * rows > 1)
+    side = options.size // options.patch_size
+    return ((1, side, side),) * count
+
+
 def cut_tiles(image: Image.Image, options: TileOptions) -> list[Image.Image]:
     """RGB tiles of `options.size`, row by row, and the thumbnail."""
     rgb, side = to_rgb(image), options.size
@@ -214,10 +226,11 @@ def preprocess_tiles(
 ) -> tuple[list[np.ndarray], list[tuple[int, int, int]]]:
     """The patches of each tile in merge-block order, and their grids.
 
-    Equal to `GotOcr2ImageProcessorPil` of transformers with `crop_to_patches`, cut into patches.
+    `options.patch_options.levels` makes of them what `GotOcr2ImageProcessorPil` of transformers
+    does with `crop_to_patches`, cut into patches.
 
     Returns:
-      For each tile float32[n, 3 * P * P], and (1, n_rows, n_columns).
+      For each tile uint8[n, 3 * P * P], and (1, n_rows, n_columns).
 
     Raises:
       MediaError: as `tile_grid`.

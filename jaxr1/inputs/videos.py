@@ -16,9 +16,9 @@ from jaxr1.inputs.images import (
     smart_resize,
     split_patches,
 )
-from jaxr1.media.frames import FrameChoice, Sampling
+from jaxr1.media.frames import FrameChoice, Sampling, sample_indices
 from jaxr1.media.images import MAX_PIXELS_DECODED, MediaError
-from jaxr1.media.videos import Video, VideoSource, load_video
+from jaxr1.media.videos import Video, VideoSource, describe_video, load_video, probe_video
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,43 @@ def video_grid(frames: int, height: int, width: int, options: VideoOptions) -> t
     )
 
 
+def frame_choice(options: VideoOptions, sample: bool = True) -> FrameChoice:
+    """Which frames of a clip the options ask for; see `open_video`."""
+    by_rate = sample and options.num_frames is None
+    return FrameChoice(
+        fps=options.fps if by_rate else None,
+        num_frames=options.num_frames if sample else None,
+        min_frames=options.min_frames,
+        max_frames=options.max_frames,
+        frame_factor=options.temporal_patch_size,
+        sampling=options.rules.sampling,
+    )
+
+
+def measure_video(
+    source: VideoSource, options: VideoOptions, *, source_fps: float | None = None
+) -> tuple[Video, tuple[int, int, int]]:
+    """What `open_video` and `preprocess_video` would make of a clip, from its header alone.
+
+    A container that is to be turned gives a grid whose sides are exchanged, and one that counts
+    frames which are never shown a few too many.
+
+    Returns:
+      The clip without its frames, and the (t, h, w) grid of its patches.
+
+    Raises:
+      MediaError: as `open_video`, except for damage and truncation.
+      ImportError: a file is given and PyAV is not installed.
+    """
+    name, info = describe_video(source), probe_video(source, source_fps=source_fps)
+    try:
+        indices = sample_indices(info.total, info.fps, frame_choice(options))
+        grid = video_grid(len(indices), info.height, info.width, options)
+    except MediaError as error:
+        raise MediaError(f"{name}: {error}") from error
+    return Video(np.empty((0, 0, 0, 3), np.uint8), indices, info.total, info.fps, name), grid
+
+
 def open_video(
     source: VideoSource,
     options: VideoOptions,
@@ -251,18 +288,9 @@ def open_video(
       MediaError: as `load_video` and `video_size`; the message names the clip.
       ImportError: a file is given and PyAV is not installed.
     """
-    by_rate = sample and options.num_frames is None
-    choice = FrameChoice(
-        fps=options.fps if by_rate else None,
-        num_frames=options.num_frames if sample else None,
-        min_frames=options.min_frames,
-        max_frames=options.max_frames,
-        frame_factor=options.temporal_patch_size,
-        sampling=options.rules.sampling,
-    )
     return load_video(
         source,
-        choice,
+        frame_choice(options, sample),
         source_fps=source_fps,
         resize=lambda frames, height, width: video_size(frames, height, width, options),
         resample=options.resample,
@@ -272,8 +300,8 @@ def open_video(
 
 def preprocess_video(
     frames: np.ndarray, options: VideoOptions, *, resize: bool = True
-) -> tuple[np.ndarray, tuple[int, int, int]]:
-    """A clip as the flat patches that the vision tower reads.
+) -> tuple[list[np.ndarray], tuple[int, int, int]]:
+    """A clip as flat patches, those of each temporal patch apart.
 
     A patch spans `temporal_patch_size` frames; an odd last frame is repeated. Patches come temporal
     patch by temporal patch, and within one as those of an image, merge block by merge block, so an
@@ -282,12 +310,12 @@ def preprocess_video(
         grid 2 x 2 x 4, merge_size 2       t = 0   0  1 | 4  5       t = 1    8  9 | 12 13
                                                    2  3 | 6  7               10 11 | 14 15
 
-    Equal to `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor` of transformers but for the
-    resizing, which is theirs with torchvision (antialiased bicubic on a tensor of 8-bit values) and
-    ours with Pillow, as for images. The filter is the same. Both round to 8 bits after each of its
-    two passes, Pillow with finer weights, so values differ by one or two levels of 255, but by more
-    at hard edges between black and white, where each pass cuts off its overshoot. Frames that have
-    their size already give equal patches.
+    With `options.levels` equal to `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor` of
+    transformers but for the resizing, which is theirs with torchvision (antialiased bicubic on a
+    tensor of 8-bit values) and ours with Pillow, as for images. The filter is the same. Both round
+    to 8 bits after each of its two passes, Pillow with finer weights, so values differ by one or
+    two levels of 255, but by more at hard edges between black and white, where each pass cuts off
+    its overshoot. Frames that have their size already give equal patches.
 
     Args:
       frames: uint8[T, H, W, 3], upright RGB.
@@ -295,8 +323,8 @@ def preprocess_video(
       resize: False: the frames come from `open_video`, and have their size already.
 
     Returns:
-      patches: float32[n, C * T * P * P], n = t * h * w; a patch is laid out channel, frame, row,
-        column.
+      patches: t times uint8[h * w, C * T * P * P]; a patch is laid out channel, frame, row, column.
+        Where its frames are one and the same picture that is there once: uint8[h * w, C * P * P].
       grid: (t, h, w) in patches.
 
     Raises:
@@ -319,22 +347,24 @@ def preprocess_video(
                 f"{options.factor}"
             )
     side, span = options.patch_size, options.temporal_patch_size
-    grid = steps, rows, columns = math.ceil(count / span), new_height // side, new_width // side
-    table_c256 = options.levels
-    patches = np.empty((steps, rows * columns, 3, span, side, side), np.float32)
-    for place in range(steps * span):
-        pixel_hwc = frames[min(place, count - 1)]
-        if (height, width) != (new_height, new_width):
-            picture = Image.fromarray(np.ascontiguousarray(pixel_hwc))
-            pixel_hwc = np.asarray(
-                picture.resize((new_width, new_height), Image.Resampling(options.resample))
-            )
-        pixel_ncpp = split_patches(pixel_hwc, side, options.merge_size)
-        for channel in range(3):
-            patches[place // span, :, channel, place % span] = table_c256[channel][
-                pixel_ncpp[:, channel]
-            ]
-    return patches.reshape(-1, options.patch_dim), grid
+    grid = _, rows, columns = math.ceil(count / span), new_height // side, new_width // side
+    patches = []
+    for first in range(0, count, span):
+        shown = frames[first : first + span]
+        if (shown == shown[:1]).all():  # a still, or the odd last frame
+            shown = shown[:1]
+        elif len(shown) < span:
+            shown = np.concatenate([shown, np.repeat(shown[-1:], span - len(shown), 0)])
+        cut = np.empty((rows * columns, 3, len(shown), side, side), np.uint8)
+        for place, pixel_hwc in enumerate(shown):
+            if (height, width) != (new_height, new_width):
+                picture = Image.fromarray(np.ascontiguousarray(pixel_hwc))
+                pixel_hwc = np.asarray(
+                    picture.resize((new_width, new_height), Image.Resampling(options.resample))
+                )
+            cut[:, :, place] = split_patches(pixel_hwc, side, options.merge_size)
+        patches.append(cut.reshape(rows * columns, -1))
+    return patches, grid
 
 
 def seconds_per_grid(video: Video, options: VideoOptions) -> float:

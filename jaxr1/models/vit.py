@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr1.inputs.patches import PatchGeometry, PatchRows
+from jaxr1.models.pixels import pixel_values
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
 from jaxr1.nn.layers import (
     ACTIVATIONS,
@@ -100,7 +101,10 @@ class VisionConfig:
     @property
     def geometry(self) -> PatchGeometry:
         """What batches must know."""
-        return PatchGeometry(self.merge_size, self.patch_values, self.tile_side**2, self.window)
+        sides = (self.tile_side**2, self.window)
+        return PatchGeometry(
+            self.merge_size, self.patch_values, *sides, frames=self.temporal_patch_size
+        )
 
 
 # --- parameters ---------------------------------------------------------------------------------
@@ -315,7 +319,7 @@ def tower(
       `cfg.deep`; with `every_block` [depth, R, M, D_vision].
     """
     dtype = params["patch"].dtype
-    x = dense(rows.patch_rmc.astype(dtype), params, "patch")
+    x = dense(pixel_values(rows, cfg.patch_values).astype(dtype), params, "patch")
     angle = None
     if cfg.rotary_theta is not None:
         inverse = inverse_frequencies(cfg.width // cfg.heads // 2, cfg.rotary_theta)

@@ -197,9 +197,10 @@ def encode_patches(model: Model, params: dict, rows: PatchRows) -> jax.Array:
     computed.
     """
     assert model.vision is not None
-    out = rows.patch_rmc.astype(model.dtype)
     if rows.held == "pixels":
         out = tower(model, params, rows)
+    else:
+        out = rows.patch_rmc.astype(model.dtype)
     if rows.held != "merger":
         out = vit.merge(model.vision, params["merger"], out)
     return out.reshape(-1, out.shape[-1])

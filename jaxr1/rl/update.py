@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.batch import EncodedPrompt, PromptBatch
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.flops import plan_flops, total_flops, training_flops
 from jaxr1.parallel import batch_multiple, mesh_of, place_rows
@@ -77,6 +77,7 @@ def score(
         temperature=learner.objective.temperature,
         forbidden=learner.objective.forbidden,
         check=check,
+        placed=work.rows(learner.name),
     )
     return found["logp"]
 
@@ -108,11 +109,13 @@ def gradients(
     moving = {name: np.float32(value) for name, value in (scalars or {}).items()}
     sums = zero_sums(objective, state.trainable, moving)
     for plan in plans:
-        batch = make_batch(
-            learner, plan, prompts, episodes, multiple=batch_multiple(mesh, model.rules)
-        )
-        work.padding.append(Padding.of(plan, batch.prompt, batch.strips))
+        # What a pass before has uploaded is here still; this one is the last to need it.
         with jax.set_mesh(mesh):
+            rows = work.rows(learner.name).rows(
+                plan, prompts, learner.buckets, model.media, mesh, model.rules, last=True
+            )
+            batch = make_batch(learner, plan, prompts, episodes, rows.batch)
+            work.padding.append(Padding.of(plan, rows.waste, batch.strips))
             placed = place_rows(batch, mesh, model.rules)
             # The host is one micro-batch ahead, and no more: a signal is heard when it comes.
             jax.block_until_ready(sums.loss)
@@ -159,13 +162,22 @@ def make_batch(
     plan: Plan,
     prompts: Sequence[EncodedPrompt],
     episodes: Episodes,
+    prompt: PromptBatch | None = None,
     *,
     multiple: int = 1,
 ) -> TrainBatch:
-    """The arrays of a micro-batch: prompt rows, strips, and the objective's columns."""
+    """The arrays of a micro-batch: prompt rows, strips, and the objective's columns.
+
+    Args:
+      prompt: the rows, where they are made; None makes them.
+      multiple: of rows that are made.
+    """
+    if prompt is None:
+        media = learner.model.media
+        prompt = plan_prompts(plan, prompts, learner.buckets, media, multiple=multiple)
     columns = {name: fill(plan, episodes.columns[name]) for name in learner.objective.columns}
     return TrainBatch(
-        prompt=plan_prompts(plan, prompts, learner.buckets, learner.model.media, multiple=multiple),
+        prompt=prompt,
         strips=make_strips(plan, prompts, episodes.token_n),
         columns=columns,
     )

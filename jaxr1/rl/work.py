@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, batch_waste
+from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.placed import PlacedRows
 from jaxr1.inputs.strips import Plan, Strips
 from jaxr1.models.flops import forward_flops
 from jaxr1.models.vlm import Model
@@ -27,17 +28,17 @@ class Padding:
     prompts: int
 
     @classmethod
-    def of(cls, plan: Plan, prompt: PromptBatch, strips: Strips) -> Padding:
-        waste = batch_waste(prompt)
+    def of(cls, plan: Plan, waste: dict[str, float], strips: Strips) -> Padding:
+        """That of a plan, given its strips and what its prompt rows waste (`batch_waste`)."""
         used = float((strips.segment_bst > 0).mean())
-        real = int(np.sum(prompt.length_b)) + sum(place.length for place in plan.places)
+        prompts = round((1 - waste["prompt"]) * plan.rows * plan.prompt_len)
         return cls(
             prompt=waste["prompt"],
             patches=waste["patches"],
             strips=1 - used,
             vision_pairs=waste["vision_pairs"],
             tokens=plan.tokens,
-            real=real,
+            real=prompts + sum(place.length for place in plan.places),
             rows=plan.rows,
             prompts=len(plan.prompts),
         )
@@ -45,15 +46,21 @@ class Padding:
 
 @dataclasses.dataclass
 class Work:
-    """What was computed.
+    """What was computed, and what of it the passes of a step share.
 
     Attributes:
       flops: floating-point operations that the model needed (`models.flops`), on all devices.
       padding: of each micro-batch that was differentiated.
+      placed: prompt rows on the devices, by learner: each has plans of its own.
     """
 
     flops: int = 0
     padding: list[Padding] = dataclasses.field(default_factory=list)
+    placed: dict[str, PlacedRows] = dataclasses.field(default_factory=dict)
+
+    def rows(self, learner: str) -> PlacedRows:
+        """Prompt rows as a learner's plans have them."""
+        return self.placed.setdefault(learner, PlacedRows())
 
     def forward(
         self,

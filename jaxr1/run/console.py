@@ -113,8 +113,13 @@ class Console:
                 self._nobody_reads()
             self._live = None
 
-    def stage(self, name: str, total: int, done: int = 0, of: str = "") -> None:
-        """A stage begins, or goes on after `done` of `total` steps; `of` is as " (1 of 2)"."""
+    def stage(self, name: str, total: int, done: int = 0, place: tuple[int, int] = (1, 1)) -> None:
+        """A stage begins, or goes on after `done` of `total` steps.
+
+        Args:
+          place: its number, from 1, and how many there are.
+        """
+        of = " ({} of {})".format(*place) if place[1] > 1 else ""
         if (
             self.is_live and self._live is None
         ):  # not before: a run that is finished has nothing to show

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,15 +141,17 @@ class Run:
             if self.to_load is not None:
                 states, self.to_load = self.at.checkpoints.load(self.to_load, states), None
             # From here the states own the parameters; another reference would keep the first ones.
-            params = self.params = self.at.params = {}
+            self.params = self.at.params = {}
             worker.begin(states)
             self.states = states
-            self.console.stage(stage.name, worker.steps, self.progress.step, self._place(number))
+            place = (number + 1, len(self.config.stages))
+            self.console.stage(stage.name, worker.steps, self.progress.step, place)
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)
             try:
-                self._steps(stage, worker, self.at.draws(number, context), model)
+                draws = worker.enter_context(self.at.draws(number, context))
+                self._steps(stage, worker, draws, model)
             except Interrupted:
                 self.saver.stopped(self.states, self.progress)
                 self.params = self._trained(stage)
@@ -160,11 +163,6 @@ class Run:
         moved = sorted({*self.progress.moved, *self.states[POLICY].moving})
         self.states.clear()  # the optimiser's state goes before the next one comes
         self.progress = dataclasses.replace(self.progress, moved=moved)
-
-    def _place(self, number: int) -> str:
-        """The stage's place among several, for the console."""
-        count = len(self.config.stages)
-        return f" ({number + 1} of {count})" if count > 1 else ""
 
     def _trained(self, stage: Stage) -> dict:
         """The model's parameters as the stage has them, adapters merged."""
@@ -185,9 +183,13 @@ class Run:
         """One step; progress moves only when it is complete, and is saved before an evaluation."""
         self.at.checkpoints.check()
         compiled, step = self.at.compiles.count, self.progress.step + 1
-        position, drawn = draws.take(self.progress.position, worker.draws)
-        states, metrics = worker.step(self.states, drawn, step)
         last = step == worker.steps
+        # The draws of the next step are encoded while this one runs.
+        ahead = 0 if last else worker.draws
+        began = time.perf_counter()
+        position, drawn = draws.take(self.progress.position, worker.draws, ahead)
+        waited = {"time/draws_wait_s": time.perf_counter() - began}
+        states, metrics = worker.step(self.states, drawn, step)
         progress = dataclasses.replace(
             self.progress,
             step=step,
@@ -197,7 +199,7 @@ class Run:
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
             streaks=count_streaks(stage, self.progress.streaks, metrics),
         )
-        metrics |= memory_metrics() | state_metrics(states)
+        metrics |= waited | memory_metrics() | state_metrics(states)
         metrics |= {"perf/compiles": self.at.compiles.count - compiled}
         self._write(stage.name, progress, metrics)
         warn(self.at, stage, progress, metrics)

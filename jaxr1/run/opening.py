@@ -244,4 +244,5 @@ class Opened:
             with_response=stage.reads_response,
             on_drop=context.drop,
             unusable=frozenset(self.unparsable[number] if stage.leaves_out else ()),
+            check=context.check,
         )

@@ -113,6 +113,7 @@ def _features(
         [prompts[b].grids[i] for b, i in units],
         buckets.patches,
         tower.geometry,
+        levels=[prompts[b].levels[i] for b, i in units],
         multiple=batch_multiple(mesh, model.rules),
         block=block_size(buckets.patches[-1]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt, PromptError
@@ -13,24 +14,42 @@ from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Completion, OnTokens, Sampler, SamplingOptions
 
 
-def encode_all(processor: Processor, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-    """The prompts in numbers.
+class Asked:
+    """A list of prompts, of which few are encoded at a time: their pictures may be many.
 
-    Raises:
-      TypeError: no list of prompts.
-      PromptError, MediaError: as `Processor.encode`, with the prompt's place in the list.
+    Attributes:
+      measured: the prompts in numbers but for their media, of which only headers were read.
     """
-    if isinstance(prompts, Prompt):
-        raise TypeError("expected a list of prompts, got one Prompt: write [prompt]")
-    encoded = []
-    for i, prompt in enumerate(prompts):
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"prompt {i} must be a jaxr1.Prompt, got {type(prompt).__name__}")
+
+    def __init__(self, processor: Processor, prompts: Sequence[Prompt]):
+        """Measures all prompts.
+
+        Raises:
+          TypeError: no list of prompts.
+          PromptError, MediaError: as `Processor.encode`, with the prompt's place in the list.
+        """
+        if isinstance(prompts, Prompt):
+            raise TypeError("expected a list of prompts, got one Prompt: write [prompt]")
+        for i, prompt in enumerate(prompts):
+            if not isinstance(prompt, Prompt):
+                raise TypeError(f"prompt {i} must be a jaxr1.Prompt, got {type(prompt).__name__}")
+        self.processor, self.prompts = processor, prompts
+        self.measured = [self._encoded(i, decode=False) for i in range(len(prompts))]
+
+    def encode(self, number: int) -> EncodedPrompt:
+        """A prompt in numbers, its media among them.
+
+        Raises:
+          PromptError, MediaError: as `Processor.encode`, with the prompt's place in the list.
+        """
+        measured = self.measured[number]
+        return self._encoded(number, decode=True) if measured.grids else measured
+
+    def _encoded(self, number: int, *, decode: bool) -> EncodedPrompt:
         try:
-            encoded.append(processor.encode(prompt))
+            return self.processor.encode(self.prompts[number], decode=decode)
         except (PromptError, MediaError) as e:
-            raise type(e)(f"prompt {i}: {e}") from e
-    return encoded
+            raise type(e)(f"prompt {number}: {e}") from e
 
 
 def generate(
@@ -52,6 +71,9 @@ def generate(
     batch_rows: int = 64,
 ) -> list[list[Completion]]:
     """Samples n responses for each prompt.
+
+    Media are decoded a batch of prompts at a time, while the batch before is sampled: memory does
+    not grow with the list. All headers are read first.
 
     The draw of a token depends on (seed, prompt id, sample, position) alone, not on the other
     prompts, their order or the devices. With temperature 0 the n responses of a prompt are equal.
@@ -82,22 +104,23 @@ def generate(
     options = SamplingOptions(
         max_new_tokens, temperature, top_p, top_k, stops, tuple(stop_token_ids)
     )
-    encoded = encode_all(processor, prompts)
-    if not encoded:
+    asked = Asked(processor, prompts)
+    if not prompts:
         return []
 
     # A draw is keyed by the prompt's id, so that it does not depend on the company it is in.
     ids = [i if prompt.id is None else prompt.id for i, prompt in enumerate(prompts)]
     keys = [prompt_key(seed, RandomStream.GENERATE, draw_id) for draw_id in ids]
-    sampler = Sampler(model, processor, options, fitting_buckets(encoded, max_new_tokens))
+    buckets = fitting_buckets(asked.measured, max_new_tokens)
+    sampler = Sampler(model, processor, options, buckets)
     drawn = 1 if temperature == 0 else n  # greedy responses of a prompt are all equal
 
     # Neighbours in length share a bucket.
-    order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(asked.measured[i]))
+    batches = [order[first : first + batch_rows] for first in range(0, len(order), batch_rows)]
     groups: dict[int, list[Completion]] = {}
-    for first in range(0, len(order), batch_rows):
-        chosen = order[first : first + batch_rows]
-        batch, batch_keys = [encoded[i] for i in chosen], [keys[i] for i in chosen]
+    for chosen, batch in zip(batches, in_batches(asked.encode, batches), strict=True):
+        batch_keys = [keys[i] for i in chosen]
         found = sampler(params, batch, batch_keys, drawn, on_tokens=on_tokens, every=stream_every)
         for i, group in zip(chosen, found, strict=True):
             groups[i] = group * (n // drawn)

@@ -9,24 +9,26 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets
+from jaxr1.inputs.ahead import in_batches
+from jaxr1.inputs.batch import fitting_buckets
+from jaxr1.inputs.placed import PlacedRows
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import (
     Plan,
+    Prompts,
     Strips,
     cut_strips,
     gather,
     join_strips,
     make_strips,
-    plan_prompts,
     plan_strips,
 )
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_multiple, mesh_of, place_rows
-from jaxr1.sampling.generate import encode_all
+from jaxr1.sampling.generate import Asked
 
 READS = ("logp",)
 
@@ -60,7 +62,7 @@ def score_batch(
 def score_plans(
     model: Model,
     params: dict,
-    prompts: Sequence[EncodedPrompt],
+    prompts: Prompts,
     plans: Sequence[Plan],
     token_n: np.ndarray,
     buckets: Buckets,
@@ -69,27 +71,29 @@ def score_plans(
     forbidden: tuple[int, ...],
     reads: tuple[str, ...] = READS,
     check: Callable[[], None] = lambda: None,
+    placed: PlacedRows | None = None,
 ) -> dict[str, np.ndarray]:
     """Columns of what the model says of the responses that the plans place; 0 for all others.
 
     Args:
-      prompts: all prompts that the plans' numbers refer to.
+      prompts: the prompts that the plans' numbers refer to.
       token_n: int32[N], the tokens of all responses.
       reads: names of the columns; see `vlm.said`.
       check: called before each micro-batch; what it raises ends the scoring.
+      placed: the plans' prompt rows that are on the devices already, and where they are kept for
+        the next pass; None keeps none.
 
     Returns:
       {name: float32[N]}.
     """
-    mesh = mesh_of(params)
-    multiple = batch_multiple(mesh, model.rules)
+    mesh, placed = mesh_of(params), PlacedRows(0) if placed is None else placed
     columns = {name: np.zeros(len(token_n), np.float32) for name in reads}
     for plan in plans:
         check()
-        batch = plan_prompts(plan, prompts, buckets, model.media, multiple=multiple)
         strips = make_strips(plan, prompts, token_n)
         with jax.set_mesh(mesh):
-            batch, strips = place_rows((batch, strips), mesh, model.rules)
+            batch = placed.rows(plan, prompts, buckets, model.media, mesh, model.rules).batch
+            strips = place_rows(strips, mesh, model.rules)
             heat, at_once = np.float32(temperature), plan.at_once
             found = score_batch(model, params, batch, strips, heat, reads, forbidden, at_once)
         for name, array_bst in found.items():
@@ -108,6 +112,9 @@ def score(
     token_budget: int = 8192,
 ) -> list[list[np.ndarray]]:
     """log p(token | prompt, earlier tokens) of responses, without media ids in the normaliser.
+
+    Media are decoded a micro-batch at a time, while the one before is scored; all headers are read
+    first.
 
     Args:
       responses: for each prompt, a list of responses, each int[n] token ids.
@@ -134,26 +141,31 @@ def score(
         ]
         counts.append([len(ids) for ids in checked])
         tokens += checked
-    encoded = encode_all(processor, prompts)
+    asked = Asked(processor, prompts)
     longest = max((len(ids) for ids in tokens), default=1)
-    buckets = fitting_buckets(encoded, longest)
+    buckets = fitting_buckets(asked.measured, longest)
     plans = plan_strips(
-        [len(p) for p in encoded],
+        [len(p) for p in asked.measured],
         counts,
         buckets,
         token_budget=token_budget,
         multiple=batch_multiple(mesh_of(params), model.rules),
     )
-    column = score_plans(
-        model,
-        params,
-        encoded,
-        plans,
-        np.concatenate([np.zeros(0, np.int32), *tokens]),
-        buckets,
-        temperature=temperature,
-        forbidden=processor.media_token_ids,
-    )["logp"]
+    token_n = np.concatenate([np.zeros(0, np.int32), *tokens])
+    column = np.zeros(len(token_n), np.float32)
+    chosen = [plan.prompts for plan in plans]
+    for plan, encoded in zip(plans, in_batches(asked.encode, chosen), strict=True):
+        found = score_plans(
+            model,
+            params,
+            dict(zip(plan.prompts, encoded, strict=True)),
+            [plan],
+            token_n,
+            buckets,
+            temperature=temperature,
+            forbidden=processor.media_token_ids,
+        )
+        column += found["logp"]  # 0 for what another plan places
     each = iter(np.split(column, np.cumsum([len(ids) for ids in tokens])))
     return [list(itertools.islice(each, len(group))) for group in counts]
 

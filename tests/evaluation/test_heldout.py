@@ -1,14 +1,17 @@
 """Held-out sets: their rewards have options of their own, and their workers stay."""
 
+import dataclasses
 import gc
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import jaxr1
 from jaxr1.data import Arithmetic
-from jaxr1.evaluation.heldout import Evaluation, HeldOut
+from jaxr1.data.example import DataError, Dataset, Example
+from jaxr1.evaluation.heldout import Asked, Evaluation, HeldOut
 from jaxr1.rewards import Reward, WorkerOptions
 
 FILE = Path(__file__).parents[1] / "rewards" / "user_rewards.py"
@@ -63,3 +66,20 @@ def test_options_reach_the_workers(model, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"evaluation 'a': {said}"):
             small("a", "allowed", **wrong)
+
+
+def test_what_cannot_be_asked_names_its_row(model):
+    """A picture over the largest patch row, known from its header: before it is decoded."""
+    thin = {"type": "image", "image": np.zeros((30, 5000, 3), np.uint8)}
+    rows = [
+        Example(({"role": "user", "content": [part]},), "1", source=f"mine.jsonl:{i + 1}")
+        for i, part in enumerate([{"type": "text", "text": "1 + 1"}, thin])
+    ]
+    options = dataclasses.replace(small("a", "process"), max_prompt_tokens=1024)
+    data = Dataset("mine", 2, rows.__getitem__)
+    processor, check = jaxr1.load_processor("tiny"), lambda: None
+    asked = Asked(options, data, processor, model[0], 0, None, check)
+    with pytest.raises(
+        DataError, match=r"^mine\.jsonl:2: an image has \d+ patches, over the limit"
+    ):
+        next(asked.answers(model[1], lambda *row: None))

@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
+from reference import pixel_values
 from transformers import Qwen2VLImageProcessorPil
 
 from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image, smart_resize
@@ -84,11 +85,15 @@ def test_equals_the_reference_processor(mode, rng):
         image = picture(rng, height, width, mode)
         expected = reference(images=[image], return_tensors="np")
         patches, grid = preprocess_image(image, options)
-        assert patches.dtype == np.float32 and patches.flags.c_contiguous
+        assert patches.nbytes == 3 * options.patch_size**2 * len(patches), "8 bits, one frame"
         assert grid == tuple(expected["image_grid_thw"][0]) == image_grid(height, width, options)
         # Both round once per operation in float32; 1e-5 leaves room for another numpy.
         np.testing.assert_allclose(
-            patches, expected["pixel_values"], rtol=0, atol=1e-5, err_msg=f"{height}x{width}"
+            pixel_values([patches], [options.levels], options.patch_dim),
+            expected["pixel_values"],
+            rtol=0,
+            atol=1e-5,
+            err_msg=f"{height}x{width}",
         )
         loaded, _ = preprocess_image(load_image(image), options)
         np.testing.assert_array_equal(loaded, patches)
@@ -106,9 +111,11 @@ def test_equals_the_reference_with_other_options(rng):
     }
     image = picture(rng, 300, 211)
     expected = Qwen2VLImageProcessorPil(**config)(images=[image], return_tensors="np")
-    patches, grid = preprocess_image(image, ImageOptions.from_preprocessor_config(config))
+    options = ImageOptions.from_preprocessor_config(config)
+    patches, grid = preprocess_image(image, options)
+    values = pixel_values([patches], [options.levels], options.patch_dim)
     assert grid == tuple(expected["image_grid_thw"][0])
-    np.testing.assert_allclose(patches, expected["pixel_values"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(values, expected["pixel_values"], rtol=0, atol=1e-5)
 
 
 def test_drawn_patch_order():
@@ -118,9 +125,10 @@ def test_drawn_patch_order():
     image = Image.fromarray(np.repeat(grey[..., None], 3, axis=-1))
     options = ImageOptions(min_pixels=28 * 28, do_rescale=False, do_normalize=False)
     patches, grid = preprocess_image(image, options)
-    assert grid == (1, 2, 4) and patches.shape == (8, options.patch_dim)
+    assert grid == (1, 2, 4) and patches.shape == (8, options.patch_dim // 2)
+    values = pixel_values([patches], [options.levels], options.patch_dim)
     expected = np.repeat(np.arange(8.0)[:, None], options.patch_dim, axis=1)
-    np.testing.assert_array_equal(patches, expected)
+    np.testing.assert_array_equal(values, expected)
 
 
 def test_options_from_both_spellings():

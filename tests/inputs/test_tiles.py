@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from PIL import Image
-from reference import pixels_of
+from reference import pixel_values, pixels_of
 
-from jaxr1.inputs.tiles import TileOptions, cut_tiles, preprocess_tiles, tile_grid
+from jaxr1.inputs.tiles import TileOptions, cut_tiles, preprocess_tiles, tile_grid, tile_grids
 from jaxr1.media.images import MediaError, load_image
 
 
@@ -37,7 +37,10 @@ def test_equal_to_transformers(rng):
             continue
         expected = theirs([picture], return_tensors="np")["pixel_values"]
         patches, grids = preprocess_tiles(picture, options)
-        ours = np.stack([pixels_of(p, g, 2, 14) for p, g in zip(patches, grids, strict=True)])
+        assert grids == list(tile_grids(picture.height, picture.width, options))
+        levels, size = [options.patch_options.levels], options.patch_options.patch_dim
+        values = [pixel_values([p], levels, size) for p in patches]
+        ours = np.stack([pixels_of(v, g, 2, 14) for v, g in zip(values, grids, strict=True)])
         assert ours.shape == expected.shape
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 

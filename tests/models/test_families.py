@@ -14,6 +14,7 @@ from reference import (
     learner,
     make_checkpoint,
     mixed_prompts,
+    pixel_values,
     random_image,
     torch_inputs,
 )
@@ -454,7 +455,9 @@ def test_video_equals_transformers(world, rng, frames):
     inputs = {
         "input_ids": torch.tensor(encoded.token_ids[None].astype(np.int64)),
         "mm_token_type_ids": torch.tensor((encoded.media_index >= 0)[None].astype(np.int32) * 2),
-        "pixel_values_videos": torch.tensor(np.concatenate(encoded.patches)),
+        "pixel_values_videos": torch.tensor(
+            pixel_values(encoded.patches, encoded.levels, model.vision.patch_values)
+        ),
         "video_grid_thw": torch.tensor([[t, h, w]]),
     }
     if model.family == "qwen2_5_vl":

@@ -204,7 +204,7 @@ def test_nobody_reads(tmp_path):
 def test_plain_console_prints_one_line_a_step():
     out = io.StringIO()
     with Console(file=out) as console:
-        console.stage("rl", 10, of=" (2 of 2)")
+        console.stage("rl", 10, place=(2, 2))
         console.phase("sampling")
         for step in (1, 2):
             found = {"reward/mean": 0.5, "policy/kl": 1e-5, "other": 3.0, "eval/a/accuracy": 0.25}

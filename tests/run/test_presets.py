@@ -10,11 +10,12 @@ from reference import one_stage
 import jaxr1
 from jaxr1.config import load_config
 from jaxr1.data import Arithmetic
+from jaxr1.inputs import placed
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
 from jaxr1.rl import Kl, Optimizer, update
 from jaxr1.run.export import export_checkpoint
-from jaxr1.sampling import features, sampler, scoring
+from jaxr1.sampling import features, sampler
 
 PRESETS = ("tiny-qwen2_5_vl", "tiny-qwen3_vl", "tiny-internvl")
 CLASSES = {
@@ -167,16 +168,15 @@ def test_frozen_tower_is_computed_once(tmp_path, brevity, monkeypatch):
     def spy(module, name, where):
         real = getattr(module, name)
 
-        def placed(batch, mesh, rules):
-            first = batch[0] if isinstance(batch, tuple) else batch  # prompts and strips
-            prompts = getattr(first, "prompt", first)  # of an update's batch
+        def seeing(batch, mesh, rules):
+            prompts = getattr(batch, "prompt", batch)  # of an update's batch
             for rows in getattr(prompts, "media", {}).values():
                 seen.setdefault(where, set()).add(rows.held)
             return real(batch, mesh, rules)
 
-        monkeypatch.setattr(module, name, placed)
+        monkeypatch.setattr(module, name, seeing)
 
-    for module, where in ((sampler, "rollout"), (scoring, "score"), (update, "update")):
+    for module, where in ((sampler, "rollout"), (placed, "score"), (update, "update")):
         spy(module, "place_rows", where)
     tower = features._compute
     monkeypatch.setattr(features, "_compute", lambda *args: computed.append(1) or tower(*args))

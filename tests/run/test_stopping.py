@@ -5,6 +5,7 @@ import importlib
 import math
 import os
 import signal
+import threading
 import time
 
 import jax
@@ -16,6 +17,7 @@ from reference import one_stage
 import jaxr1
 from jaxr1.base.jsonl import read_jsonl
 from jaxr1.data import Arithmetic
+from jaxr1.inputs.ahead import THREAD_NAME
 from jaxr1.nn.lora import ADAPTERS, Lora
 from jaxr1.rl import Kl
 from jaxr1.run import Evaluation, Sft
@@ -89,6 +91,10 @@ def struck(monkeypatch):
     return strike
 
 
+def encoding() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(THREAD_NAME)]
+
+
 def steps_kept(folder):
     return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
 
@@ -101,13 +107,14 @@ def test_a_signal_saves_what_is_complete(tmp_path, struck, uninterrupted, capsys
     assert struck(folder, place, lambda: os.kill(os.getpid(), number)) == []
     found = jaxr1.train(small(folder))
     assert found.signal == number and usable(found.params)
+    assert not encoding(), "a signal ends the threads that encode the next step's draws"
     saved = PLACES[place][3]
     assert steps_kept(folder) == [saved]
     said = capsys.readouterr().out
     assert f"{name}: saving and stopping" in said and "Once more stops at once, and loses" in said
     assert f"{name}: saved at step {saved} of" in said and "the same command resumes" in said
     again = jaxr1.train(small(folder))
-    assert again.signal is None and usable(again.params)
+    assert again.signal is None and usable(again.params) and not encoding()
     same(Finished.read(folder), uninterrupted)
 
 
