@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.patches import (
     Held,
-    Levels,
     PatchGeometry,
     PatchRows,
     block_size,

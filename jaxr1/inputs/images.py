@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image
 
-from jaxr1.inputs.patches import Levels
+from jaxr1.inputs.levels import Levels
 from jaxr1.media.images import MediaError, to_rgb
 
 MAX_ASPECT_RATIO = 200

@@ -26,24 +26,15 @@ from typing import Any, Literal
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.levels import CHANNELS, Levels
 from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
 
 Held = Literal["pixels", "tower", "merger"]
 """What stands in the place of patches: pixels, or what was computed of them."""
 
 
-CHANNELS = 3
-
 MOST_LEVELS = 2
 """Normalisations in one batch: that of images and that of videos."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Levels:
-    """What 8-bit pixels stand for: scale * level + shift, by channel."""
-
-    scale: tuple[float, float, float]
-    shift: tuple[float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxr1.inputs.images import ImageOptions, image_grid, preprocess_image
-from jaxr1.inputs.patches import Levels
+from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.positions import Span
 from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import PromptError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxr1.inputs.patches import CHANNELS, PatchRows
+from jaxr1.inputs.levels import CHANNELS
+from jaxr1.inputs.patches import PatchRows
 
 
 def pixel_values(rows: PatchRows, values: int) -> jax.Array:

@@ -10,7 +10,8 @@ from reference import random_image
 
 import jaxr1
 from jaxr1.inputs.batch import PATCHES, fitting_buckets, make_batch
-from jaxr1.inputs.patches import Levels, PatchGeometry, make_rows
+from jaxr1.inputs.levels import Levels
+from jaxr1.inputs.patches import PatchGeometry, make_rows
 from jaxr1.models import vlm
 from jaxr1.models.pixels import pixel_values
 
