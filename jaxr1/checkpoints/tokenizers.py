@@ -54,7 +54,9 @@ def sentencepiece_pipeline(
       prefix: a space is put before the text (sentencepiece's add_dummy_prefix).
       squeeze: spaces at both ends are removed, and of several in a row one is kept
         (remove_extra_whitespaces).
-      charsmap: sentencepiece's compiled normalisation; empty is the identity.
+      charsmap: sentencepiece's compiled normalisation; empty is the identity. The tokenizers
+        library looks characters up with the marks that join them, and so may drop a mark behind a
+        character that is normalised.
 
     Raises:
       CheckpointError: a piece that occurs twice, or no unknown piece.
