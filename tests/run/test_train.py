@@ -1,6 +1,7 @@
 """Runs from their configuration: the tiny recipe, own data and rewards, what a mistake says."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxr1.rewards import Reward, RewardError
 from jaxr1.rl import Optimizer
 from jaxr1.rl.step import accumulate
 from jaxr1.run import BucketOptions, Rl
+from jaxr1.run.console import Console
 from jaxr1.run.export import export_checkpoint
 from jaxr1.run.machine import CompileCounter
 from jaxr1.run.resume import ResumeError
@@ -255,3 +257,12 @@ def test_failing_rewards(tmp_path):
     lost = metrics["reward/timeouts"] + metrics["reward/crashes"] + metrics["reward/nans"]
     assert lost > 0 and metrics["reward/unscored"] == lost
     assert len(read_jsonl(tmp_path / "b" / "dropped.jsonl")) == lost
+
+
+def test_fewer_prompts_than_devices_are_told(tmp_path):
+    """A run on four devices whose optimiser steps have two prompts."""
+    out = io.StringIO()
+    config = dataclasses.replace(one_stage(tmp_path / "run", steps=1), export=False)
+    jaxr1.train(config, console=Console(live=False, file=out))
+    said = out.getvalue()
+    assert "an optimiser step has 2 prompts for 4 devices: in scoring and updates 2" in said

@@ -30,11 +30,11 @@ def at_the_root(monkeypatch, request):
 
 
 def said_by(config, **options) -> tuple[list[str], str]:
-    """The lines of a run that begin a warning, and all that it says."""
+    """The lines of a run that begin a warning of its steps, and all that it says."""
     out = io.StringIO()
     jaxr1.train(config, console=Console(live=False, file=out), **options)
     text = out.getvalue()
-    return [line for line in text.splitlines() if line.startswith("warning: ")], text
+    return [line for line in text.splitlines() if line.startswith("warning: rl: ")], text
 
 
 def measured(mean=0.5, cut=0.0, equal=0.0) -> dict[str, float]:
