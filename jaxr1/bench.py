@@ -88,7 +88,7 @@ def run(args: Bench) -> dict:
     import jaxr1
     from jaxr1.data import Arithmetic, Example
     from jaxr1.inputs.batch import make_batch
-    from jaxr1.inputs.draws import Draw
+    from jaxr1.inputs.exchange import Draw
     from jaxr1.inputs.sizes import Buckets, rows_for
     from jaxr1.models import vlm
     from jaxr1.parallel import mesh_of, place_rows

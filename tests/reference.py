@@ -335,7 +335,7 @@ def hf_arrays(table, flat: dict) -> dict[str, np.ndarray]:
 def given(prompts, responses, **columns):
     """Episodes of prompts and responses[b][g]; a column is values[b][g], arrays or numbers."""
     from jaxr1.data import Example
-    from jaxr1.inputs.draws import Draw
+    from jaxr1.inputs.exchange import Draw
     from jaxr1.rl.episodes import Episodes
 
     draws = [Draw(b, b, Example((), None), prompt) for b, prompt in enumerate(prompts)]

@@ -97,6 +97,22 @@ class AppendLog:
         self.close()
 
 
+class NoLog:
+    """In the place of an `AppendLog` that another host writes."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def tell(self) -> int:
+        return 0
+
+    def truncate(self, offset: int) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _finite(value: Any) -> Any:
     """The same value with every float that JSON cannot hold replaced by None."""
     if isinstance(value, float):

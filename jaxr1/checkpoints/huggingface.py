@@ -24,6 +24,7 @@ from jaxr1.checkpoints.tensors import (
 )
 from jaxr1.checkpoints.weights import hf_tensors
 from jaxr1.nn.params import Table
+from jaxr1.parallel import is_main
 
 # Files beside the weights that belong to a complete directory.
 COMPANIONS = (
@@ -162,6 +163,8 @@ def save_directory(
 ) -> None:
     """Writes a complete Hugging Face directory; one that was there is replaced at the end.
 
+    Where arrays lie on several hosts the main one writes; the others give what they hold of each.
+
     Args:
       flat: {path in the table: array}.
       table: the parameter table under the names to write.
@@ -171,6 +174,11 @@ def save_directory(
       changed: {name of a JSON file: keys to set in it}.
       max_bytes: of one file of weights; more of them are shards with an index.
     """
+    tensors = hf_tensors(flat, table, jnp.dtype(dtype))
+    if not is_main() and not all(x.is_fully_addressable for x in flat.values()):
+        for _, tensor in tensors:
+            tensor.make()
+        return
     with replacing(out) as partial:
         if companions:
             # Code that an original InternVL directory names in its config.json goes along as it is:
@@ -192,4 +200,4 @@ def save_directory(
                     place[key] = dtype
         config.setdefault("torch_dtype" if "dtype" not in config else "dtype", dtype)
         (partial / "config.json").write_text(json.dumps(config, indent=2))
-        write_checkpoint(partial, hf_tensors(flat, table, jnp.dtype(dtype)), max_bytes)
+        write_checkpoint(partial, tensors, max_bytes)

@@ -25,7 +25,7 @@ from jaxr1.checkpoints.tensors import (
     open_checkpoint,
 )
 from jaxr1.nn.params import Param, Table
-from jaxr1.parallel import Rules, sharding
+from jaxr1.parallel import Rules, fetch, sharding
 
 # A stacked tensor of up to this size is put together on the host and placed at once; a larger one
 # is placed layer by layer, so that what the host holds of it is one layer.
@@ -263,8 +263,8 @@ def _fetch(x: jax.Array, layer: int | None) -> np.ndarray:
     if x.is_fully_addressable and [d.platform for d in x.devices()] == ["cpu"]:
         host = np.asarray(x)  # a view
         return host if layer is None else host[layer]
-    # np.asarray keeps its copy on the host for as long as the array lives: here it dies with the
+    # Fetching keeps its copy on the host for as long as the array lives: here it dies with the
     # slice
-    return np.asarray(
+    return fetch(
         jnp.copy(x) if layer is None else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import threading
 import time
@@ -20,17 +21,19 @@ from jaxr1.base.names import EVALUATION_MEASURES, check_name
 from jaxr1.data import DataError, Dataset, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.ahead import in_batches
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw, LeftOut, share
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import BucketOptions, TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
-from jaxr1.rewards.grades import Pending, wait_for
+from jaxr1.parallel import host_index, is_main, on_main, owner
+from jaxr1.rewards.grades import Pending
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.episodes import Episodes
+from jaxr1.rl.grading import wait_for
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 
@@ -150,18 +153,21 @@ class HeldOut:
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
             for draw, row in asked.answers(params, leave_out):
-                check()
-                shown = draw if len(rows) < options.samples else None
-                rows.append({key: row[key] for key in ROW} | {"media": self._pictures(shown)})
-            write_rows(self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl", rows)
+                media = self._pictures(dataset, draw) if len(rows) < options.samples else []
+                rows.append({key: row[key] for key in ROW} | {"media": media})
+            file = self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl"
+            on_main(functools.partial(write_rows, file, rows))
             metrics |= summarise(options, rows)
             metrics[f"time/eval_{name}_s"] = time.perf_counter() - began
         return metrics
 
-    def _pictures(self, draw: Draw | None) -> list[str]:
-        """Keeps the pictures of a question, and returns their hashes."""
+    def _pictures(self, dataset: Dataset, draw: Draw) -> list[str]:
+        """Keeps the pictures of a question, and returns their hashes; the main host does so."""
+        if not is_main():
+            return []
         hashes = []
-        for source in draw.example.images if draw is not None else ():
+        example = draw.example if draw.is_own else dataset[draw.row]
+        for source in example.images:
             image = load_image(source)
             hashes.append(media_hash(image))
             file = self.folder / "media" / f"{hashes[-1]}.png"
@@ -171,14 +177,6 @@ class HeldOut:
                 image.save(picture, "PNG")
                 write_whole(file, picture.getvalue())
         return hashes
-
-
-@dataclasses.dataclass(frozen=True)
-class LeftOut:
-    """A row that cannot be asked, in a set that leaves such rows out."""
-
-    source: str
-    reason: str
 
 
 class Asked:
@@ -220,9 +218,12 @@ class Asked:
         numbers = range(len(self.dataset))
         size = self.options.batch_rows
         batches = [numbers[first : first + size] for first in numbers[::size]]
-        for found in in_batches(self._draw, batches):
+        own = [[i for i in batch if owner(i) == host_index()] for batch in batches]
+        encoded = in_batches(self._draw, own)
+        for batch, mine in zip(batches, own, strict=True):
+            found = share(functools.partial(_numbered, mine, encoded))
             self.check()
-            draws = self._kept(found, on_drop)
+            draws = self._kept([found[i] for i in batch], on_drop)
             if not draws:
                 continue
             keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
@@ -238,7 +239,7 @@ class Asked:
     def _graded(
         self, episodes: Episodes, pending: Pending
     ) -> Iterator[tuple[Draw, dict[str, Any]]]:
-        episodes.grade(wait_for([pending], self.check))
+        episodes.grade(episodes.graded(wait_for([pending], self.check)))
         return zip(episodes.draws, episodes.rows(), strict=True)
 
     def _kept(
@@ -266,6 +267,11 @@ class Asked:
             if (refused := refusal(self.dataset, example, e)) is not None:
                 raise refused from e
             return LeftOut(example.source, str(e))
+
+
+def _numbered(rows: Sequence[int], encoded: Iterator[list[Draw | LeftOut]]) -> dict[int, Any]:
+    """The next batch, which is of these rows."""
+    return dict(zip(rows, next(encoded), strict=True))
 
 
 def _close_all(pools: dict[Hashable, RewardPool]) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.arrangement import PatchGeometry, block_size
 from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.patches import (
     Held,
-    PatchGeometry,
     PatchRows,
-    block_size,
     make_rows,
     rows_waste,
 )
-from jaxr1.inputs.sizes import Buckets, bucket, power_of_two
+from jaxr1.inputs.sizes import Buckets, bucket, power_of_two, rows_for
+from jaxr1.parallel import slots
 
 PATCHES = "patches"
 """The kind of media that images and videos are."""
@@ -46,6 +47,7 @@ class EncodedPrompt:
       prefix: the text that opens the response; it is part of the prompt, and of what rewards read.
       held: what `patches` are: "pixels", or the output of a frozen "tower" or "merger"
         (`sampling.features`).
+      host: the one whose rows hold it, where there are several: the others have `blank` patches.
     """
 
     token_ids: np.ndarray
@@ -59,6 +61,7 @@ class EncodedPrompt:
     prefix: str = ""
     held: Held = "pixels"
     levels: tuple[Levels, ...] = ()
+    host: int = 0
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -94,8 +97,11 @@ def make_batch(
     *,
     rows: int,
     multiple: int = 1,
+    hosts: Sequence[int] = (),
 ) -> PromptBatch:
-    """Packs prompts into `rows` rows (empty ones at the end), their media into patch rows.
+    """Packs prompts into `rows` rows, in order, their media into patch rows.
+
+    Empty rows fill the batch: behind the others, or behind each host's own.
 
     A batch without media still has media rows, all padding, so that text and image prompts share
     programs and may be mixed.
@@ -104,6 +110,8 @@ def make_batch(
       media: the kinds that the model takes, and what to know of each; {} for text only.
       rows: B.
       multiple: of media rows (devices that share a batch).
+      hosts: of each share of the batch, where there are several: a prompt and its media lie in rows
+        of its own host.
 
     Raises:
       TooLong: a prompt or an image is over the largest bucket.
@@ -115,21 +123,41 @@ def make_batch(
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     packed = {
-        kind: ROWS[kind](prompts, buckets, geometry, multiple) for kind, geometry in media.items()
+        kind: ROWS[kind](prompts, buckets, geometry, multiple, hosts)
+        for kind, geometry in media.items()
     }
-    for b, p in enumerate(prompts):
+    for i, (b, p) in enumerate(zip(rows_of(prompts, rows, hosts), prompts, strict=True)):
         n = len(p)
         token[b, :n], position[b, :n] = p.token_ids, p.position
         length[b], following[b] = n, p.next_position
         for _, numbers in packed.values():
             real = p.media_index >= 0
-            media_index[b, :n][real] = numbers[b][p.media_index[real]]
+            media_index[b, :n][real] = numbers[i][p.media_index[real]]
     media_rows = {kind: made for kind, (made, _) in packed.items()}
     return PromptBatch(token, media_index, position, length, following, media_rows)
 
 
+def count_rows(prompts: Sequence[EncodedPrompt], multiple: int, hosts: Sequence[int] = ()) -> int:
+    """Rows of a batch of these prompts; each host has as many as the one with the most prompts."""
+    if not hosts:
+        return rows_for(len(prompts), multiple)
+    count = len(set(hosts))
+    most = max(Counter(prompt.host for prompt in prompts).values())
+    return count * rows_for(most, multiple // count)
+
+
+def rows_of(prompts: Sequence[EncodedPrompt], rows: int, hosts: Sequence[int] = ()) -> list[int]:
+    """The row of each prompt in a batch: the next one of its host; arguments as of `make_batch`."""
+    free = [iter(own) for own in slots(hosts, rows)]
+    return [next(free[prompt.host if hosts else 0]) for prompt in prompts]
+
+
 def _patch_rows(
-    prompts: Sequence[EncodedPrompt], buckets: Buckets, geometry: PatchGeometry, multiple: int
+    prompts: Sequence[EncodedPrompt],
+    buckets: Buckets,
+    geometry: PatchGeometry,
+    multiple: int,
+    hosts: Sequence[int],
 ) -> tuple[PatchRows, list[np.ndarray]]:
     """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
     units: list[tuple[int, int]] = []
@@ -144,6 +172,8 @@ def _patch_rows(
         multiple=multiple,
         block=block_size(buckets.patches[-1]),
         held=next((p.held for p in prompts if p.grids), "pixels"),
+        hosts=hosts,
+        owners=[prompts[b].host for b, _ in units],
     )
     numbers: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in prompts]
     for (b, i), first in zip(units, start.tolist(), strict=True):

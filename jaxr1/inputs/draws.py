@@ -7,7 +7,7 @@ down, when it is its turn.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 
@@ -17,27 +17,12 @@ import numpy as np
 from jaxr1.data.example import DataError, Dataset, Example, refusal
 from jaxr1.inputs.ahead import Ahead
 from jaxr1.inputs.batch import EncodedPrompt
+from jaxr1.inputs.exchange import Draw, LeftOut, share
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import Prompt, PromptError, check_text
 from jaxr1.media.images import MediaError
-
-
-@dataclasses.dataclass(frozen=True)
-class Draw:
-    """One draw of an example.
-
-    Attributes:
-      position: in the order of draws; it keys the random draws of this prompt, so that a row met
-        again is drawn anew.
-      row: in the data set.
-    """
-
-    position: int
-    row: int
-    example: Example
-    prompt: EncodedPrompt
-    response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+from jaxr1.parallel import host_count, host_index, owner
 
 
 class Draws(contextlib.AbstractContextManager):
@@ -103,18 +88,49 @@ class Draws(contextlib.AbstractContextManager):
                 )
             self._begin(count - len(out))
             self.check()
-            row = int(self.order[position])
-            if row not in self.unusable:
-                try:
-                    out.append(self._ahead.take((position, row)))
-                except (TooLong, MediaError, PromptError) as e:
-                    self._drop(row, e)
-            else:  # perhaps only since it was begun
-                self._ahead.forget([(position, row)])
+            # One draw of each host at a time: whether a row is passed over concerns all.
+            rows = self._window(position, min(count - len(out), host_count()))
+            found = share(functools.partial(self._own, rows))
+            for position, row in rows.items():
+                if row in self.unusable:  # perhaps only since it was begun
+                    self._ahead.forget([(position, row)])
+                elif isinstance(one := found[position], LeftOut):
+                    self._leave_out(row, one)
+                else:
+                    out.append(one)
             position += 1
-            self._next = position
+            self._next, self._begun = position, max(self._begun, position)
         self._begin(ahead)
         return position, out
+
+    def _window(self, position: int, usable: int) -> dict[int, int]:
+        """{position: row} from a position on, up to so many rows that are usable as far as known.
+
+        At least one, and no further than once through the data set.
+        """
+        rows: dict[int, int] = {}
+        while usable > 0 and len(rows) < len(self.dataset):
+            rows[position] = row = int(self.order[position])
+            usable -= row not in self.unusable
+            position += 1
+        return rows
+
+    def _own(self, rows: dict[int, int]) -> dict[int, Draw | LeftOut]:
+        """The draws of this host among some positions."""
+        usable = [at for at, row in rows.items() if row not in self.unusable]
+        return {at: self._taken(at, rows[at]) for at in usable if owner(at) == host_index()}
+
+    def _taken(self, position: int, row: int) -> Draw | LeftOut:
+        """A draw of this host; what is said of its row where the data set leaves it out."""
+        try:
+            return self._ahead.take((position, row))
+        except (TooLong, MediaError, PromptError) as error:
+            with self._reading:
+                example = self.dataset[row]
+            refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
+            if refused is not None:
+                raise refused from error
+            return LeftOut(example.source, str(error))
 
     def close(self) -> None:
         """Ends the threads; what was encoded ahead is lost, and nothing else."""
@@ -124,10 +140,11 @@ class Draws(contextlib.AbstractContextManager):
         self.close()
 
     def _begin(self, count: int) -> None:
-        """Begins draws until `count` are begun and not taken."""
-        while len(self._ahead) < count and len(self.unusable) < len(self.dataset):
+        """Begins draws until this host's part of `count` are begun and not taken."""
+        own = -(-count // host_count())
+        while len(self._ahead) < own and len(self.unusable) < len(self.dataset):
             row = int(self.order[self._begun])
-            if row not in self.unusable:
+            if row not in self.unusable and owner(self._begun) == host_index():
                 self._ahead.start([(self._begun, row)])
             self._begun += 1
 
@@ -139,20 +156,11 @@ class Draws(contextlib.AbstractContextManager):
         prompt, response = self.encode(example)
         return Draw(position, row, example, prompt, response)
 
-    def _drop(self, row: int, error: Exception) -> None:
-        """Writes down a row that cannot be used.
-
-        Raises:
-          DataError: the data set does not leave such rows out.
-        """
-        with self._reading:
-            example = self.dataset[row]
-        refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
-        if refused is not None:
-            raise refused from error
+    def _leave_out(self, row: int, what: LeftOut) -> None:
+        """Writes down a row that cannot be used."""
         self.unusable.add(row)
-        self.last_drop = f"{example.source}: {error}"
-        self.on_drop(example.source, str(error))
+        self.last_drop = f"{what.source}: {what.reason}"
+        self.on_drop(what.source, what.reason)
 
     def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray]:
         """The prompt of an example, and its response's token ids where the stage trains on it."""

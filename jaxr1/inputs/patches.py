@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.arrangement import PatchGeometry, arrange_on
 from jaxr1.inputs.levels import CHANNELS, Levels
-from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.sizes import finely, pack_first_fit
 
 Held = Literal["pixels", "tower", "merger"]
 """What stands in the place of patches: pixels, or what was computed of them."""
@@ -35,25 +35,6 @@ Held = Literal["pixels", "tower", "merger"]
 
 MOST_LEVELS = 2
 """Normalisations in one batch: that of images and that of videos."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchGeometry:
-    """What batches must know of a vision tower.
-
-    Attributes:
-      merge: side, in patches, of the block that becomes one token of the decoder.
-      values: numbers in one patch, all its frames counted.
-      frames: in a patch.
-      tile: patches of a tile where the tower has tiles of one size, else 0.
-      window: side, in patches, of an attention window, 0 for none.
-    """
-
-    merge: int
-    values: int
-    tile: int = 0
-    window: int = 0
-    frames: int = 1
 
 
 @struct.dataclass
@@ -114,86 +95,6 @@ def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np
         .reshape(-1, 2)
     )
     return np.tile(blocks, (t, 1)).astype(np.int32), np.repeat(np.arange(t, dtype=np.int32), h * w)
-
-
-# --- arrangement --------------------------------------------------------------------------------
-# Rows are kept while padding and attention stay under these; past them images are packed.
-MOST_PADDING = 0.15
-MOST_PAIRS = 2.0
-
-
-def block_size(largest: int) -> int:
-    """Patches of an attention block, 16 to 128: small images want small blocks."""
-    return min(128, max(16, power_of_two(largest) // 16))
-
-
-@dataclasses.dataclass(frozen=True)
-class Arrangement:
-    """Which image goes into which row.
-
-    Attributes:
-      members: image numbers of each row that holds something.
-      rows: R.
-      length: M.
-      packed: whether rows are long ones, with attention over pairs of blocks.
-    """
-
-    members: list[list[int]]
-    rows: int
-    length: int
-    packed: bool = False
-
-
-def arrange(
-    sizes: Sequence[int],
-    allowed: Sequence[int],
-    geometry: PatchGeometry,
-    multiple: int,
-    block: int,
-) -> Arrangement:
-    """Which image goes into which row.
-
-    Args:
-      sizes: patches of each image.
-      allowed: row lengths M.
-      multiple: R is a multiple of it.
-      block: of paired attention.
-
-    Raises:
-      TooLong: an image is over the largest row.
-      ValueError: a row length does not hold whole merge blocks.
-    """
-    unit = geometry.merge**2
-    if bad := [m for m in allowed if m % unit]:
-        raise ValueError(
-            f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
-        )
-    if geometry.tile:
-        rows = finely(max(1, len(sizes)), multiple)
-        return Arrangement([[i] for i in range(len(sizes))], rows, geometry.tile)
-
-    # Rows of the size of the largest image.
-    length = bucket(max(sizes, default=1), sorted(allowed), "an image's patches")
-    members = pack_first_fit(sizes, length)
-    rows = rows_for(max(1, len(members)), multiple)
-    in_rows = Arrangement(members, rows, length)
-
-    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way,
-    # so that images of like size add no shapes to those that the prompts have.
-    used = len(members) * length
-    padding = 1 - sum(sizes) / max(1, used)
-    pairs = used * length / max(1, sum(n * n for n in sizes))
-    if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
-        return in_rows
-
-    # One long row a device.
-    step = math.lcm(block, unit)
-    long = finely(max(*sizes, -(-sum(sizes) // multiple)), step)
-    while len(members := pack_first_fit(sizes, long)) > multiple:
-        long = finely(long + 1, step)
-    if multiple * long >= rows * length and pairs <= MOST_PAIRS:
-        return in_rows
-    return Arrangement(members, multiple, long, packed=True)
 
 
 def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
@@ -271,6 +172,8 @@ def make_rows(
     multiple: int = 1,
     block: int = 16,
     held: Held = "pixels",
+    hosts: Sequence[int] = (),
+    owners: Sequence[int] = (),
 ) -> tuple[PatchRows, np.ndarray]:
     """Patch rows of some images, and the number of each image's first embedding.
 
@@ -283,6 +186,8 @@ def make_rows(
       multiple: R is a multiple of it.
       block: of paired attention.
       held: what `patches` are; see `PatchRows`.
+      hosts: of each share of the rows, where there are several.
+      owners: the host in whose rows each image lies.
 
     Returns:
       The rows, and int[images].
@@ -294,7 +199,7 @@ def make_rows(
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    arranged = arrange(sizes, allowed, geometry, multiple, block)
+    arranged = arrange_on(hosts, owners, sizes, allowed, geometry, multiple, block)
     rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
     blank = np.zeros((0, geometry.values // geometry.frames), np.uint8)
@@ -307,7 +212,8 @@ def make_rows(
         offset, number = 0, 0
         for i in members:
             end = offset + sizes[i]
-            patch[r, offset // shrink : end // shrink] = _widened(patches[i], like.shape[1])
+            if any(patches[i].strides):  # else another host has it, and the row stays untouched
+                patch[r, offset // shrink : end // shrink] = _widened(patches[i], like.shape[1])
             place[r, offset:end], frame = patch_places(grids[i], geometry.merge)
             size[r, offset:end] = grids[i][1:]
             segment[r, offset:end] = number + 1 + frame

@@ -16,11 +16,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from jaxr1.inputs.arrangement import PatchGeometry
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, batch_waste
-from jaxr1.inputs.patches import PatchGeometry
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import Plan, Prompts, plan_prompts
-from jaxr1.parallel import Rules, batch_multiple, place_rows
+from jaxr1.parallel import Rules, batch_hosts, batch_multiple, place_rows
 
 MOST_KEPT = 1 << 30
 """Bytes of rows that each device keeps at most; what is over is uploaded at each pass."""
@@ -95,7 +95,8 @@ class PlacedRows:
         rules: Rules,
     ) -> Placed:
         multiple = batch_multiple(mesh, rules)
-        batch = plan_prompts(plan, prompts, buckets, media, multiple=multiple)
+        hosts = batch_hosts(mesh, rules)
+        batch = plan_prompts(plan, prompts, buckets, media, multiple=multiple, hosts=hosts)
         size = sum(x.nbytes for x in jax.tree.leaves(batch))
         self.uploaded += size
         placed = place_rows(batch, mesh, rules)

@@ -16,6 +16,7 @@ row, and where that is too much for a device, fewer of the row's strips are comp
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from jaxr1.inputs.arrangement import PatchGeometry
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, make_batch
-from jaxr1.inputs.patches import PatchGeometry
 from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, rows_for, strips_for
+from jaxr1.parallel import slots
 
 Prompts = Sequence[EncodedPrompt] | Mapping[int, EncodedPrompt]
 """Prompts by their numbers in a plan."""
@@ -82,12 +84,13 @@ class Place:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A micro-batch: `rows` padded rows, the real ones in `prompts`; S strips of T tokens.
+    """A micro-batch: `rows` padded rows, S strips of T tokens; `prompts` lie in the rows `at`.
 
     `at_once` of a row's strips are computed together; it divides S.
     """
 
     prompts: tuple[int, ...]
+    at: tuple[int, ...]
     rows: int
     prompt_len: int
     strips: int
@@ -114,6 +117,8 @@ def plan_strips(
     strips_at_once: int = 0,
     multiple: int = 1,
     placed: np.ndarray | None = None,
+    hosts: Sequence[int] = (),
+    owners: Sequence[int] = (),
 ) -> list[Plan]:
     """Packs responses into micro-batches, each prompt and its responses in one row.
 
@@ -131,6 +136,9 @@ def plan_strips(
       strips_at_once: most strips of a row that are computed at once; 0 is no bound but the budget.
       multiple: devices that share a batch; rows are a multiple of it.
       placed: bool[B, G], responses to place; None is all. Those without a token have no place.
+      hosts: of each of these devices' shares, where there are several (`batch_hosts`): a prompt
+        lies in a row of its own host, and each has as many rows as the others.
+      owners: the host of each prompt.
 
     Returns:
       Plans, which place every such response once.
@@ -143,14 +151,32 @@ def plan_strips(
     if placed is not None:
         lengths = np.where(placed, counts, 0).tolist()
     limits = _Limits(token_budget, strips_at_once or token_budget, multiple)
-    rows = []
+    rows: list[list[_Row]] = [[] for _ in sorted({0, *hosts})]
     for prompt, group in enumerate(lengths):
         if sum(group):
-            rows.append(_Row(prompt, prompt_lens[prompt], tuple(group), buckets))
-    # The longest first; what decides between equals makes the order a function of the lengths
-    # alone.
-    rows.sort(key=lambda row: (-row.size, -sum(row.lengths), -row.prompt_len, row.prompt))
-    return [_plan(shape, own, starts) for shape, own in _micro_batches(rows, buckets, limits)]
+            host = owners[prompt] if hosts else 0
+            rows[host].append(_Row(prompt, prompt_lens[prompt], tuple(group), buckets))
+    for own in rows:
+        # The longest first; what decides between equals makes the order a function of the lengths
+        # alone.
+        own.sort(key=lambda row: (-row.size, -sum(row.lengths), -row.prompt_len, row.prompt))
+    blocks = _blocks(rows, multiple // len(rows))
+    cut = _micro_batches(blocks, buckets, limits)
+    return [_plan(shape, own, starts, hosts) for shape, own in cut]
+
+
+_Block = list[list["_Row"]]
+"""A row for each device, as far as there are any; by host."""
+
+
+def _blocks(rows: Sequence[Sequence[_Row]], each: int) -> list[_Block]:
+    """The rows of all hosts in blocks, `each` of a host.
+
+    host 0   a b c d e          [ a b ] [ c d ] [ e . ]
+    host 1   A B C              [ A B ] [ C . ] [ . . ]
+    """
+    count = max(-(-len(own) // each) for own in rows)
+    return [[list(own[i * each : (i + 1) * each]) for own in rows] for i in range(count)]
 
 
 def _starts(lengths: list[list[int]]) -> list[list[int]]:
@@ -205,12 +231,13 @@ class _Shape:
         return self.rows * (self.prompt_len + self.strips * self.strip_len)
 
 
-def _shape(rows: Sequence[_Row], buckets: Buckets, limits: _Limits) -> _Shape | None:
-    """The sizes of a micro-batch of these rows; None where a device would have too much."""
+def _shape(blocks: Sequence[_Block], buckets: Buckets, limits: _Limits) -> _Shape | None:
+    """The sizes of a micro-batch of these blocks; None where a device would have too much."""
+    rows = _rows(blocks)
     strip_len = max(row.size for row in rows)
     prompt_len = bucket(max(row.prompt_len for row in rows), buckets.prompt, "a prompt")
     strips = strips_for(max(len(row.packed(strip_len)) for row in rows))
-    padded = rows_for(len(rows), limits.devices)
+    padded = rows_for(len(blocks) * limits.devices, limits.devices)
     each = padded // limits.devices
     shares = [n for n in range(1, strips + 1) if strips % n == 0 and n <= limits.strips]
     fit = [n for n in shares if each * (prompt_len + n * strip_len) <= limits.tokens]
@@ -220,38 +247,52 @@ def _shape(rows: Sequence[_Row], buckets: Buckets, limits: _Limits) -> _Shape | 
     return _Shape(padded, prompt_len, strips, strip_len, at_once=max(fit, default=1))
 
 
-def _micro_batches(
-    rows: Sequence[_Row], buckets: Buckets, limits: _Limits
-) -> list[tuple[_Shape, Sequence[_Row]]]:
-    """The rows, in order, cut where least is padded.
+def _rows(blocks: Sequence[_Block]) -> list[_Row]:
+    """The rows of some blocks, host by host."""
+    by_host = zip(*blocks, strict=True)
+    joined = itertools.chain.from_iterable
+    return list(joined(joined(own) for own in by_host))
 
-    cheapest[i]    of the first i rows a device: what they cost, where the last cut is
+
+def _micro_batches(
+    blocks: Sequence[_Block], buckets: Buckets, limits: _Limits
+) -> list[tuple[_Shape, Sequence[_Block]]]:
+    """The blocks, in order, cut where least is padded.
+
+    cheapest[i]    of the first i blocks: what they cost, where the last cut is
     """
-    step, launch = limits.devices, LAUNCH * limits.devices
-    ends = [*range(step, len(rows), step), len(rows)] if rows else []
+    launch = LAUNCH * limits.devices
     cheapest: list[tuple[int, int, _Shape | None]] = [(0, 0, None)]
-    for last, end in enumerate(ends, 1):
+    for end in range(1, len(blocks) + 1):
         options = []
-        for first in reversed(range(last)):
-            shape = _shape(rows[first * step : end], buckets, limits)
+        for first in reversed(range(end)):
+            shape = _shape(blocks[first:end], buckets, limits)
             if shape is None:
                 break
             options.append((cheapest[first][0] + shape.tokens + launch, first, shape))
         cheapest.append(min(options, key=lambda option: option[:2]))
-    cut: list[tuple[_Shape, Sequence[_Row]]] = []
-    at = len(ends)
-    while at:
-        _, first, shape = cheapest[at]
+    cut: list[tuple[_Shape, Sequence[_Block]]] = []
+    end = len(blocks)
+    while end:
+        _, first, shape = cheapest[end]
         assert shape is not None
-        cut.append((shape, rows[first * step : ends[at - 1]]))
-        at = first
+        cut.append((shape, blocks[first:end]))
+        end = first
     return cut[::-1]
 
 
-def _plan(shape: _Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) -> Plan:
-    """The micro-batch of these rows, every response in its place."""
+def _plan(
+    shape: _Shape,
+    blocks: Sequence[_Block],
+    starts: Sequence[Sequence[int]],
+    hosts: Sequence[int],
+) -> Plan:
+    """The micro-batch of these blocks, every response in its place."""
     places: list[Place] = []
-    for number, row in enumerate(rows):
+    rows, at = _rows(blocks), []
+    for own, free in zip(zip(*blocks, strict=True), slots(hosts, shape.rows), strict=True):
+        at += free[: sum(map(len, own))]
+    for number, row in zip(at, rows, strict=True):
         for s, members in enumerate(row.packed(shape.strip_len)):
             offset = 0
             for segment, j in enumerate(members, 1):
@@ -259,7 +300,7 @@ def _plan(shape: _Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) 
                 places.append(Place(row.prompt, j, start, number, s, offset, length, segment))
                 offset += length
     prompts = tuple(row.prompt for row in rows)
-    return Plan(prompts, **dataclasses.asdict(shape), places=tuple(places))
+    return Plan(prompts, tuple(at), **dataclasses.asdict(shape), places=tuple(places))
 
 
 def fill(plan: Plan, column: np.ndarray) -> np.ndarray:
@@ -307,7 +348,8 @@ def plan_prompts(
     media: Mapping[str, PatchGeometry],
     *,
     multiple: int = 1,
+    hosts: Sequence[int] = (),
 ) -> PromptBatch:
-    """The prompt rows of a plan."""
+    """The prompt rows of a plan; `multiple` and `hosts` as of `make_batch`."""
     chosen = [prompts[i] for i in plan.prompts]
-    return make_batch(chosen, buckets, media, rows=plan.rows, multiple=multiple)
+    return make_batch(chosen, buckets, media, rows=plan.rows, multiple=multiple, hosts=hosts)

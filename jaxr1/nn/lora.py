@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxr1.nn.params import DRAWS, Param, Table, draw, flatten, nest
-from jaxr1.parallel import Rules, sharding
+from jaxr1.parallel import Rules, put, sharding
 
 ADAPTERS = "lora"
 """The part of a parameter tree that holds the adapters."""
@@ -129,7 +129,7 @@ def init_adapters(table: Table, options: Lora, seed: int, mesh, rules: Rules) ->
         host = np.zeros(p.shape, np.float32)
         if p.init in DRAWS:
             host = draw(path, p, seed)
-        flat[path] = jax.device_put(host, sharding(mesh, p.axes, p.shape, rules))
+        flat[path] = put(host, sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
 
 

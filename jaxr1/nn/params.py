@@ -17,11 +17,10 @@ import math
 import zlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxr1.parallel import Rules, sharding
+from jaxr1.parallel import Rules, put, sharding
 
 Table = dict[str, "Param"]
 
@@ -239,9 +238,7 @@ def init_params(table: Table, seed: int, dtype: str, mesh, rules: Rules) -> dict
             host = _draw(path, p, seed)
         else:
             host = np.full(p.shape, 1.0 if p.init == "ones" else 0.0, np.float32)
-        flat[path] = jax.device_put(
-            host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules)
-        )
+        flat[path] = put(host.astype(jnp.dtype(dtype)), sharding(mesh, p.axes, p.shape, rules))
     return nest(flat)
 
 

@@ -1,12 +1,26 @@
 """Mesh, sharding rules, agreement between hosts."""
 
-from jaxr1.parallel.hosts import agree
+from jaxr1.parallel.hosts import (
+    HostError,
+    agree,
+    barrier,
+    gather,
+    host_count,
+    host_index,
+    is_main,
+    on_main,
+    owner,
+    together,
+    wait_until,
+)
+from jaxr1.parallel.join import HostOptions, failed_alike, joined
 from jaxr1.parallel.mesh import (
     AXES,
     DEFAULT_RULES,
     MeshOptions,
     Rules,
     axis_shards,
+    batch_hosts,
     batch_multiple,
     constrain,
     make_mesh,
@@ -15,23 +29,49 @@ from jaxr1.parallel.mesh import (
     sharding,
     single_device_mesh,
 )
-from jaxr1.parallel.place import map_rows, on_device, place_rows
+from jaxr1.parallel.place import (
+    fetch,
+    fetch_own,
+    map_rows,
+    on_device,
+    place_rows,
+    put,
+    slots,
+)
 
 __all__ = [
     "AXES",
     "DEFAULT_RULES",
+    "HostError",
+    "HostOptions",
     "MeshOptions",
     "Rules",
     "agree",
     "axis_shards",
+    "barrier",
+    "batch_hosts",
     "batch_multiple",
     "constrain",
+    "failed_alike",
+    "fetch",
+    "fetch_own",
+    "gather",
+    "host_count",
+    "host_index",
+    "is_main",
+    "joined",
     "make_mesh",
     "map_rows",
     "mesh_of",
     "on_device",
+    "on_main",
+    "owner",
     "partition",
     "place_rows",
+    "put",
     "sharding",
     "single_device_mesh",
+    "slots",
+    "together",
+    "wait_until",
 ]

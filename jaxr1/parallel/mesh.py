@@ -71,7 +71,9 @@ class MeshOptions:
             raise ValueError(
                 f"mesh {dict(zip(AXES, sizes, strict=True))} does not fit {len(devices)} devices"
             )
-        return make_mesh(sizes, devices)
+        mesh = make_mesh(sizes, devices)
+        batch_hosts(mesh)
+        return mesh
 
 
 def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
@@ -82,12 +84,39 @@ def make_mesh(sizes: Sequence[int], devices: Sequence[jax.Device]) -> Mesh:
 
 
 def single_device_mesh(device: jax.Device | None = None) -> Mesh:
-    return make_mesh((1, 1, 1), [device or jax.devices()[0]])
+    return make_mesh((1, 1, 1), [device or jax.local_devices()[0]])
 
 
 def batch_multiple(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> int:
     """Rows of a batch must be a multiple of this; missing ones are added with weight 0."""
     return int(np.prod([mesh.shape[a] for a in dict(rules)["batch"]]))
+
+
+def batch_hosts(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> tuple[int, ...]:
+    """The host of each share of a batch: rows are split over the shares, in their order.
+
+    () where all devices are of one host.
+
+    Raises:
+      ValueError: devices of several hosts have one share, so that none could read its rows alone;
+        or hosts have unequal numbers of shares.
+    """
+    # Devices as [shares, all others], the axes of a batch first.
+    batch = [AXES.index(axis) for axis in dict(rules)["batch"]]
+    others = [i for i in range(len(AXES)) if i not in batch]
+    devices = mesh.devices.transpose(*batch, *others).reshape(batch_multiple(mesh, rules), -1)
+    found = []
+    for share in devices:
+        hosts = sorted({device.process_index for device in share})
+        if len(hosts) > 1:
+            raise ValueError(
+                f"mesh: rows of a batch would lie on hosts {hosts} at once; an axis that does not "
+                "split a batch (tensor) must lie inside a host"
+            )
+        found += hosts
+    if len(set(np.bincount(found, minlength=1)[list(set(found))].tolist())) > 1:
+        raise ValueError(f"mesh: hosts have unequal shares of a batch: {found}")
+    return tuple(found) if len(set(found)) > 1 else ()
 
 
 def axis_shards(axis: str, rules: Rules = DEFAULT_RULES) -> int:

@@ -1,27 +1,81 @@
-"""A batch on the mesh: placed, and gone through in parts."""
+"""Arrays on the mesh: placed, gone through in parts, and fetched."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxr1.parallel.mesh import Rules, axis_shards, constrain, sharding
+
+
+def put(x: np.ndarray | jax.Array, target: NamedSharding) -> jax.Array:
+    """A host array on devices; of several hosts each places its own slices, and reads no others."""
+    if isinstance(x, jax.Array) and x.sharding == target:
+        return x
+    if target.is_fully_addressable:
+        return jax.device_put(x, target)
+    return jax.make_array_from_callback(x.shape, target, lambda index: x[index])
 
 
 def place_rows(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Host arrays [rows, ...] split over the devices that share a batch."""
 
-    def place(x: np.ndarray) -> jax.Array:
+    def one(x: np.ndarray) -> jax.Array:
         axes = ("batch", *(None,) * (x.ndim - 1))
-        return jax.device_put(x, sharding(mesh, axes, x.shape, rules))
+        return put(x, sharding(mesh, axes, x.shape, rules))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, whole on every one."""
+
+    def one(x: jax.Array) -> np.ndarray:
+        if not (x.is_fully_addressable or x.is_fully_replicated):
+            assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
+            x = _replicated(x.sharding.mesh)(x).addressable_data(0)
+        return np.asarray(x)
+
+    return jax.tree.map(one, tree)
+
+
+@functools.lru_cache
+def _replicated(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """The jitted function that gives every device the whole of an array."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+
+def fetch_own(x: jax.Array) -> np.ndarray:
+    """An array on the host; slices of other hosts' devices are 0."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    out = np.zeros(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        out[shard.index] = shard.data
+    return out
+
+
+def slots(hosts: Sequence[int], rows: int) -> list[list[int]]:
+    """The rows of a batch that lie on each host, ascending.
+
+    Args:
+      hosts: of each share of the batch (`batch_hosts`); () is one host.
+      rows: of the batch, a multiple of the shares.
+    """
+    if not hosts:
+        return [list(range(rows))]
+    each = rows // len(hosts)
+    found: list[list[int]] = [[] for _ in range(max(hosts) + 1)]
+    for share, host in enumerate(hosts):
+        found[host] += range(share * each, (share + 1) * each)
+    return found
 
 
 def map_rows(function: Callable[[Any], Any], tree: Any, at_once: int, rules: Rules) -> Any:

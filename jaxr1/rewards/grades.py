@@ -172,17 +172,6 @@ class Chunk:
     again: list[Row] = field(default_factory=list)
 
 
-def wait_for(pending: Sequence[Pending], check: Callable[[], None]) -> list[Grade]:
-    """All grades, in the order of submission; what `check` raises ends the waiting."""
-    grades: list[Grade] = []
-    for one in pending:
-        while not one.done():
-            check()
-            time.sleep(0.001)
-        grades += one.result()
-    return grades
-
-
 def where(rewards: Sequence[ResolvedReward], index: int) -> str:
     """How messages call the reward function at an index; all of them where it is -1, not known."""
     if index >= 0:

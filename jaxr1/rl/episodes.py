@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.rewards import types
 from jaxr1.rewards.grades import Grade
 from jaxr1.sampling.sampler import Completion
@@ -87,6 +87,15 @@ class Episodes:
         own = np.ones(len(token_n), np.float32)
         return cls(draws, token_n, counts_bg, {"own": own}, counts_bg > 0)
 
+    def graded(self, by_host: Sequence[Sequence[Grade]]) -> list[Grade]:
+        """The grades of all responses, in order, given those of each host's own."""
+        left = [iter(grades) for grades in by_host]
+        samples = self.counts_bg.shape[1]
+        grades: list[Grade] = []
+        for draw in self.draws:
+            grades += itertools.islice(left[draw.prompt.host], samples)
+        return grades
+
     def grade(self, grades: Sequence[Grade]) -> None:
         """Takes the grades of all responses, in order."""
         samples = self.counts_bg.shape[1]
@@ -140,9 +149,14 @@ class Episodes:
 
     # --- for others to read ---------------------------------------------------------------------
     def items(self) -> list[tuple[types.Completion, types.Example]]:
-        """What reward functions see, in order: with the prefix that the template put before it."""
+        """What reward functions see of this host's own prompts, in order.
+
+        With the prefix that the template put before it.
+        """
         seen = []
         for draw, group in zip(self.draws, self.groups, strict=True):
+            if not draw.is_own:
+                continue
             e = draw.example
             asked = types.Example(e.question, e.answer, e.source, e.metadata)
             for c in group:

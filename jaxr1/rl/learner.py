@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxr1.inputs.batch import Buckets, EncodedPrompt
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, without_adapters
-from jaxr1.parallel import mesh_of
+from jaxr1.parallel import mesh_of, put
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.optimizer import Optimizer, vectors_of
 from jaxr1.rl.terms import Objective
@@ -103,8 +103,8 @@ def init_state(
     # Not under jit: moments are `zeros_like` a parameter, and take its sharding from an array only.
     opt = tx.init(jax.tree.map(_zeros_like, trainable))
     whole = NamedSharding(mesh_of(params), PartitionSpec())
-    place = lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole)
-    return TrainState(place(jnp.int32(0)), trainable, frozen, jax.tree.map(place, opt))
+    on_all = lambda x: x if isinstance(x.sharding, NamedSharding) else put(np.asarray(x), whole)
+    return TrainState(on_all(jnp.int32(0)), trainable, frozen, jax.tree.map(on_all, opt))
 
 
 def _zeros_like(x: jax.Array) -> jax.Array:

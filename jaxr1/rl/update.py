@@ -15,7 +15,7 @@ import numpy as np
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch
 from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
 from jaxr1.models.flops import plan_flops, total_flops, training_flops
-from jaxr1.parallel import batch_multiple, mesh_of, place_rows
+from jaxr1.parallel import batch_hosts, batch_multiple, fetch, mesh_of, place_rows
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.step import Sums, TrainBatch, accumulate, apply, zero_sums
@@ -34,14 +34,17 @@ def plan_episodes(
 
     `params` say which devices share a batch.
     """
+    mesh, rules = mesh_of(params), learner.model.rules
     return plan_strips(
         [len(draw.prompt) for draw in episodes.draws],
         episodes.counts_bg.tolist(),
         learner.buckets,
         token_budget=learner.micro_batch_tokens,
         strips_at_once=learner.strips_at_once,
-        multiple=batch_multiple(mesh_of(params), learner.model.rules),
+        multiple=batch_multiple(mesh, rules),
         placed=placed_bg,
+        hosts=batch_hosts(mesh, rules),
+        owners=[draw.prompt.host for draw in episodes.draws],
     )
 
 
@@ -189,7 +192,7 @@ def read(updates: Sequence[dict[str, jax.Array]]) -> dict[str, float]:
     An update that had nothing to compute (all its advantages are 0) takes no part in a mean; NaN
     where none had.
     """
-    fetched = jax.device_get(list(updates))
+    fetched = fetch(list(updates))
     metrics = {}
     for name in fetched[0]:
         among = fetched[:1] if name.startswith(OF_ROLLOUT) else fetched

@@ -26,6 +26,7 @@ from rich.text import Text
 
 from jaxr1.base.names import is_component, is_score
 from jaxr1.base.text import visible
+from jaxr1.report.report import Report
 
 REWARDS = "reward/*"  # stands for all components
 MAIN = (
@@ -75,12 +76,15 @@ class Console:
       live: True for the live table, False for plain lines; None: live where standard output is a
         terminal.
       file: where to write, standard output by default.
+      quiet: show nothing: another host does.
     """
 
-    def __init__(self, *, live: bool | None = None, file: IO[str] | None = None):
-        self.rich = _Terminal(file=file, highlight=False)
+    def __init__(
+        self, *, live: bool | None = None, file: IO[str] | None = None, quiet: bool = False
+    ):
+        self.rich = _Terminal(file=file, highlight=False, quiet=quiet)
         if live is None:
-            live = (
+            live = not quiet and (
                 self.rich.is_terminal
                 and not self.rich.is_dumb_terminal
                 and not self.rich.is_jupyter
@@ -200,6 +204,11 @@ class Console:
                 self.rich.file.flush()  # a log that is followed should not lag by a buffer
         except OSError:
             self._nobody_reads()
+
+    def report(self, report: Report) -> None:
+        """What the report says at the end of a run, and where it is."""
+        self.print(report.table)
+        self.print(f"curves: {report.png}\nreport: {report.html}")
 
     def _nobody_reads(self) -> None:
         """What is still to be written goes nowhere."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from jaxr1.base.jsonl import AppendLog, read_jsonl
+from jaxr1.base.jsonl import AppendLog, NoLog, read_jsonl
 from jaxr1.data import DataError, Dataset
 from jaxr1.rewards.accuracy import parse_answer_problem
 from jaxr1.run.console import Console
@@ -48,12 +48,12 @@ class Dropped:
     """dropped.jsonl of a run directory.
 
     Attributes:
-      log: the file.
+      log: the file; another host writes it where `writes` is False.
     """
 
-    def __init__(self, folder: Path, console: Console):
+    def __init__(self, folder: Path, console: Console, writes: bool = True):
         self.file, self.console = folder / "dropped.jsonl", console
-        self.log = AppendLog(self.file)
+        self.log = AppendLog(self.file) if writes else NoLog()
         self._known: set[tuple[str, str, str]] = set()
         self._shown: dict[str, int] = {}
 
@@ -67,6 +67,8 @@ class Dropped:
 
     def open(self) -> None:
         """Reads what was written before, so that nothing is written twice."""
+        if isinstance(self.log, NoLog):
+            return
         for row in read_jsonl(self.file):
             self._known.add((row["stage"], row["source"], row["reason"]))
 

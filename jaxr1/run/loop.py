@@ -9,19 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxr1.base.checks import OptionError
 from jaxr1.base.jsonl import read_jsonl, write_rows
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
+from jaxr1.parallel import is_main, joined, on_main
 from jaxr1.report.report import write_report
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
 from jaxr1.run.machine import memory_metrics, state_metrics
 from jaxr1.run.opening import FINISHED, Opened
 from jaxr1.run.options import Config
-from jaxr1.run.resume import only_process
+from jaxr1.run.resume import check_shared, only_process
 from jaxr1.run.saving import Saver, States, check_skipped
 from jaxr1.run.signals import Interrupted, Signals
 from jaxr1.run.state import Kept, Progress
@@ -74,13 +74,11 @@ def train(
       KeyboardInterrupt: a second signal; the last checkpoint is what is left.
     """
     folder = Path(config.run_dir)
-    try:
-        (folder / "rollouts").mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise OptionError(f"run_dir: {folder} cannot be written to ({e})") from e
     with contextlib.ExitStack() as stack:
-        shown = stack.enter_context(Console()) if console is None else console
-        stack.enter_context(only_process(folder))
+        stack.enter_context(joined(config.hosts))
+        shown = console or stack.enter_context(Console(quiet=not is_main()))
+        on_main(lambda: stack.enter_context(only_process(folder)))
+        check_shared(folder)
         notice = "stopping when everything is loaded; once more stops at once"
         signals = stack.enter_context(Signals(lambda name: shown.print(f"{name}: {notice}")))
         return Run(Opened(config, shown, stack, override_resume), signals).execute()
@@ -117,7 +115,8 @@ class Run:
                 self._stage(number)
             self.saver.is_trained = True
             self._finish()
-            write_rows(self.at.dir / FINISHED, [{"steps": self.progress.total_step}])
+            steps = [{"steps": self.progress.total_step}]
+            on_main(lambda: write_rows(self.at.dir / FINISHED, steps))
         except Interrupted:
             number = self.signals.received or signal.SIGINT
             self.console.print(f"{signal.Signals(number).name}: {self.saver.said}")
@@ -239,9 +238,7 @@ class Run:
             self.console.print(f"model: {out}")
         if self.config.report and self.config.evaluations:
             self.console.phase("report")
-            report = write_report(self.at.dir)
-            self.console.print(report.table)
-            self.console.print(f"curves: {report.png}\nreport: {report.html}")
+            on_main(lambda: self.console.report(write_report(self.at.dir)))
 
     def _final_params(self) -> dict:
         """What a finished run ended with: of its checkpoint, else its export; {} without both."""

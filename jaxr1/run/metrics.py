@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from jaxr1.base.files import write_whole
-from jaxr1.base.jsonl import AppendLog
+from jaxr1.base.jsonl import AppendLog, NoLog
 
 
 class MetricsLog:
@@ -26,16 +26,23 @@ class MetricsLog:
       run_dir: the run directory; writes `metrics.jsonl` and `tensorboard/` there.
       tensorboard: whether to write TensorBoard event files.
       wandb: project name for Weights & Biases; None for none.
+      writes: False writes nothing: another host does.
 
     Raises:
       ImportError: wandb is asked for and not installed; says how to install it.
     """
 
     def __init__(
-        self, run_dir: str | os.PathLike[str], *, tensorboard: bool = True, wandb: str | None = None
+        self,
+        run_dir: str | os.PathLike[str],
+        *,
+        tensorboard: bool = True,
+        wandb: str | None = None,
+        writes: bool = True,
     ):
         self.run_dir = Path(run_dir)
-        self.log = AppendLog(self.run_dir / "metrics.jsonl")
+        self.log = AppendLog(self.run_dir / "metrics.jsonl") if writes else NoLog()
+        tensorboard, wandb = (tensorboard, wandb) if writes else (False, None)
         self._tensorboard = tensorboard
         self._purge_step: int | None = None
         self._writer: Any = None

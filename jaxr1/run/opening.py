@@ -21,7 +21,7 @@ from jaxr1.evaluation.heldout import Evaluation, HeldOut
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import batch_multiple
+from jaxr1.parallel import batch_multiple, is_main, on_main
 from jaxr1.run.console import Console
 from jaxr1.run.dropped import Dropped, unparsable_rows
 from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environment, write_inputs
@@ -65,7 +65,7 @@ class Opened:
 
     def look(self) -> bool:
         """Whether the directory holds a run, and how far it is."""
-        tidy(self.dir)
+        on_main(lambda: tidy(self.dir))
         self.checkpoints = Checkpoints(self.dir / "checkpoints", self.config.keep_checkpoints)
         self.stack.callback(self.checkpoints.close)
         self.saved_at = self.checkpoints.latest()
@@ -159,15 +159,26 @@ class Opened:
           same: whether what a step has written there is of this run; its grades are then replayed.
         """
         with option("wandb"):
-            log = MetricsLog(self.dir, tensorboard=self.config.tensorboard, wandb=self.config.wandb)
-        self.metrics = log
-        self.stack.callback(log.close)
-        self.dropped = Dropped(self.dir, self.console)
+            self.metrics = MetricsLog(
+                self.dir,
+                tensorboard=self.config.tensorboard,
+                wandb=self.config.wandb,
+                writes=is_main(),
+            )
+        self.stack.callback(self.metrics.close)
+        self.dropped = Dropped(self.dir, self.console, writes=is_main())
         self.stack.callback(self.dropped.close)
         self.compiles = self.stack.enter_context(CompileCounter())
+        on_main(lambda: self._write_down(begun, changed, same))
+        self.dropped.open()
+        if not self.finished:
+            self._report_rows()
+
+    def _write_down(self, begun: bool, changed: list[str], same: bool) -> None:
+        """What `take_over` does with files; arguments as there."""
         offsets, total = self.progress.offsets, self.progress.total_step
         if changed or not self.finished:
-            log.truncate(offsets.get("metrics.jsonl", 0), global_step=total + 1)
+            self.metrics.truncate(offsets.get("metrics.jsonl", 0), global_step=total + 1)
             self.dropped.cut(offsets.get("dropped.jsonl", 0))
         if changed or not same:
             self._forget_later()
@@ -180,9 +191,6 @@ class Opened:
             write_inputs(self.dir, self.inputs)
         # Last: until here, the directory is the old configuration's.
         write_config(self.dir, self.resolved)
-        self.dropped.open()
-        if not self.finished:
-            self._report_rows()
 
     def _forget_later(self) -> None:
         """Removes what another configuration left for the steps to come: grades, and parameters."""

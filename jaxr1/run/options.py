@@ -13,7 +13,7 @@ from typing import Literal
 from jaxr1.base.checks import check_least, check_types
 from jaxr1.evaluation.heldout import Evaluation
 from jaxr1.inputs.settings import ProcessorOptions
-from jaxr1.parallel import MeshOptions
+from jaxr1.parallel import HostOptions, MeshOptions
 from jaxr1.stages.options import Stage
 
 
@@ -29,6 +29,7 @@ class Config:
       evaluations: held-out sets.
       processor: image bounds and template.
       mesh: sizes of the mesh axes.
+      hosts: machines that run together, where there are several.
       dtype: of the computation; "" is float32 on CPU and bfloat16 elsewhere.
       param_dtype: of parameters; bfloat16 is rounded stochastically after each update (the
         optimiser's state is float32). "" is that of the model's files where all stages train
@@ -52,6 +53,7 @@ class Config:
     evaluations: tuple[Evaluation, ...] = ()
     processor: ProcessorOptions = ProcessorOptions()
     mesh: MeshOptions = MeshOptions()
+    hosts: HostOptions = HostOptions()
     dtype: Literal["", "float32", "bfloat16"] = ""
     param_dtype: Literal["", "float32", "bfloat16"] = ""
     remat: bool | None = None

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,18 @@ try:
 except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
 
+from jaxr1.base.checks import OptionError
 from jaxr1.base.files import write_whole
+from jaxr1.parallel import gather, host_count, host_index, on_main, together
 from jaxr1.rewards.spec import Reward
 from jaxr1.run.state import ResumeError
 
+SHARED_S = 30.0
+"""Seconds until what one host writes is seen by another, at most."""
 # Fields that say where and how a run is shown, not what it computes: they may differ on resume.
 FREE = (
     "run_dir",
+    "hosts",
     "tensorboard",
     "wandb",
     "report",
@@ -109,11 +116,16 @@ def _of_ended_stages(before: list, now: list, ended: int) -> list[str]:
 
 @contextlib.contextmanager
 def only_process(run_dir: Path) -> Iterator[None]:
-    """Keeps other processes out of a run directory; the lock ends with the process.
+    """Makes a run directory, and keeps other processes out; the lock ends with the process.
 
     Raises:
+      OptionError: it cannot be written to.
       ResumeError: another one is in it.
     """
+    try:
+        (run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OptionError(f"run_dir: {run_dir} cannot be written to ({e})") from e
     with open(run_dir / ".lock", "a+") as file:
         if fcntl is not None:
             try:
@@ -127,6 +139,27 @@ def only_process(run_dir: Path) -> Iterator[None]:
             file.write(str(os.getpid()))
             file.flush()
         yield
+
+
+def check_shared(run_dir: Path) -> None:
+    """Raises OptionError where hosts do not see one and the same run directory."""
+    if host_count() == 1:
+        return
+    file = run_dir / ".hosts"
+    token = gather(lambda: secrets.token_hex(8))[0]
+    on_main(lambda: write_whole(file, token.encode()))
+
+    def look() -> None:
+        deadline = time.monotonic() + SHARED_S
+        while not (file.is_file() and file.read_text() == token):
+            if time.monotonic() > deadline:
+                raise OptionError(
+                    f"run_dir: host {host_index()} does not see in {run_dir} what host 0 has "
+                    "written there: all hosts need one folder on a shared file system"
+                )
+            time.sleep(0.2)
+
+    together(look)
 
 
 def write_config(run_dir: Path, config: dict) -> None:

@@ -9,7 +9,7 @@ import jax
 
 from jaxr1.base.errors import UserError
 from jaxr1.data import DataError
-from jaxr1.parallel import agree
+from jaxr1.parallel import agree, failed_alike
 from jaxr1.rewards.grades import RewardError
 from jaxr1.rl.learner import TrainState
 from jaxr1.run.console import format_seconds
@@ -112,14 +112,19 @@ class Saver:
             self.said = f"{self._saved()}; the same command resumes"
 
     def failed(self, error: BaseException, states: States, progress: Progress) -> None:
-        """Saves what a step began with that an error has ended, or says what is lost."""
+        """Saves what a step began with that an error has ended, or says what is lost.
+
+        All hosts must have come here to save: one alone waits for them in vain.
+        """
+        alike = failed_alike(error)
         with contextlib.suppress(SaveError):  # the error that is on its way matters more
-            if not isinstance(error, UNSAVED) and intact(states):
+            if alike and not isinstance(error, UNSAVED) and intact(states):
                 self.save(states, progress)
-            self.at.checkpoints.wait()
+            if alike:
+                self.at.checkpoints.wait()
         self.saved_at = max(self.at.checkpoints.steps_on_disk(), default=None)
         lost = self.unsaved(progress)
-        if isinstance(error, UNSAVED) or lost or not intact(states):
+        if isinstance(error, UNSAVED) or lost or not intact(states) or not alike:
             self.said = self._lost(lost)
         elif not progress.total_step:
             return  # nothing was trained: the error says all

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from jaxr1.parallel import gather
+
 # A batch system sends SIGUSR1 or SIGTERM ahead of its limit, a terminal that closes SIGHUP.
 STOPPING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # A terminal and a launcher may both pass on one and the same signal.
@@ -43,7 +45,11 @@ class Signals:
             self.notice(signal.Signals(number).name)
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came."""
+        """Raises Interrupted if a signal came, on this host or on another one."""
+        for host, received in enumerate(gather(lambda: self.received)):
+            if received is not None and self.received is None:
+                self.received, self.received_at = received, time.monotonic()
+                self.notice(f"{signal.Signals(received).name} on host {host}")
         if self.received is not None:
             raise Interrupted
 

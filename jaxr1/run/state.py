@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxr1.base.errors import UserError
+from jaxr1.parallel import agree, together
 from jaxr1.rl.learner import TrainState
 
 LAYOUT = 2  # of what a checkpoint holds
@@ -125,7 +126,7 @@ class Checkpoints:
 
     def check(self) -> None:
         """Raises SaveError if a save has failed by now; it is not waited for."""
-        self._finish(timeout=0)
+        together(lambda: self._finish(timeout=0))
 
     def wait(self) -> None:
         """Until the last save is complete on disk.
@@ -133,7 +134,7 @@ class Checkpoints:
         Raises:
           SaveError: it has failed.
         """
-        self._finish(timeout=None)
+        together(lambda: self._finish(timeout=None))
 
     def _finish(self, timeout: float | None) -> None:
         if self.pending is None:
@@ -309,7 +310,7 @@ class Kept:
 
 def _once(folder: Path, tree: dict) -> dict:
     """Writes a tree where nothing is yet; what is there, placed like it."""
-    if not folder.exists():
+    if not agree([folder.exists()])[0]:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _saving(str(folder)):
             ocp.save(folder.absolute(), tree)

@@ -17,12 +17,21 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from jaxr1.inputs.arrangement import block_size
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.patches import Held, PatchRows, block_size, make_rows
+from jaxr1.inputs.exchange import blank
+from jaxr1.inputs.patches import Held, PatchRows, make_rows
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model, Tower
-from jaxr1.parallel import batch_multiple, mesh_of, place_rows
+from jaxr1.parallel import (
+    batch_hosts,
+    batch_multiple,
+    fetch_own,
+    host_index,
+    mesh_of,
+    place_rows,
+)
 
 PATCHES_AT_ONCE = 16384
 
@@ -116,9 +125,11 @@ def _features(
         levels=[prompts[b].levels[i] for b, i in units],
         multiple=batch_multiple(mesh, model.rules),
         block=block_size(buckets.patches[-1]),
+        hosts=batch_hosts(mesh, model.rules),
+        owners=[prompts[b].host for b, _ in units],
     )
     with jax.set_mesh(mesh):
-        out = np.asarray(_compute(model, params, place_rows(rows, mesh, model.rules), held))
+        out = fetch_own(_compute(model, params, place_rows(rows, mesh, model.rules), held))
     flat = out.reshape(-1, out.shape[-1])
 
     # The merger makes one embedding of merge^2 patches; `start` counts embeddings.
@@ -127,7 +138,9 @@ def _features(
     found = {}
     for (b, i), first in zip(units, start.tolist(), strict=True):
         begin = first * unit // shrink
-        found[b, i] = flat[begin : begin + len(prompts[b].patches[i]) // shrink]
+        own = flat[begin : begin + len(prompts[b].patches[i]) // shrink]
+        is_own = prompts[b].host == host_index()
+        found[b, i] = own if is_own else blank(own.shape, own.dtype)
     return found
 
 

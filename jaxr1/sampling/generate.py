@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxr1.inputs.ahead import in_batches
@@ -10,6 +11,7 @@ from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError
 from jaxr1.models.vlm import Model
+from jaxr1.parallel import owner
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Completion, OnTokens, Sampler, SamplingOptions
 
@@ -47,7 +49,8 @@ class Asked:
 
     def _encoded(self, number: int, *, decode: bool) -> EncodedPrompt:
         try:
-            return self.processor.encode(self.prompts[number], decode=decode)
+            encoded = self.processor.encode(self.prompts[number], decode=decode)
+            return dataclasses.replace(encoded, host=owner(number))
         except (PromptError, MediaError) as e:
             raise type(e)(f"prompt {number}: {e}") from e
 

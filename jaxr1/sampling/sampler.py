@@ -12,11 +12,22 @@ import numpy as np
 
 from jaxr1.base.checks import check_least
 from jaxr1.base.errors import UserError
-from jaxr1.inputs.batch import EncodedPrompt, make_batch
+from jaxr1.inputs.batch import EncodedPrompt, count_rows, make_batch, rows_of
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import Buckets, geometric, rows_for
+from jaxr1.inputs.sizes import Buckets, geometric
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import agree, batch_multiple, mesh_of, on_device, place_rows
+from jaxr1.parallel import (
+    agree,
+    batch_hosts,
+    batch_multiple,
+    fetch,
+    gather,
+    host_index,
+    mesh_of,
+    on_device,
+    place_rows,
+    put,
+)
 from jaxr1.sampling import decode
 from jaxr1.sampling.decode import DecodeState, PromptCache, Weights
 from jaxr1.sampling.draw import Filters, sample_keys
@@ -177,13 +188,14 @@ class Sampler:
             check()
         # Prompt rows are rounded up; those that fill the shape are done before they begin.
         mesh, rules = mesh_of(params), self.model.rules
-        multiple = batch_multiple(mesh, rules)
-        rows = agree([rows_for(len(prompts), multiple)])[0]
-        batch = make_batch(prompts, self.buckets, self.model.media, rows=rows, multiple=multiple)
-        key_b2 = np.zeros((rows, 2), np.uint32)
-        key_b2[: len(keys)] = np.stack(keys)
-        done = np.zeros((rows, n), bool)
-        done[len(prompts) :] = True
+        multiple, hosts = batch_multiple(mesh, rules), batch_hosts(mesh, rules)
+        rows = count_rows(prompts, multiple, hosts)
+        at = rows_of(prompts, rows, hosts)
+        batch = make_batch(
+            prompts, self.buckets, self.model.media, rows=rows, multiple=multiple, hosts=hosts
+        )
+        key_b2, done = np.zeros((rows, 2), np.uint32), np.ones((rows, n), bool)
+        key_b2[at], done[at] = np.stack(keys), False
 
         with jax.set_mesh(mesh):
             # The prompt once for its whole group, then a cache for each response.
@@ -194,11 +206,23 @@ class Sampler:
             state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0])
             self.note_cache(state, cache)
             del prompt  # its keys live on in the cache's layout
-            flight = InFlight(self, state, cache, len(prompts), n, multiple, check)
+            flight = InFlight(self, state, cache, at, n, multiple, check)
             flight.run(weights or self.weights(params), on_tokens, every)
+        return self._completions(prompts, [flight.group(i) for i in range(len(prompts))])
 
-        groups = [flight.group(prompt) for prompt in range(len(prompts))]
-        return [list(map(self._completion, group)) for group in groups]
+    def _completions(
+        self, prompts: Sequence[EncodedPrompt], groups: Sequence[Sequence[Drawn]]
+    ) -> list[list[Completion]]:
+        """The responses as text, those of each prompt from its own host."""
+
+        def own() -> dict[int, list[Completion]]:
+            mine = [i for i, prompt in enumerate(prompts) if prompt.host == host_index()]
+            return {i: list(map(self._completion, groups[i])) for i in mine}
+
+        found: dict[int, list[Completion]] = {}
+        for some in gather(own, Completion):
+            found |= some
+        return [found[i] for i in range(len(prompts))]
 
     def note_cache(self, state: DecodeState, cache: PromptCache) -> None:
         """Takes down how large the caches are."""
@@ -245,16 +269,17 @@ class InFlight:
         sampler: Sampler,
         state: DecodeState,
         cache: PromptCache,
-        prompts: int,
+        at: Sequence[int],
         samples: int,
         multiple: int,
         check: Check | None = None,
     ):
         self.sampler, self.state, self.cache, self.check = sampler, state, cache, check
-        self.prompts, self.samples, self.multiple = prompts, samples, multiple
+        self.prompts, self.samples, self.multiple = len(at), samples, multiple
         self.finished: dict[tuple[int, int], Drawn] = {}
-        rows = np.arange(state.done_bs.shape[0])
-        self.origin = np.stack(np.meshgrid(rows, np.arange(samples), indexing="ij"), -1)
+        self.origin = np.full((state.done_bs.shape[0], samples, 2), -1)
+        whose = np.meshgrid(np.arange(len(at)), np.arange(samples), indexing="ij")
+        self.origin[np.asarray(at, int)] = np.stack(whose, -1)
 
     def group(self, prompt: int) -> list[Drawn]:
         """All responses of a prompt, when they are finished."""
@@ -292,7 +317,7 @@ class InFlight:
                 sampler.temperature,
                 sampler.static,
             )
-            done = np.array(self.state.done_bs)
+            done = fetch(self.state.done_bs).copy()
             drawn = max(1, int(self.state.step) - step)
             sampler.seconds_per_token = (time.perf_counter() - began) / drawn
             if self.check is not None:
@@ -301,7 +326,7 @@ class InFlight:
                 done = self._end_at_stop_strings(done, stride)
             if on_tokens:
                 on_tokens(self._so_far())
-            if agree([int(done.all())])[0] or int(self.state.step) >= end:
+            if done.all() or int(self.state.step) >= end:
                 return done
 
     def _until_look(self, stride: int) -> int:
@@ -314,19 +339,19 @@ class InFlight:
 
     def _end_at_stop_strings(self, done: np.ndarray, drawn: int) -> np.ndarray:
         """Ends responses that hold a stop string which ends in their last `drawn` tokens."""
-        token, length = np.asarray(self.state.token_bsc), np.asarray(self.state.length_bs)
+        token, length = fetch((self.state.token_bsc, self.state.length_bs))
         # Only as much text is made anew as may hold one: a token is at least a byte.
         stops = self.sampler.stops
         window = drawn + 8 + stops.longest
-        for place in zip(*np.nonzero(~done), strict=True):
-            done[place] = stops.found(token[place][: length[place]][-window:])
-        placed = jax.device_put(done, self.state.done_bs.sharding)
+        for at in zip(*np.nonzero(~done), strict=True):
+            done[at] = stops.found(token[at][: length[at]][-window:])
+        placed = put(done, self.state.done_bs.sharding)
         self.state = dataclasses.replace(self.state, done_bs=placed)
         return done
 
     def _drop_finished(self, done: np.ndarray) -> None:
         """Makes the state smaller where half of its work can go."""
-        chosen = compaction_of(done, self.multiple)
+        chosen = decode.compaction(done, self.multiple)
         if chosen is None:
             return
         self._collect(only_done=True)
@@ -339,7 +364,7 @@ class InFlight:
     def _collect(self, only_done: bool) -> None:
         """Copies responses out of the state, those that were not copied before."""
         state = self.state
-        token, logp, entropy, length, done = jax.device_get(
+        token, logp, entropy, length, done = fetch(
             (state.token_bsc, state.logp_bsc, state.entropy_bsc, state.length_bs, state.done_bs)
         )
         for place, (b, s) in self._places():
@@ -355,15 +380,13 @@ class InFlight:
 
     def _so_far(self) -> list[list[np.ndarray]]:
         """The tokens of every prompt and sample."""
-        token, length = np.asarray(self.state.token_bsc), np.asarray(self.state.length_bs)
+        token, length = fetch((self.state.token_bsc, self.state.length_bs))
         none = np.zeros(0, np.int32)
         tokens = [[none] * self.samples for _ in range(self.prompts)]
         for place, (b, s) in self._places():
-            if b < self.prompts:
-                tokens[b][s] = token[place][: length[place]]
+            tokens[b][s] = token[place][: length[place]]
         for (b, s), drawn in self.finished.items():
-            if b < self.prompts:
-                tokens[b][s] = drawn.token_ids
+            tokens[b][s] = drawn.token_ids
         return tokens
 
     def _places(self) -> list[tuple[tuple[int, ...], tuple[int, int]]]:
@@ -374,12 +397,3 @@ class InFlight:
             if b >= 0:
                 found.append((place, (b, s)))
         return found
-
-
-def compaction_of(
-    done: np.ndarray, multiple: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """`decode.compaction`, agreed between hosts."""
-    chosen = decode.compaction(done, multiple)
-    shape = agree([0, 0] if chosen is None else list(chosen[1].shape))
-    return None if shape[0] == 0 else chosen

@@ -27,7 +27,7 @@ from jaxr1.inputs.strips import (
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import batch_multiple, mesh_of, place_rows
+from jaxr1.parallel import batch_hosts, batch_multiple, fetch, mesh_of, place_rows
 from jaxr1.sampling.generate import Asked
 
 READS = ("logp",)
@@ -97,7 +97,7 @@ def score_plans(
             heat, at_once = np.float32(temperature), plan.at_once
             found = score_batch(model, params, batch, strips, heat, reads, forbidden, at_once)
         for name, array_bst in found.items():
-            gather(plan, np.asarray(array_bst), columns[name])
+            gather(plan, fetch(array_bst), columns[name])
     return columns
 
 
@@ -150,6 +150,8 @@ def score(
         buckets,
         token_budget=token_budget,
         multiple=batch_multiple(mesh_of(params), model.rules),
+        hosts=batch_hosts(mesh_of(params), model.rules),
+        owners=[prompt.host for prompt in asked.measured],
     )
     token_n = np.concatenate([np.zeros(0, np.int32), *tokens])
     column = np.zeros(len(token_n), np.float32)

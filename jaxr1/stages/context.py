@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxr1.base.names import check_name
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.models.flops import peak_flops

@@ -23,10 +23,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.draws import Draw
-from jaxr1.rewards.grades import Pending, wait_for
+from jaxr1.inputs.exchange import Draw
+from jaxr1.rewards.grades import Pending
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rl.episodes import Episodes
+from jaxr1.rl.grading import wait_for
 from jaxr1.rl.journal import Journal
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.objectives import Entropy, PolicyStats
@@ -173,7 +174,7 @@ class RlStage(Worker):
         grades = self.journal.replay(number, episodes) if replay else None
         if grades is None:
             pending = pending or [self.pool.submit(episodes.items())]
-            grades = wait_for(pending, context.check)
+            grades = episodes.graded(wait_for(pending, context.check))
         episodes.grade(grades)
         for source, reason in episodes.unscored():
             context.drop(source, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.objectives import CrossEntropy

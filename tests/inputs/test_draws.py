@@ -10,7 +10,8 @@ from reference import random_image
 import jaxr1
 from jaxr1.data import Arithmetic
 from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.inputs.draws import Draw, Draws
+from jaxr1.inputs.draws import Draws
+from jaxr1.inputs.exchange import Draw
 from jaxr1.rewards import Reward
 from jaxr1.run import Evaluation
 from jaxr1.run.dropped import unparsable_rows

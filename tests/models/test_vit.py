@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import jaxr1
-from jaxr1.inputs.patches import block_size, make_rows
+from jaxr1.inputs.arrangement import block_size
+from jaxr1.inputs.patches import make_rows
 from jaxr1.inputs.sizes import geometric
 from jaxr1.models import vlm
 from jaxr1.models.vit import bicubic

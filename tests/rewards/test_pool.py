@@ -13,7 +13,7 @@ import pytest
 
 from jaxr1.rewards import Completion, Example, Reward, RewardError, RewardPool, WorkerOptions
 from jaxr1.rewards import process as processes
-from jaxr1.rewards.grades import wait_for
+from jaxr1.rl.grading import wait_for
 
 FILE = Path(__file__).with_name("user_rewards.py")
 needs_proc = pytest.mark.skipif(

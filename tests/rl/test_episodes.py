@@ -7,7 +7,7 @@ import pytest
 
 from jaxr1.data import Example
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.rewards.grades import Grade
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.journal import Journal

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference import given
 
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.rl import advantages, objectives
 from jaxr1.rl.advantages import Advantage, Estimator, group_advantage
 from jaxr1.rl.objectives import (

@@ -12,7 +12,7 @@ from reference import Checkpoint, mixed_prompts, random_image, torch_inputs
 
 import jaxr1
 from jaxr1.data import Example
-from jaxr1.inputs.draws import Draw
+from jaxr1.inputs.exchange import Draw
 from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.nn.logprob import vocabulary_bias
 from jaxr1.parallel import make_mesh

@@ -1,0 +1,152 @@
+"""Which image goes into which patch row, on one host or several."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
+from jaxr1.parallel import slots
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchGeometry:
+    """What batches must know of a vision tower.
+
+    Attributes:
+      merge: side, in patches, of the block that becomes one token of the decoder.
+      values: numbers in one patch, all its frames counted.
+      frames: in a patch.
+      tile: patches of a tile where the tower has tiles of one size, else 0.
+      window: side, in patches, of an attention window, 0 for none.
+    """
+
+    merge: int
+    values: int
+    tile: int = 0
+    window: int = 0
+    frames: int = 1
+
+
+# Rows are kept while padding and attention stay under these; past them images are packed.
+MOST_PADDING = 0.15
+MOST_PAIRS = 2.0
+
+
+def block_size(largest: int) -> int:
+    """Patches of an attention block, 16 to 128: small images want small blocks."""
+    return min(128, max(16, power_of_two(largest) // 16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrangement:
+    """Which image goes into which row.
+
+    Attributes:
+      members: image numbers of each row that holds something.
+      rows: R.
+      length: M.
+      packed: whether rows are long ones, with attention over pairs of blocks.
+    """
+
+    members: list[list[int]]
+    rows: int
+    length: int
+    packed: bool = False
+
+
+def arrange(
+    sizes: Sequence[int],
+    allowed: Sequence[int],
+    geometry: PatchGeometry,
+    multiple: int,
+    block: int,
+) -> Arrangement:
+    """Which image goes into which row.
+
+    Args:
+      sizes: patches of each image.
+      allowed: row lengths M.
+      multiple: R is a multiple of it.
+      block: of paired attention.
+
+    Raises:
+      TooLong: an image is over the largest row.
+      ValueError: a row length does not hold whole merge blocks.
+    """
+    unit = geometry.merge**2
+    if bad := [m for m in allowed if m % unit]:
+        raise ValueError(
+            f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
+        )
+    if geometry.tile:
+        rows = finely(max(1, len(sizes)), multiple)
+        return Arrangement([[i] for i in range(len(sizes))], rows, geometry.tile)
+
+    # Rows of the size of the largest image.
+    length = bucket(max(sizes, default=1), sorted(allowed), "an image's patches")
+    members = pack_first_fit(sizes, length)
+    rows = rows_for(max(1, len(members)), multiple)
+    in_rows = Arrangement(members, rows, length)
+
+    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way,
+    # so that images of like size add no shapes to those that the prompts have.
+    used = len(members) * length
+    padding = 1 - sum(sizes) / max(1, used)
+    pairs = used * length / max(1, sum(n * n for n in sizes))
+    if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
+        return in_rows
+
+    # One long row a device.
+    step = math.lcm(block, unit)
+    long = finely(max(*sizes, -(-sum(sizes) // multiple)), step)
+    while len(members := pack_first_fit(sizes, long)) > multiple:
+        long = finely(long + 1, step)
+    if multiple * long >= rows * length and pairs <= MOST_PAIRS:
+        return in_rows
+    return Arrangement(members, multiple, long, packed=True)
+
+
+def arrange_on(
+    hosts: Sequence[int],
+    owners: Sequence[int],
+    sizes: Sequence[int],
+    allowed: Sequence[int],
+    geometry: PatchGeometry,
+    multiple: int,
+    block: int,
+) -> Arrangement:
+    """As `arrange`, every image in a row of its host; all hosts have rows of one size and number.
+
+        host 0    [ a a a b ]  [ d d . . ]
+        host 1    [ c c c c ]  [ . . . . ]
+
+    Args:
+      hosts: of each share of the rows; () is one host.
+      owners: host of each image.
+    """
+    if not hosts:
+        return arrange(sizes, allowed, geometry, multiple, block)
+    each = multiple // (max(hosts) + 1)
+    own = [[i for i, owner in enumerate(owners) if owner == host] for host in sorted(set(hosts))]
+    alone = [arrange([sizes[i] for i in mine], allowed, geometry, each, block) for mine in own]
+    packed = any(one.packed for one in alone)
+    length = max(one.length for one in alone)
+    if geometry.tile:
+        rows = max(one.rows for one in alone)
+        members = [one.members for one in alone]
+    else:
+        pack = lambda length: [pack_first_fit([sizes[i] for i in mine], length) for mine in own]
+        members, rows = pack(length), each
+        while packed and max(map(len, members)) > each:
+            length = finely(length + 1, math.lcm(block, geometry.merge**2))
+            members = pack(length)
+        if not packed:
+            rows = rows_for(max(1, *map(len, members)), each)
+    rows *= len(own)
+    found: list[list[int]] = [[] for _ in range(rows)]
+    for mine, inside, free in zip(own, members, slots(hosts, rows), strict=True):
+        for row, some in zip(free, inside, strict=False):
+            found[row] = [mine[i] for i in some]
+    return Arrangement(found, rows, length, packed)
