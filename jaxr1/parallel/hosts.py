@@ -64,14 +64,13 @@ def gather(work: Callable[[], T], *kinds: type) -> list[T]:
     """
     if host_count() == 1:
         return [work()]
-    value, error = None, None
+    error = None
     try:
-        value = work()
+        told = packed((work(), None))
     except Exception as e:
-        error = e
-    told = (value, None if error is None else packed_error(error))
+        error, told = e, packed((None, packed_error(e)))
     named = {kind.__name__: kind for kind in kinds}
-    found = [unpacked(data, named) for data in _exchange(packed(told))]
+    found = [unpacked(data, named) for data in _exchange(told)]
     for host, (_, failed) in enumerate(found):
         if failed is not None:
             if host == host_index() and error is not None:
