@@ -164,7 +164,8 @@ def start(options: HostOptions) -> None:
     try:
         jax.distributed.initialize(
             **place,
-            heartbeat_timeout_seconds=max(1, int(given.heartbeat_s)),
+            # Later than the watch, which knows names.
+            heartbeat_timeout_seconds=max(1, int(1.5 * given.heartbeat_s)),
             shutdown_timeout_seconds=20,
             initialization_timeout=300,
         )
@@ -197,16 +198,25 @@ def _watched(options: HostOptions) -> subprocess.Popen:
     started = subprocess.Popen(
         [sys.executable, "-I", str(Path(watch.__file__)), json.dumps(dataclasses.asdict(settings))],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         pass_fds=[listen] if listening is not None else [],
     )
     if listening is not None:
         listening.close()
+    hosts.together(lambda: _ready(started))
     return started
+
+
+def _ready(watching: subprocess.Popen) -> None:
+    assert watching.stdout is not None
+    if watching.stdout.readline().strip() != watch.READY:
+        raise hosts.HostError(f"host {hosts.host_index()} cannot be watched by the others")
 
 
 def _say(watching: subprocess.Popen, kind: str, text: str = "") -> None:
     assert watching.stdin is not None
     with contextlib.suppress(OSError):
-        watching.stdin.write(json.dumps({"kind": kind, "text": text}).encode() + b"\n")
+        watching.stdin.write(json.dumps({"kind": kind, "text": text}) + "\n")
         watching.stdin.flush()
         watching.stdin.close()

@@ -26,6 +26,7 @@ import time
 from typing import Any
 
 MAIN = 0
+READY = "ready"
 BYE, FAILED, GONE, BEAT, VERDICT = "bye", "failed", "gone", "beat", "verdict"
 CONNECT_S = 30.0
 AGAIN = "The same command on all hosts goes on from the last checkpoint."
@@ -98,20 +99,25 @@ class Watch:
         lines = Lines(connection.fileno())
         self.events.register(connection, selectors.EVENT_READ, (host, lines, False))
 
-    def accept(self) -> None:
-        """Waits for the watches of all other hosts."""
+    def accept(self) -> int | None:
+        """Waits for the watches of all other hosts; the first one that does not come, or None."""
         with socket.socket(fileno=self.at.listen) as listening:
             listening.settimeout(CONNECT_S)
             while len(self.peers) < len(self.at.names) - 1:
-                connection, _ = listening.accept()
+                try:
+                    connection, _ = listening.accept()
+                except TimeoutError:
+                    return next(h for h in range(1, len(self.at.names)) if h not in self.peers)
                 connection.settimeout(CONNECT_S)
                 host = json.loads(connection.makefile("rb").readline())["host"]
                 self.add(host, connection)
+        return None
 
     def run(self) -> int:
         """Watches until the run has ended, or another host's has."""
-        if self.is_main:
-            self.accept()
+        if self.is_main and (missing := self.accept()) is not None:
+            return self._judge(missing, f"cannot reach host 0 at port {self.at.address[1]}")
+        print(READY, flush=True)
         beat_s = self.at.heartbeat_s / 5
         beaten = 0.0
         while True:

@@ -4,11 +4,13 @@ Its place comes from the environment, as in a run. The main host writes OUT. WOR
 
     numbers    draws, log-probs, weights, advantages and gradients of models of all kinds of towers
     values     what hosts tell one another: values, errors, signals' flags, waiting
+    stop       host 1 stands still, its watch with it, as a machine does that is cut off
 """
 
 import dataclasses
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -47,6 +49,8 @@ from jaxr1.rl import Advantage, Credit, Estimator, Ppo
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.update import gradients, score
 from jaxr1.rl.work import Work
+from jaxr1.run import resume
+from jaxr1.run.resume import check_shared
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 
@@ -140,14 +144,13 @@ def values(seed: int) -> dict[str, np.ndarray]:
             raise error
         return here
 
-    sent = {
-        "text": "ä\u2028",
-        3: (None, [1.5, True], np.float32(2.5)),
-        "array": np.arange(3) + here,
-    }
+    sent = {"text": "ä\u2028", 3: (None, [1.5, True]), "array": np.arange(3) + here}
     back = gather(lambda: Draw(here, 1, Example((), str(here)), None, np.arange(2)), Draw, Example)
     slow = time.monotonic() + here
     wait_until(lambda: time.monotonic() > slow, lambda: None)
+    resume.SHARED_S = 0.5
+    for name in ("0", "1"):
+        Path(sys.argv[2]).with_name(name).mkdir(exist_ok=True)
     written = Path(sys.argv[2] + ".main")
     on_main(lambda: written.write_text("main"))
     own = gather(lambda: sent)
@@ -160,15 +163,25 @@ def values(seed: int) -> dict[str, np.ndarray]:
         "theirs": [raised(lambda: together(lambda: fails_on(1, KeyError("row 7"))))],
         "unknown": [raised(lambda: gather(lambda: object()))],
         "written": [written.read_text()],
+        "apart": [raised(lambda: check_shared(written.with_name(str(here))))],
         "waited": [time.monotonic() >= slow],
     }
     return {"found": np.array(json.dumps(gather(lambda: json.dumps(found))))}
 
 
+def stop(seed: int) -> dict[str, np.ndarray]:
+    if host_index() == 1:
+        children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+        for process in (*map(int, children), os.getpid()):
+            os.kill(process, signal.SIGSTOP)
+    agree([0])
+    return {}
+
+
 def main() -> None:
     work, out, seed = sys.argv[1:]
-    with joined(HostOptions(heartbeat_s=20, wait_s=60)):
-        found = {"numbers": numbers, "values": values}[work](int(seed))
+    with joined(HostOptions(heartbeat_s=3 if work == "stop" else 20, wait_s=60)):
+        found = {"numbers": numbers, "values": values, "stop": stop}[work](int(seed))
         if is_main():
             np.savez(out, **found)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import hosts
@@ -84,8 +85,21 @@ def test_what_hosts_tell_one_another(tmp_path):
     assert main["theirs"] == ["HostError: KeyError: 'row 7'"]
     assert other["theirs"] == ["KeyError: 'row 7'"]
     assert "do not tell one another of a object" in main["unknown"][0]
+    apart = "OptionError: run_dir: host 1 does not see in"
+    assert main["apart"][0].startswith(apart) and other["apart"][0].startswith(apart)
     assert main["written"] == other["written"] == ["main"]
     assert main["waited"] == other["waited"] == [True]
+
+
+def test_a_machine_that_is_cut_off_ends_the_others_by_name(tmp_path):
+    processes = hosts.start(SCRIPT, [["stop", str(tmp_path / "none.npz"), "0"]] * 2)
+    try:
+        output, _ = processes[0].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[0].returncode
+    assert re.search(r"error: host 1 of 2 \(.*\) has not answered for [34] s", output), output
 
 
 # --- whose row is which -------------------------------------------------------------------------

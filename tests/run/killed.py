@@ -4,7 +4,8 @@ PHASE is "none", or where the process dies: "sampling" (with one wave of step 3 
 (step 3 sampled and handed to the graders), "update" (in the second update of step 4), "evaluation"
 (after step 2, half of it asked), "checkpoint" (while step 2's files are written); or
 "at:HOOK:CALL:SECONDS", so many seconds after a call of a function of `HOOKS`; "count" writes how
-often each is called, and how long it takes, to RUN_DIR.json.
+often each is called, and how long it takes, to RUN_DIR.json. "stop:HOOK:CALL" sends SIGTERM in that
+call instead, and "raise:HOOK:CALL" raises an error in it.
 
 An OPTION is "unrepeatable" (rewards that never say the same twice), "variant=NAME" (a function of
 small_run.py) or "save_every=N".
@@ -147,6 +148,18 @@ def arm_at(name: str, call: int, seconds: float) -> None:
     hook(name, before)
 
 
+def arm_otherwise(action: str, name: str, call: int) -> None:
+    """Is asked to stop in that call, or raises in it."""
+
+    def before(number: int) -> None:
+        if number == call and action == "stop":
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif number == call:
+            raise RuntimeError("only here")
+
+    hook(name, before)
+
+
 def count() -> dict[str, list[float]]:
     """{hook: seconds of each call}, filled as the run goes on."""
     found: dict[str, list[float]] = {name: [] for name in HOOKS}
@@ -177,6 +190,9 @@ def main() -> None:
     if phase.startswith("at:"):
         _, name, call, seconds = phase.split(":")
         arm_at(name, int(call), float(seconds))
+    elif phase.startswith(("stop:", "raise:")):
+        action, name, call = phase.split(":")
+        arm_otherwise(action, name, int(call))
     arm(phase, folder)
     result = jaxr1.train(config)
     if counted:
