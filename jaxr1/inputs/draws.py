@@ -31,6 +31,7 @@ class Draw:
       position: in the order of draws; it keys the random draws of this prompt, so that a row met
         again is drawn anew.
       row: in the data set.
+      problem: what is wrong with the example, which is drawn all the same; None: nothing.
     """
 
     position: int
@@ -38,6 +39,11 @@ class Draw:
     example: Example
     prompt: EncodedPrompt
     response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    problem: str | None = None
+
+
+class Unfit(ValueError):
+    """An example that could be encoded, and is left out for another reason."""
 
 
 class Draws(contextlib.AbstractContextManager):
@@ -59,6 +65,8 @@ class Draws(contextlib.AbstractContextManager):
         with_response: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
+        judge: Callable[[Example], str | None] = lambda example: None,
+        on_stay: Callable[[str, str], None] | None = None,
         threads: int | None = None,
         check: Callable[[], None] = lambda: None,
     ):
@@ -68,13 +76,17 @@ class Draws(contextlib.AbstractContextManager):
           with_response: whether rows are trained on, and have a response.
           on_drop: see above.
           unusable: rows that are passed over without a word.
+          judge: a function of an example alone, which threads may call: what is wrong with it
+            otherwise, or None. It may take its time.
+          on_stay: called with (source, reason) of such a row, which is drawn all the same; None
+            leaves it out, and reports it with the others.
           threads: that encode; None is one for each core.
           check: called before each draw is waited for; what it raises ends the taking, and a later
             one draws the same.
         """
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
-        self.unusable = set(unusable)
+        self.unusable, self.judge, self.on_stay = set(unusable), judge, on_stay
         self.max_patches, self.last_drop, self.check = max_patches, "", check
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
@@ -107,8 +119,10 @@ class Draws(contextlib.AbstractContextManager):
             if row not in self.unusable:
                 try:
                     out.append(self._ahead.take((position, row)))
-                except (TooLong, MediaError, PromptError) as e:
+                except (TooLong, MediaError, PromptError, Unfit) as e:
                     self._drop(row, e)
+                else:
+                    self._told(out[-1])
             else:  # perhaps only since it was begun
                 self._ahead.forget([(position, row)])
             position += 1
@@ -136,8 +150,16 @@ class Draws(contextlib.AbstractContextManager):
         position, row = place
         with self._reading:  # a user's data set need not know of threads
             example = self.dataset[row]
+        problem = self.judge(example)
+        if problem is not None and self.on_stay is None:
+            raise Unfit(problem)
         prompt, response = self.encode(example)
-        return Draw(position, row, example, prompt, response)
+        return Draw(position, row, example, prompt, response, problem)
+
+    def _told(self, draw: Draw) -> None:
+        """Reports what is wrong with a row that is drawn all the same."""
+        if draw.problem is not None and self.on_stay is not None:
+            self.on_stay(draw.example.source, draw.problem)
 
     def _drop(self, row: int, error: Exception) -> None:
         """Writes down a row that cannot be used.
@@ -147,7 +169,8 @@ class Draws(contextlib.AbstractContextManager):
         """
         with self._reading:
             example = self.dataset[row]
-        refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
+        is_ours = isinstance(error, TooLong | Unfit)
+        refused = None if is_ours else refusal(self.dataset, example, error)
         if refused is not None:
             raise refused from error
         self.unusable.add(row)

@@ -224,6 +224,7 @@ class Run:
             phase=self.console.phase,
             check=self.signals.check,
             drop=self.at.dropped.drop,
+            stay=self.at.dropped.stay,
         )
         if metrics:
             self._write(stage, self.progress, metrics)
