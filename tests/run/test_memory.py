@@ -7,6 +7,8 @@ import pytest
 from reference import one_stage
 
 from jaxr1.nn.lora import Lora
+from jaxr1.rl import update
+from jaxr1.run import machine
 from jaxr1.run.loop import Run, train
 
 
@@ -42,3 +44,41 @@ def test_a_resumed_run_holds_what_a_fresh_one_holds(tmp_path, held, variant):
     train(make("stopped", 3), override_resume=True)
     print(fresh, held)
     assert list(held) == [3] and held[3] == fresh[3] > 0
+
+
+def test_activations_are_the_temporaries_of_the_update_as_it_is_compiled(tmp_path, monkeypatch):
+    """By the compiler's account of the very program, asked again here; nothing is compiled twice.
+
+    That program has the most of them: it differentiates.
+    """
+    jax.clear_caches()  # another test's programs may be larger
+    gc.collect()
+    asked, accumulate = [], update.accumulate
+
+    def watched(*inputs):
+        asked.append(accumulate.lower(*inputs))  # before they are donated
+        return accumulate(*inputs)
+
+    monkeypatch.setattr(update, "accumulate", watched)
+    found = train(one_stage(tmp_path / "run", steps=3)).metrics
+    bytes_of = [one.compile().memory_analysis().temp_size_in_bytes for one in asked]
+    print(bytes_of)
+    assert len(bytes_of) == 3 and found[-1]["memory/activations_gib"] == max(bytes_of) / 2**30 > 0
+    # Asking compiles nothing, and is not done again while nothing is compiled.
+    with machine.CompileCounter() as compiles:
+        first = compiles.metrics(since=0)
+        assert first == {"perf/compiles": 0, "memory/activations_gib": max(bytes_of) / 2**30}
+        monkeypatch.setattr(machine, "planned_temporaries", pytest.fail)
+        assert compiles.metrics(since=0) == first
+
+
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError, jax.errors.JaxRuntimeError])
+def test_activations_are_absent_where_the_backend_does_not_tell(monkeypatch, error):
+    class Device:
+        @property
+        def client(self):
+            raise error("no such thing here")
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with machine.CompileCounter() as compiles:
+        assert compiles.metrics(since=0) == {"perf/compiles": 0}
