@@ -3,12 +3,14 @@
 import gc
 
 import jax
+import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from reference import one_stage
 
 from jaxr1.nn.lora import Lora
 from jaxr1.rl import update
-from jaxr1.run import machine
+from jaxr1.run import machine, state
 from jaxr1.run.loop import Run, train
 
 
@@ -34,16 +36,46 @@ def held(monkeypatch):
 
 
 @pytest.mark.parametrize("variant", ["whole", "adapters"])
-def test_a_resumed_run_holds_what_a_fresh_one_holds(tmp_path, held, variant):
+def test_a_resumed_run_holds_what_a_fresh_one_holds(tmp_path, held, variant, monkeypatch):
     changes = dict(lora=Lora()) if variant == "adapters" else {}
+    monkeypatch.setattr(state, "READ_BYTES", 1)  # many parts, as of a large model
     make = lambda name, steps: one_stage(tmp_path / name, steps=steps, **changes)
-    train(make("fresh", 3))
+    whole = train(make("fresh", 3)).params
+    whole = jax.tree.map(np.asarray, whole)
     fresh = dict(held)
     train(make("stopped", 2))
     held.clear()
-    train(make("stopped", 3), override_resume=True)
+    resumed = train(make("stopped", 3), override_resume=True).params
     print(fresh, held)
     assert list(held) == [3] and held[3] == fresh[3] > 0
+    assert jax.tree.all(jax.tree.map(np.array_equal, resumed, whole))
+
+
+def test_few_arrays_are_read_at_the_same_time(monkeypatch, rng):
+    """As many as `READ_BYTES` hold, or the largest one; placeholders are never asked for."""
+    shapes = [(int(n), int(m)) for n, m in rng.integers(1, 20, (30, 2))]
+    stored = {f"a{i:02}": rng.standard_normal(shape).astype("f4") for i, shape in enumerate(shapes)}
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for name, x in stored.items()
+    }
+    left = {name for name in like if rng.random() < 0.2}
+    like |= dict.fromkeys(left, ocp.PLACEHOLDER)
+    asked: list[list[str]] = []
+
+    def read(tree):
+        asked.append([name for name, x in tree.items() if x is not ocp.PLACEHOLDER])
+        return tree | {name: jax.numpy.asarray(stored[name]) for name in asked[-1]}
+
+    most = int(rng.integers(1, 3000))
+    monkeypatch.setattr(state, "READ_BYTES", most)
+    found = state.read_in_parts(read, like)
+    assert [name for part in asked for name in part] == [n for n in like if n not in left]
+    largest = max(x.nbytes for x in stored.values())
+    assert max(sum(stored[n].nbytes for n in part) for part in asked) <= max(most, largest)
+    for name, x in found.items():
+        assert x is ocp.PLACEHOLDER if name in left else np.array_equal(x, stored[name])
 
 
 def test_activations_are_the_temporaries_of_the_update_as_it_is_compiled(tmp_path, monkeypatch):
