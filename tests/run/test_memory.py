@@ -38,7 +38,7 @@ def held(monkeypatch):
 @pytest.mark.parametrize("variant", ["whole", "adapters"])
 def test_a_resumed_run_holds_what_a_fresh_one_holds(tmp_path, held, variant, monkeypatch):
     changes = dict(lora=Lora()) if variant == "adapters" else {}
-    monkeypatch.setattr(state, "READ_BYTES", 1)  # many parts, as of a large model
+    monkeypatch.setattr(state, "READ_BYTES", 1 << 20)  # many parts, as of a large model
     make = lambda name, steps: one_stage(tmp_path / name, steps=steps, **changes)
     whole = train(make("fresh", 3)).params
     whole = jax.tree.map(np.asarray, whole)
