@@ -5,13 +5,14 @@ of a picture that stands in its row (bytes, base64) is where: the file, the plac
 and the way through the row.
 """
 
+import codecs
 import json
 import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 from jaxr1.media.references import MediaError, StoredMedia, media_reference
 
@@ -28,6 +29,7 @@ MAX_OPEN_BYTES = 64 << 20
 """Size of a row group whose reader is kept, so that rows in order are read once."""
 
 _NOTHING: Iterator[Any] = iter(())
+_DECODER = json.JSONDecoder()
 _lock = threading.Lock()
 _holders: "list[ParquetFile]" = []
 
@@ -212,35 +214,102 @@ class InRow(StoredMedia):
         return found
 
 
-def json_rows(text: str) -> Iterator[tuple[Place, Any]] | None:
+def json_rows(file: str) -> Iterator[tuple[Place, Any]] | None:
     """The objects of a JSON list one by one, with their places in the bytes of the file.
 
-    None where the text is no list, or breaks off: what is wrong is for the parser of the whole to
-    say.
+    One of them is in memory at a time. None where the file holds no list, or breaks off: what is
+    wrong is for the parser of the whole to say.
     """
-    decoder, found = json.JSONDecoder(), []
-    begin = _skip(text, 0)
-    if text[begin : begin + 1] != "[":
-        return None
-    at, offset, counted = _skip(text, begin + 1), 0, 0
-    if text[at : at + 1] == "]":
-        return iter(())
-    while True:
+    with open(file, "rb") as opened:
         try:
-            end = decoder.raw_decode(text, at)[1]
-        except (ValueError, RecursionError):
+            found = _list_places(_Window(opened))
+        except UnicodeDecodeError:
             return None
-        offset += len(text[counted:at].encode("utf-8", "surrogatepass"))
-        size = len(text[at:end].encode("utf-8", "surrogatepass"))
-        found.append((offset, size, at, end))
-        offset, counted = offset + size, end
-        at = _skip(text, end)
-        if text[at : at + 1] == "]" and not text[at + 1 :].strip(" \t\r\n"):
-            break
-        if text[at : at + 1] != ",":
-            return None
-        at = _skip(text, at + 1)
-    return (((first, size), json.loads(text[start:end])) for first, size, start, end in found)
+    return None if found is None else _objects(file, found)
+
+
+def _objects(file: str, places: list[Place]) -> Iterator[tuple[Place, Any]]:
+    with open(file, "rb") as opened:
+        for first, size in places:
+            opened.seek(first)
+            yield (first, size), json.loads(opened.read(size).decode())
+
+
+def _list_places(window: "_Window") -> list[Place] | None:
+    """The places of a list's values; None where it is no list, or no whole one."""
+    if window.next() != "[":
+        return None
+    window.advance(window.at + 1)
+    found: list[Place] = []
+    if window.next() != "]":
+        while True:
+            window.next()
+            first, end = window.offset, window.value()
+            if end is None:
+                return None
+            window.advance(end)
+            found.append((first, window.offset - first))
+            following = window.next()
+            if following == "]":
+                break
+            if following != ",":
+                return None
+            window.advance(window.at + 1)
+    window.advance(window.at + 1)
+    return found if not window.next() else None
+
+
+class _Window:
+    """The part of a JSON file that is being parsed.
+
+    Attributes:
+      text: that part.
+      at: what of it is done with, in characters.
+      offset: the same in bytes, from the beginning of the file.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.text, self.at, self.offset = "", 0, 0
+        self._file, self._read = file, codecs.getincrementaldecoder("utf-8")()
+        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            self.offset = len(codecs.BOM_UTF8)
+        file.seek(self.offset)
+
+    def advance(self, to: int) -> None:
+        """Is done with the text before a place in it."""
+        self.offset += len(self.text[self.at : to].encode())
+        self.at = to
+
+    def next(self) -> str:
+        """The next character that is no white space, which is passed over; "" at the end."""
+        while True:
+            self.advance(_skip(self.text, self.at))
+            if self.at < len(self.text) or not self._more():
+                return self.text[self.at : self.at + 1]
+
+    def value(self) -> int | None:
+        """Where in the text the value ends that begins here; None where none does."""
+        while True:
+            try:
+                end = _DECODER.raw_decode(self.text, self.at)[1]
+            except (ValueError, RecursionError):
+                end = None  # perhaps only for want of its end
+            # The text may break off inside a number, after what is one too: 3.5 of 3.5e-7.
+            if end is not None and self._following(end) in (",", "]"):
+                return end
+            if not self._more():
+                return None
+
+    def _following(self, end: int) -> str:
+        at = _skip(self.text, end)
+        return self.text[at : at + 1]
+
+    def _more(self) -> bool:
+        """Reads on, at least as much as is there already; False at the end of the file."""
+        data = self._file.read(max(_READ_BYTES, len(self.text) - self.at))
+        self.text = self.text[self.at :] + self._read.decode(data, final=not data)
+        self.at = 0
+        return bool(data)
 
 
 def _skip(text: str, at: int) -> int:

@@ -1,6 +1,5 @@
 """Tables on disk: the rows of JSON lines, JSON and parquet files, and a data set made from them."""
 
-import codecs
 import functools
 import glob
 import json
@@ -202,14 +201,11 @@ def _lines(file: str) -> Iterator[tuple[int, Place, Any]]:
 
 
 def _json_list(file: str) -> Iterator[tuple[Place, Any]]:
+    found = json_rows(file)
+    if found is not None:
+        return found
     try:
-        data = Path(file).read_bytes()
-        text = data.decode("utf-8-sig")
-        found = json_rows(text)
-        if found is not None:
-            mark = len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0
-            return (((first + mark, size), value) for (first, size), value in found)
-        rows = json.loads(text)
+        rows = json.loads(Path(file).read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         hint = "; is it JSON lines? then name it .jsonl" if "Extra data" in str(error) else ""
         raise DataError(f"{file}: not JSON: {error}{hint}") from error

@@ -18,7 +18,7 @@ from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.files import write_whole
 from jaxr1.base.jsonl import write_rows
 from jaxr1.base.names import EVALUATION_MEASURES, check_name
-from jaxr1.data import DataError, Dataset, Source
+from jaxr1.data import DataError, Dataset, Example, Source
 from jaxr1.data.example import refusal
 from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.exchange import Draw, LeftOut, share
@@ -28,6 +28,7 @@ from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import host_index, is_main, on_main, owner
+from jaxr1.rewards.accuracy import quoted_problem
 from jaxr1.rewards.grades import Pending
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
@@ -109,6 +110,7 @@ class HeldOut:
         self.folder, self.processor, self.seed = folder, processor, seed
         self.sets = [(options, options.data.load()) for options in evaluations]
         self._pools: dict[Hashable, RewardPool] = {}
+        self._judged: set[str] = set()  # names of sets whose answers were all looked at
         # Whoever lets go of the sets, or ends, ends their workers.
         weakref.finalize(self, _close_all, self._pools)
 
@@ -134,6 +136,7 @@ class HeldOut:
         phase: Callable[[str], None] = lambda text: None,
         check: Callable[[], None] = lambda: None,
         drop: Callable[[str, str, str], None] = lambda name, source, reason: None,
+        stay: Callable[[str, str, str], None] = lambda name, source, reason: None,
     ) -> dict[str, float]:
         """Metrics of all sets; their answers go to rollouts/.
 
@@ -142,6 +145,7 @@ class HeldOut:
           phase: shows what is going on.
           check: raises where the run is to stop.
           drop: writes down a row that cannot be asked: name of the set, source, reason.
+          stay: the same for a row that is asked, and that no answer can be right for.
         """
         metrics: dict[str, float] = {}
         for options, dataset in self.sets:
@@ -153,13 +157,26 @@ class HeldOut:
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
             for draw, row in asked.answers(params, leave_out):
+                self._judge(options, draw.example, stay)
                 media = self._pictures(dataset, draw) if len(rows) < options.samples else []
                 rows.append({key: row[key] for key in ROW} | {"media": media})
+            self._judged.add(name)
             file = self.folder / "rollouts" / f"eval_{name}_{stage}_{step}.jsonl"
             on_main(functools.partial(write_rows, file, rows))
             metrics |= summarise(options, rows)
             metrics[f"time/eval_{name}_s"] = time.perf_counter() - began
         return metrics
+
+    def _judge(
+        self, options: Evaluation, example: Example, stay: Callable[[str, str, str], None]
+    ) -> None:
+        """Tells once of a reference answer that cannot be parsed: a set may be too large for it to
+        be done beforehand.
+        """
+        if options.name in self._judged or not options.needs_reference or not is_main():
+            return
+        if (problem := quoted_problem(example.answer)) is not None:
+            stay(options.name, example.source, problem)
 
     def _pictures(self, dataset: Dataset, draw: Draw) -> list[str]:
         """Keeps the pictures of a question, and returns their hashes; the main host does so."""

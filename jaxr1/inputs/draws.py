@@ -25,6 +25,10 @@ from jaxr1.media.images import MediaError
 from jaxr1.parallel import host_count, host_index, owner
 
 
+class Unfit(ValueError):
+    """An example that could be encoded, and is left out for another reason."""
+
+
 class Draws(contextlib.AbstractContextManager):
     """A data set in a seeded order without end; position i is a function of (seed, i).
 
@@ -44,6 +48,8 @@ class Draws(contextlib.AbstractContextManager):
         with_response: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
+        judge: Callable[[Example], str | None] = lambda example: None,
+        on_stay: Callable[[str, str], None] | None = None,
         threads: int | None = None,
         check: Callable[[], None] = lambda: None,
     ):
@@ -53,13 +59,17 @@ class Draws(contextlib.AbstractContextManager):
           with_response: whether rows are trained on, and have a response.
           on_drop: see above.
           unusable: rows that are passed over without a word.
+          judge: a function of an example alone, which threads may call: what is wrong with it
+            otherwise, or None. It may take its time.
+          on_stay: called with (source, reason) of such a row, which is drawn all the same; None
+            leaves it out, and reports it with the others.
           threads: that encode; None is one for each core.
           check: called before each draw is waited for; what it raises ends the taking, and a later
             one draws the same.
         """
         self.dataset, self.processor, self.with_response = dataset, processor, with_response
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
-        self.unusable = set(unusable)
+        self.unusable, self.judge, self.on_stay = set(unusable), judge, on_stay
         self.max_patches, self.last_drop, self.check = max_patches, "", check
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
@@ -97,6 +107,7 @@ class Draws(contextlib.AbstractContextManager):
                 elif isinstance(one := found[position], LeftOut):
                     self._leave_out(row, one)
                 else:
+                    self._told(one)
                     out.append(one)
             position += 1
             self._next, self._begun = position, max(self._begun, position)
@@ -124,10 +135,11 @@ class Draws(contextlib.AbstractContextManager):
         """A draw of this host; what is said of its row where the data set leaves it out."""
         try:
             return self._ahead.take((position, row))
-        except (TooLong, MediaError, PromptError) as error:
+        except (TooLong, MediaError, PromptError, Unfit) as error:
             with self._reading:
                 example = self.dataset[row]
-            refused = None if isinstance(error, TooLong) else refusal(self.dataset, example, error)
+            is_ours = isinstance(error, TooLong | Unfit)
+            refused = None if is_ours else refusal(self.dataset, example, error)
             if refused is not None:
                 raise refused from error
             return LeftOut(example.source, str(error))
@@ -153,8 +165,16 @@ class Draws(contextlib.AbstractContextManager):
         position, row = place
         with self._reading:  # a user's data set need not know of threads
             example = self.dataset[row]
+        problem = self.judge(example)
+        if problem is not None and self.on_stay is None:
+            raise Unfit(problem)
         prompt, response = self.encode(example)
-        return Draw(position, row, example, prompt, response)
+        return Draw(position, row, example, prompt, response, problem)
+
+    def _told(self, draw: Draw) -> None:
+        """Reports what is wrong with a row that is drawn all the same."""
+        if draw.problem is not None and self.on_stay is not None:
+            self.on_stay(draw.example.source, draw.problem)
 
     def _leave_out(self, row: int, what: LeftOut) -> None:
         """Writes down a row that cannot be used."""

@@ -26,6 +26,7 @@ class Draw:
         again is drawn anew.
       row: in the data set.
       example: on other hosts than the prompt's its question stands for its messages.
+      problem: what is wrong with the example, which is drawn all the same; None: nothing.
     """
 
     position: int
@@ -33,6 +34,7 @@ class Draw:
     example: Example
     prompt: EncodedPrompt
     response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    problem: str | None = None
 
     @property
     def is_own(self) -> bool:

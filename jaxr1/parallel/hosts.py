@@ -62,7 +62,7 @@ def gather(work: Callable[[], T], *kinds: type) -> list[T]:
       Exception: what the first host raised whose work has failed.
       HostError: a host has not come here within the time that `Hosts.wait_s` gives it.
     """
-    if host_count() == 1:
+    if host_count() == 1 or is_parted():
         return [work()]
     error = None
     try:
@@ -113,8 +113,19 @@ def wait_until(done: Callable[[], bool], check: Callable[[], None], look_s: floa
 ROUND_S = 0.2
 """Seconds between two questions to other hosts while one waits for them."""
 
+_parted = threading.Event()
 _wait_s = 3600.0
 _numbers = itertools.count()
+
+
+def part() -> None:
+    """From here on this host is alone: the others are not waited for any more."""
+    _parted.set()
+
+
+def is_parted() -> bool:
+    """Whether the hosts have parted: this one ends, and can do nothing more with the others."""
+    return _parted.is_set()
 
 
 def set_wait(seconds: float) -> None:

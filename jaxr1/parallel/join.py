@@ -114,35 +114,48 @@ def joined(options: HostOptions) -> Iterator[None]:
         yield
         return
     hosts.set_wait(options.wait_s)
-    told = _watched(options)
+    watching = _watched(options)
+    _watching.append(watching)
     try:
         yield
+        hosts.together(lambda: None)
     except BaseException as error:
-        if getattr(error, ALIKE, False):
-            _say(told, watch.BYE)
-        else:
-            _say(told, watch.FAILED, f"has failed: {type(error).__name__}: {error}")
-            told.wait(10)
+        if not getattr(error, ALIKE, False):
+            part(error)
+            watching.wait(10)
             # The others are ended: what jax does at exit would wait for them.
             atexit.register(lambda: os._exit(1))
         raise
-    hosts.together(lambda: None)
-    _say(told, watch.BYE)
+    finally:
+        _say(watching, watch.BYE)
+        _watching.clear()
 
 
 ALIKE = "jaxr1_on_all_hosts"
 """Attribute of an error that all hosts have ended with."""
 
+_watching: list[subprocess.Popen] = []  # the watch of this host, while hosts are joined
+
 
 def failed_alike(error: BaseException, seconds: float = 20.0) -> bool:
-    """Whether all hosts have come to this error, or to one of their own in the same place."""
+    """Whether all hosts have come to an error in this place; else they part here.
+
+    Only a second signal, which is for this host alone, is not waited for.
+    """
     if hosts.host_count() == 1:
         return True
-    if not isinstance(error, Exception):  # a second signal: there is no time
-        return False
-    alike = hosts.barrier("failed", seconds)
+    alike = isinstance(error, Exception) and hosts.barrier("failed", seconds)
     setattr(error, ALIKE, alike)
+    if not alike:
+        part(error)
     return alike
+
+
+def part(error: BaseException) -> None:
+    """Tells the watches that this host ends with an error, so that they end the others by name."""
+    if not hosts.is_parted():
+        hosts.part()
+        _say(_watching[0], watch.FAILED, f"has failed: {type(error).__name__}: {error}")
 
 
 def start(options: HostOptions) -> None:
@@ -216,7 +229,6 @@ def _ready(watching: subprocess.Popen) -> None:
 
 def _say(watching: subprocess.Popen, kind: str, text: str = "") -> None:
     assert watching.stdin is not None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # it has ended, as it does with its last word
         watching.stdin.write(json.dumps({"kind": kind, "text": text}) + "\n")
         watching.stdin.flush()
-        watching.stdin.close()

@@ -216,27 +216,49 @@ def needs_math_verify(gold: str, answer: str) -> bool:
 def parse_answer_problem(answer: str | None) -> str | None:
     """Why a reference answer cannot be graded against; None if it can.
 
-    Used when data is loaded, in the main process: bounded, and anything a computer-algebra system
-    could hang on is reported without being parsed. Words, choice letters and plain numbers never
-    get that far.
+    Used when data is loaded or drawn, in the main process: bounded, and anything a computer-algebra
+    system could hang on is reported without being parsed. Words, choice letters and plain numbers
+    never get that far.
+    """
+    problem, text = _plain_problem(answer)
+    # a bare string is math-verify's fallback when nothing parsed: it would only ever equal itself
+    if text and all(isinstance(c, str) for c in parsed_math(text)):
+        return "math-verify cannot parse it"
+    return problem
+
+
+def takes_algebra(answer: str | None) -> bool:
+    """Whether it takes math-verify, and so milliseconds, to tell if an answer has a problem."""
+    return bool(_plain_problem(answer)[1])
+
+
+def quoted_problem(answer: str | None) -> str | None:
+    """As `parse_answer_problem`, with the answer before the reason."""
+    problem = parse_answer_problem(answer)
+    return None if problem is None else f"answer {answer!r:.80}: {problem}"
+
+
+def _plain_problem(answer: str | None) -> tuple[str | None, str]:
+    """What is wrong with an answer by its text alone, and the text that has yet to be parsed.
+
+    At most one of the two is there; without either the answer is known to be sound.
     """
     if answer is None:
-        return "there is no reference answer"
+        return "there is no reference answer", ""
     if not isinstance(answer, str):
-        return f"it is a {type(answer).__name__}, not a string"
+        return f"it is a {type(answer).__name__}, not a string", ""
     if len(answer) > MAX_ANSWER_CHARS:
-        return f"{len(answer)} characters are too many for an answer (at most {MAX_ANSWER_CHARS})"
+        many = f"{len(answer)} characters are too many for an answer (at most {MAX_ANSWER_CHARS})"
+        return many, ""
     text = statement(answer)
     if not any(c.isalnum() for c in text):
-        return "it is empty" if not answer.strip() else "it holds neither a letter nor a digit"
+        empty = not answer.strip()
+        return ("it is empty" if empty else "it holds neither a letter nor a digit"), ""
     if parse_number(text) is not None or is_choice_letter(text):
-        return None
+        return None, ""
     if "\\" not in text and "^" not in text:
-        return None  # words and simple expressions can at least be compared as strings
+        return None, ""  # words and simple expressions can at least be compared as strings
     problem = math_problem(text)
     if problem:
-        return f"it cannot be compared safely: it has {problem}"
-    # a bare string is math-verify's fallback when nothing parsed: it would only ever equal itself
-    if looks_like_math(text) and all(isinstance(c, str) for c in parsed_math(text)):
-        return "math-verify cannot parse it"
-    return None
+        return f"it cannot be compared safely: it has {problem}", ""
+    return None, text if looks_like_math(text) else ""

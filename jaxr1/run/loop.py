@@ -199,7 +199,7 @@ class Run:
             streaks=count_streaks(stage, self.progress.streaks, metrics),
         )
         metrics |= waited | memory_metrics() | state_metrics(states)
-        metrics |= {"perf/compiles": self.at.compiles.count - compiled}
+        metrics |= self.at.compiles.metrics(since=compiled)
         self._write(stage.name, progress, metrics)
         warn(self.at, stage, progress, metrics)
         self.states, self.progress = states, progress
@@ -223,6 +223,7 @@ class Run:
             phase=self.console.phase,
             check=self.signals.check,
             drop=self.at.dropped.drop,
+            stay=self.at.dropped.stay,
         )
         if metrics:
             self._write(stage, self.progress, metrics)

@@ -21,10 +21,24 @@ class CompileCounter:
 
     def __init__(self):
         self.count = 0
+        self._planned: tuple[int, int | None] = (-1, None)  # count when it was looked at, bytes
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         self.count += event.endswith("backend_compile_duration")
+
+    def metrics(self, since: int) -> dict[str, float]:
+        """Compilations after the first `since`, and what temporaries take on a device, in GiB.
+
+        These are activations most of all. It is the compiler's own account, of the program with
+        most of them among all that this process has compiled and keeps; asked for when there are
+        new ones. Nothing is compiled for it. Absent where the backend does not tell.
+        """
+        if self._planned[0] != self.count:
+            self._planned = (self.count, planned_temporaries())
+        most = self._planned[1]
+        planned = {} if most is None else {"memory/activations_gib": most / 2**30}
+        return {"perf/compiles": self.count - since, **planned}
 
     def close(self) -> None:
         jax.monitoring.unregister_event_duration_listener(self._listen)
@@ -34,6 +48,21 @@ class CompileCounter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def planned_temporaries() -> int | None:
+    """Bytes on a device of the temporaries of the compiled program with most of them.
+
+    None where the backend does not tell.
+    """
+    try:
+        programs = jax.local_devices()[0].client.live_executables()
+        return max(
+            (program.get_compiled_memory_stats().temp_size_in_bytes for program in programs),
+            default=None,
+        )
+    except (AttributeError, NotImplementedError, jax.errors.JaxRuntimeError):
+        return None
 
 
 def state_metrics(states: Mapping[str, TrainState]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_multiple, is_main, on_main
 from jaxr1.run.console import Console
-from jaxr1.run.dropped import Dropped, unparsable_rows
+from jaxr1.run.dropped import Dropped, answer_problem, unparsable_rows
 from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environment, write_inputs
 from jaxr1.run.machine import CompileCounter
 from jaxr1.run.metrics import MetricsLog
@@ -251,6 +251,8 @@ class Opened:
             max_patches=context.buckets.patches[-1],
             with_response=stage.reads_response,
             on_drop=context.drop,
-            unusable=frozenset(self.unparsable[number] if stage.leaves_out else ()),
+            unusable=frozenset(self.unparsable[number].rows if stage.leaves_out else ()),
+            judge=functools.partial(answer_problem, stage),
+            on_stay=None if stage.leaves_out else functools.partial(self.dropped.stay, stage.name),
             check=context.check,
         )

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxr1.base.errors import UserError
-from jaxr1.parallel import agree, together
+from jaxr1.parallel import agree, is_parted, together
 from jaxr1.rl.learner import TrainState
 
 LAYOUT = 2  # of what a checkpoint holds
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not finished
 RELEASES = {1: "0.1"}  # the last release that reads an older layout
+READ_BYTES = 64 << 20  # arrays of so many bytes, or the largest one, are read at the same time
 
 
 class SaveError(UserError):
@@ -79,6 +81,47 @@ def abstract(tree) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
+def uncompressed() -> ocp.Context:
+    """Arrays are written as they are.
+
+    Compressed, one takes its size once more while it is written, and twice while it is read, to
+    save a fourteenth of the disk.
+    """
+    context = ocp.Context()
+    context.array.saving.use_compression = False
+    return context
+
+
+def read_in_parts(read: Callable[[Any], Any], like: Any) -> Any:
+    """A tree of arrays from disk, of which few are on their way at the same time.
+
+    An array is there twice until it is placed: all at once would take twice the memory.
+
+    Args:
+      read: reads a tree in which most leaves may be placeholders, and come back as such.
+      like: shapes, dtypes and shardings; its own placeholders stay.
+    """
+    leaves, tree = jax.tree.flatten(like)
+    sizes = {i: x.size * x.dtype.itemsize for i, x in enumerate(leaves) if x is not ocp.PLACEHOLDER}
+    most = max([READ_BYTES, *sizes.values()])
+    out, part = list(leaves), set[int]()
+
+    def fetch() -> None:
+        asked = [x if i in part else ocp.PLACEHOLDER for i, x in enumerate(leaves)]
+        found = jax.tree.leaves(read(jax.tree.unflatten(tree, asked)))
+        for i in part:
+            out[i] = jax.block_until_ready(found[i])
+
+    for i, size in sizes.items():
+        if sum(sizes[j] for j in part) + size > most:
+            fetch()
+            part.clear()
+        part.add(i)
+    if part:
+        fetch()
+    return jax.tree.unflatten(tree, out)
+
+
 def learned(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a learner."""
     return {"trainable": state.trainable, "optimiser": state.opt, "step": state.step}
@@ -101,6 +144,7 @@ class Checkpoints:
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.LatestN(keep),
             cleanup_tmp_directories=keep is not None,  # what a killed save left behind
+            context=uncompressed(),
         )
         self.pending: Any = None
         self.saving = 0  # step of the pending one
@@ -203,7 +247,7 @@ class Checkpoints:
         like = {name: abstract(learned(state)) for name, state in states.items()}
         for x in jax.tree.leaves([learned(state) for state in states.values()]):
             x.delete()
-        found = self.checkpointer.load_checkpointables(step, {"learners": like})["learners"]
+        found = read_in_parts(functools.partial(self._learners, step), like)
         return {
             name: dataclasses.replace(
                 state,
@@ -224,8 +268,10 @@ class Checkpoints:
         wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, meta)
         parts = wanted[learner]["trainable"]
         wanted[learner] = {**wanted[learner], "trainable": {k: abstract(like[k]) for k in parts}}
-        found = self.checkpointer.load_checkpointables(step, {"learners": wanted})["learners"]
-        return found[learner]["trainable"]
+        return read_in_parts(functools.partial(self._learners, step), wanted)[learner]["trainable"]
+
+    def _learners(self, step: int, like: Any) -> Any:
+        return self.checkpointer.load_checkpointables(step, {"learners": like})["learners"]
 
     def close(self) -> None:
         """Waits for the last save.
@@ -233,8 +279,10 @@ class Checkpoints:
         Raises:
           SaveError: it has failed, and nobody was told yet.
         """
+        if is_parted():  # the others are no longer there to write their part
+            return
         try:
-            self.wait()
+            self._finish(timeout=None)
         finally:
             try:
                 self.checkpointer.close()
@@ -305,16 +353,17 @@ class Kept:
         if not folder.is_dir():
             return {}
         parts = ocp.metadata(folder.absolute()).metadata
-        return ocp.load(folder.absolute(), {part: abstract(like[part]) for part in parts})
+        wanted = {part: abstract(like[part]) for part in parts}
+        return read_in_parts(functools.partial(ocp.load, folder.absolute()), wanted)
 
 
 def _once(folder: Path, tree: dict) -> dict:
     """Writes a tree where nothing is yet; what is there, placed like it."""
     if not agree([folder.exists()])[0]:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _saving(str(folder)):
+        with _saving(str(folder)), uncompressed():
             ocp.save(folder.absolute(), tree)
-    return ocp.load(folder.absolute(), abstract(tree))
+    return read_in_parts(functools.partial(ocp.load, folder.absolute()), abstract(tree))
 
 
 def tidy(folder: Path) -> None:

@@ -145,11 +145,11 @@ def test_a_broken_image_names_its_row(processor, tmp_path, rng):
 def test_answers_that_cannot_be_parsed_are_named():
     examples = rows(5, r1={"answer": ""}, r3={"answer": None})
     graded = Evaluation(Arithmetic(1))
-    bad = unparsable_rows(graded, dataset(examples))
+    bad = unparsable_rows(graded, dataset(examples)).rows
     assert bad.keys() == {1, 3} and all(reason.startswith("answer ") for reason in bad.values())
-    assert unparsable_rows(graded, dataset(rows(4))) == {}
+    assert unparsable_rows(graded, dataset(rows(4))).rows == {}
     only_format = dataclasses.replace(graded, rewards=(Reward("format"),))
-    assert unparsable_rows(only_format, dataset(examples)) == {}
+    assert unparsable_rows(only_format, dataset(examples)).rows == {}
 
 
 def responses(processor, examples, **options) -> dict[int, Draw]:

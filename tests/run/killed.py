@@ -47,7 +47,16 @@ HOOKS = {
     "saving": ("jaxr1.run.state", "Checkpoints", "save"),
     "once": ("jaxr1.run.state", "", "_once"),
     "evaluation": ("jaxr1.evaluation.heldout", "HeldOut", "evaluate"),
+    # Inside an evaluation: a batch drawn and on its way to the graders, a picture, the answers.
+    "asked": ("jaxr1.evaluation.heldout", "Asked", "_graded"),
+    "pictures": ("jaxr1.evaluation.heldout", "HeldOut", "_pictures"),
+    "answers": ("jaxr1.evaluation.heldout", "", "write_rows"),
+    "summary": ("jaxr1.evaluation.heldout", "", "summarise"),
     "export": ("jaxr1.models.load", "", "save_model"),
+    # Inside an export: the weights in their file.
+    "weights": ("jaxr1.checkpoints.tensors", "", "_write_file"),
+    # Whatever takes the place of another file or directory; the export among them.
+    "renaming": ("os", "", "replace"),
     "report": ("jaxr1.run.loop", "", "write_report"),
 }
 

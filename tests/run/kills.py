@@ -1,12 +1,12 @@
 """Kills small runs at random moments, resumes them, and compares them bit for bit.
 
-    python tests/run/kills.py [--moments 20] [--seed 0]
+    python tests/run/kills.py [--moments 20] [--seed 0] [--hooks asked weights]
 
-A moment is a call of one of the functions in `killed.HOOKS`, and a time after it that may lie
-beyond its end. Each run is killed once or twice, saves at every step, every second or not before
-the end of a stage, and is compared with a run of the same variant that nothing has interrupted:
-rollouts, metrics without clocks, dropped rows and the exported weights. The exit status is 1 where
-one differs.
+A moment is a call of one of the functions in `killed.HOOKS` (or of those that are named), and a
+time after it that may lie beyond its end. Each run is killed once or twice, saves at every step,
+every second or not before the end of a stage, and is compared with a run of the same variant that
+nothing has interrupted: rollouts, metrics without clocks, dropped rows and the exported weights.
+The exit status is 1 where one differs.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def run(phase, folder, *more, devices=1):
 
 def moment(rng: random.Random, counted: dict[str, list[float]]) -> str:
     """A phase of killed.py: every hook is as likely as another, and so is each of its calls."""
-    name = rng.choice([name for name, seconds in counted.items() if seconds])
+    name = rng.choice(list(counted))
     call = rng.randrange(len(counted[name]))
     # Calls that return at once (a save in the background, a dispatch) are followed for a while.
     seconds = rng.uniform(0, max(1.2 * counted[name][call], rng.choice([0.002, 0.05, 0.4])))
@@ -86,6 +86,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--moments", type=int, default=20)
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--hooks", nargs="+", default=None, help="of killed.HOOKS; default is all")
     args = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if args.seed is None else args.seed
     rng, began, wrong, kills = random.Random(seed), time.time(), 0, 0
@@ -100,7 +101,11 @@ def main() -> int:
                 print(output)
                 return 1
             whole[variant] = Finished.read(folder)
-            counted[variant] = json.loads(folder.with_name(f"{variant}.json").read_text())
+            calls = json.loads(folder.with_name(f"{variant}.json").read_text())
+            hooks = [name for name in args.hooks or calls if calls.get(name)]
+            if not hooks:
+                parser.error(f"none of {args.hooks} is called; there are {', '.join(calls)}")
+            counted[variant] = {name: calls[name] for name in hooks}
         for number in range(args.moments):
             variant = VARIANTS[number % len(VARIANTS)]
             folder = Path(scratch) / f"case{number}"

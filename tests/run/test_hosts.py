@@ -52,7 +52,8 @@ def test_two_hosts_run_what_one_does(folder, whole):
     for here, there in zip(one.metrics, whole.metrics, strict=True):
         assert here.keys() == there.keys()
         if here["stage"] == "sft":
-            assert here == pytest.approx(there, rel=1e-5, abs=1e-6)
+            numbers = lambda row: {k: v for k, v in row.items() if isinstance(v, float)}
+            assert numbers(here) == pytest.approx(numbers(there), rel=1e-5, abs=1e-6)
     pick = lambda folder, name: [
         row[name] for row in read_jsonl(folder / "metrics.jsonl") if name in row
     ]
@@ -65,12 +66,12 @@ def test_a_dead_host_ends_the_other_by_name_and_the_run_goes_on(folder, whole):
     """Killed in a collective, in grading, in saving; in the end all is as if nothing had been."""
     out = folder / "killed"
     for victim, phase in (
-        (1, "at:gradients:4:0.0"),
-        (0, "at:gradients:5:0.01"),
-        (0, "at:grading:2:0.0"),
-        (1, "at:grading:1:0.0"),
-        (0, "at:saving:1:0.01"),
-        (1, "at:saving:1:0.01"),
+        (0, "at:saving:1:0.002"),
+        (1, "at:gradients:2:0.0"),
+        (0, "at:grading:1:0.0"),
+        (1, "at:grading:2:0.0"),
+        (0, "at:gradients:4:0.01"),
+        (1, "at:saving:1:0.002"),
     ):
         phases = ["none", "none"]
         phases[victim] = phase
@@ -101,7 +102,7 @@ def test_an_error_of_one_host_ends_the_other_by_name(folder):
     main, other = run(folder / "failed", "none", "raise:gradients:4")
     assert "RuntimeError: only here" in other.output
     assert "host 1 of 2" in main.output and "RuntimeError: only here" in main.output
-    assert main.code and other.code and abs(main.after_s - other.after_s) < MINUTE
+    assert main.code and other.code and max(main.after_s, other.after_s) < MINUTE
 
 
 def test_adapters_on_two_hosts(folder):

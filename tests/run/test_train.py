@@ -44,6 +44,7 @@ METRICS = (
     "memory/parameters_gib",
     "memory/optimiser_gib",
     "memory/gradients_gib",
+    "memory/activations_gib",
     "memory/cache_gib",
     "perf/padded_per_real",
     "perf/rows_per_prompt",
