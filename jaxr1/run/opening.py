@@ -28,7 +28,7 @@ from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environm
 from jaxr1.run.machine import CompileCounter
 from jaxr1.run.metrics import MetricsLog
 from jaxr1.run.options import Config
-from jaxr1.run.resume import check_config, differences, resolved, write_config
+from jaxr1.run.resume import check_config, check_same, differences, resolved, write_config
 from jaxr1.run.state import Checkpoints, Progress, ResumeError, tidy
 from jaxr1.sampling.draw import RandomStream
 from jaxr1.stages import Context, Stage
@@ -54,6 +54,7 @@ class Opened:
         self.config, self.console, self.stack = config, console, stack
         self.dir = Path(config.run_dir)
         self.resolved = resolved(config)
+        check_same("the configuration", self.resolved)
         begun = self.look()
         changed = self.load(begun, override)
         self.take_over(begun, changed, begun or self._begins_again())
@@ -105,6 +106,7 @@ class Opened:
         pairs = zip(config.stages, self.data, strict=True)
         self.unparsable = [unparsable_rows(stage, dataset) for stage, dataset in pairs]
         self.inputs = inputs_of(self._parts(), load.resolve(config.model), self.dir)
+        check_same("what is read", self.inputs)
         if begun and (changed or not self.finished):
             changed += check_inputs(self.dir, self.inputs, override)
         return changed

@@ -53,23 +53,26 @@ def resolved(config: Any) -> Any:
     return config if isinstance(config, str | int | float | bool | type(None)) else str(config)
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
+def differences(
+    old: Any, new: Any, path: str = "", *, said: str = "{} in the run, now {}"
+) -> list[str]:
     """One line per field that differs: "stages.1.kl.coef: 0.01 in the run, now 0.0"."""
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in sorted({*old, *new}):
             if path or key not in FREE:
                 where = f"{path}.{key}" if path else key
-                lines += differences(old.get(key, "absent"), new.get(key, "absent"), where)
+                pair = (old.get(key, "absent"), new.get(key, "absent"))
+                lines += differences(*pair, where, said=said)
         return lines
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         lines = []
         for i, (a, b) in enumerate(zip(old, new, strict=True)):
-            lines += differences(a, b, f"{path}.{i}")
+            lines += differences(a, b, f"{path}.{i}", said=said)
         return lines
     if old == new:
         return []
-    return [f"{path}: {json.dumps(old)} in the run, now {json.dumps(new)}"]
+    return [f"{path}: {said.format(json.dumps(old), json.dumps(new))}"]
 
 
 def check_config(run_dir: Path, config: dict, override: bool, ended: int = 0) -> list[str]:
@@ -160,6 +163,19 @@ def check_shared(run_dir: Path) -> None:
             time.sleep(0.2)
 
     together(look)
+
+
+def check_same(what: str, here: Any) -> None:
+    """Raises OptionError on all hosts where one of them has something else than host 0.
+
+    Args:
+      what: it is; begins the message.
+      here: its JSON value on this host.
+    """
+    main, *others = map(json.loads, gather(lambda: json.dumps(here)))
+    for host, other in enumerate(others, 1):
+        if lines := differences(main, other, said=f"{{}} on host 0, {{}} on host {host}"):
+            raise OptionError(f"{what} must be the same on all hosts:\n  " + "\n  ".join(lines))
 
 
 def write_config(run_dir: Path, config: dict) -> None:

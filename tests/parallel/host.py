@@ -50,7 +50,7 @@ from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.update import gradients, score
 from jaxr1.rl.work import Work
 from jaxr1.run import resume
-from jaxr1.run.resume import check_shared
+from jaxr1.run.resume import check_same, check_shared
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 
@@ -163,6 +163,8 @@ def values(seed: int) -> dict[str, np.ndarray]:
         "theirs": [raised(lambda: together(lambda: fails_on(1, KeyError("row 7"))))],
         "unknown": [raised(lambda: gather(lambda: object()))],
         "written": [written.read_text()],
+        "same": [raised(lambda: check_same("it", {"a": {"b": 1}, "run_dir": here}))],
+        "other": [raised(lambda: check_same("it", {"a": {"b": here}}))],
         "apart": [raised(lambda: check_shared(written.with_name(str(here))))],
         "waited": [time.monotonic() >= slow],
     }

@@ -85,6 +85,9 @@ def test_what_hosts_tell_one_another(tmp_path):
     assert main["theirs"] == ["HostError: KeyError: 'row 7'"]
     assert other["theirs"] == ["KeyError: 'row 7'"]
     assert "do not tell one another of a object" in main["unknown"][0]
+    assert main["same"] == other["same"] == [""]
+    differs = "OptionError: it must be the same on all hosts:\n  a.b: 0 on host 0, 1 on host 1"
+    assert main["other"] == other["other"] == [differs]
     apart = "OptionError: run_dir: host 1 does not see in"
     assert main["apart"][0].startswith(apart) and other["apart"][0].startswith(apart)
     assert main["written"] == other["written"] == ["main"]
