@@ -93,6 +93,7 @@ def make_batch(
     media: Mapping[str, PatchGeometry],
     *,
     rows: int,
+    width: int = 0,
     multiple: int = 1,
 ) -> PromptBatch:
     """Packs prompts into `rows` rows (empty ones at the end), their media into patch rows.
@@ -103,13 +104,14 @@ def make_batch(
     Args:
       media: the kinds that the model takes, and what to know of each; {} for text only.
       rows: B.
+      width: P; 0 is the smallest bucket that holds the prompts.
       multiple: of media rows (devices that share a batch).
 
     Raises:
       TooLong: a prompt or an image is over the largest bucket.
       ValueError: a patch bucket does not hold whole merge blocks.
     """
-    width = bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
+    width = width or bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
     token = np.zeros((rows, width), np.int32)
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)

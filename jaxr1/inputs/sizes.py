@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,14 +25,22 @@ def geometric(low: int, high: int, ratio: float = 2.0, multiple: int = 8) -> tup
     return tuple(sorted(set(sizes)))
 
 
+def falling(high: int, ratios: Sequence[int], least: int, multiple: int = 8) -> tuple[int, ...]:
+    """Sizes down from `high`, each the last over the next ratio (the last ratio goes on).
+
+    None is under `least` but `high` itself; all are rounded up to `multiple`.
+    """
+    sizes, size = [high], high
+    for ratio in itertools.chain(ratios, itertools.repeat(ratios[-1])):
+        size = -(-size // ratio)
+        if size < least:
+            return tuple(sorted({-(-x // multiple) * multiple for x in sizes}))
+        sizes.append(size)
+    raise AssertionError("ratios are over 1")
+
+
 def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
-
-
-def strips_for(count: int) -> int:
-    """Strips of a row for `count` used ones: 1, 2, 3, 4, 6, 8, 12, 16, ..."""
-    size = power_of_two(count)
-    return 3 * size // 4 if size >= 4 and count <= 3 * size // 4 else size
 
 
 def rows_for(count: int, multiple: int) -> int:
@@ -92,9 +101,14 @@ class Buckets:
 
     @classmethod
     def up_to(cls, prompt: int, response: int, patches: int) -> Buckets:
-        """Geometric buckets from small to the limits."""
+        """Few sizes up to the limits, for each pair of P and T is another program.
+
+        Strips are filled with whole groups, so that few lengths do.
+        """
         return cls(
-            geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16)
+            falling(prompt, (2, 4), 64),
+            falling(response, (4,), 64),
+            geometric(16, patches, multiple=16),
         )
 
 

@@ -8,7 +8,7 @@
 
 A plan fixes sizes and places on the host; arrays are then filled from columns, which hold one
 number for each token of each response. A prompt is computed once: all of its responses are in its
-row, and where that is too much for a device, fewer of the row's strips are computed at once.
+row, whose strips are computed some at a time (`inputs.shapes`).
 
     column  [ a a a a b b c c c d d d d d ]       start of d: 9
 """
@@ -16,7 +16,9 @@ row, and where that is too much for a device, fewer of the row's strips are comp
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +28,8 @@ from flax import struct
 
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch, make_batch
 from jaxr1.inputs.patches import PatchGeometry
-from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit, rows_for, strips_for
+from jaxr1.inputs.shapes import CELL, LAUNCH, Limits, Shape, list_shapes
+from jaxr1.inputs.sizes import Buckets, bucket, pack_first_fit
 
 Prompts = Sequence[EncodedPrompt] | Mapping[int, EncodedPrompt]
 """Prompts by their numbers in a plan."""
@@ -51,6 +54,35 @@ def cut_strips(tree: Any, size: int) -> Any:
         return jnp.moveaxis(x.reshape(rows, count // size, size, *rest), 1, 0)
 
     return jax.tree.map(cut, tree)
+
+
+def used_chunks(strips: Strips, size: int) -> Any:
+    """int32 scalar: chunks of `cut_strips` up to the last one that holds a token."""
+    is_used_s = (strips.segment_bst > 0).any((0, 2))
+    last = jnp.where(is_used_s, jnp.arange(1, len(is_used_s) + 1), 0).max()
+    return -(-last // size)
+
+
+def map_chunks(function: Callable[[Strips], Any], strips: Strips, size: int) -> Any:
+    """`function` of some strips of each row after the others, up to the last used one; 0 behind it.
+
+    Args:
+      function: of strips; gives arrays [B, size, T, ...].
+      size: strips of a row at once; divides S.
+
+    Returns:
+      Arrays [B, S, T, ...].
+    """
+    chunks = cut_strips(strips, size)
+    like = jax.eval_shape(function, jax.tree.map(operator.itemgetter(0), chunks))
+    count = strips.token_bst.shape[1] // size
+    out = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), like)
+
+    def one(i: jax.Array, out: Any) -> Any:
+        found = function(jax.tree.map(operator.itemgetter(i), chunks))
+        return jax.tree.map(lambda out, x: out.at[i].set(x), out, found)
+
+    return join_strips(jax.lax.fori_loop(0, used_chunks(strips, size), one, out))
 
 
 def join_strips(tree: Any) -> Any:
@@ -84,7 +116,8 @@ class Place:
 class Plan:
     """A micro-batch: `rows` padded rows, the real ones in `prompts`; S strips of T tokens.
 
-    `at_once` of a row's strips are computed together; it divides S.
+    `at_once` of a row's strips are computed together; it divides S. Those behind `used`, a multiple
+    of it, are not computed.
     """
 
     prompts: tuple[int, ...]
@@ -93,16 +126,13 @@ class Plan:
     strips: int
     strip_len: int
     at_once: int
+    used: int
     places: tuple[Place, ...]
 
     @property
     def tokens(self) -> int:
-        """Padded tokens."""
-        return self.rows * (self.prompt_len + self.strips * self.strip_len)
-
-
-LAUNCH = 1024
-"""Padded tokens on a device that cost as much as one more micro-batch."""
+        """Padded tokens that are computed."""
+        return self.rows * (self.prompt_len + self.used * self.strip_len)
 
 
 def plan_strips(
@@ -117,10 +147,10 @@ def plan_strips(
 ) -> list[Plan]:
     """Packs responses into micro-batches, each prompt and its responses in one row.
 
-    Rows are sorted by size and cut into micro-batches so that as little as possible is padding:
-    with log-normal lengths most of a batch in arrival order would be. Every device has a row before
-    one has two. A device's rows stay within the budget; where a single one does not, fewer of its
-    strips are computed at once.
+    Micro-batches have the shapes of `list_shapes`. Rows are sorted by size and cut so that as
+    little as possible is padding: with log-normal lengths most of a batch in arrival order would
+    be. Every device has a row before one has two. What a device computes at once stays within the
+    budget, but for a single row of which no strip would fit beside its prompt.
 
     Args:
       prompt_lens: length of each prompt.
@@ -142,15 +172,19 @@ def plan_strips(
     starts = _starts(lengths)
     if placed is not None:
         lengths = np.where(placed, counts, 0).tolist()
-    limits = _Limits(token_budget, strips_at_once or token_budget, multiple)
+    limits = Limits(
+        token_budget,
+        strips_at_once or token_budget,
+        multiple,
+        prompts=max(1, len(counts)),
+        group=max(map(len, counts), default=1) or 1,
+    )
     rows = []
     for prompt, group in enumerate(lengths):
         if sum(group):
             rows.append(_Row(prompt, prompt_lens[prompt], tuple(group), buckets))
-    # The longest first; what decides between equals makes the order a function of the lengths
-    # alone.
-    rows.sort(key=lambda row: (-row.size, -sum(row.lengths), -row.prompt_len, row.prompt))
-    return [_plan(shape, own, starts) for shape, own in _micro_batches(rows, buckets, limits)]
+    cells = [_Cell(shapes, rows, multiple) for shapes in list_shapes(buckets, limits)]
+    return [_plan(shape, own, starts) for shape, own in _micro_batches(rows, cells)]
 
 
 def _starts(lengths: list[list[int]]) -> list[list[int]]:
@@ -164,23 +198,17 @@ def _starts(lengths: list[list[int]]) -> list[list[int]]:
     return starts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Limits:
-    """Of a device: padded tokens and strips of a row at once; and how many share a batch."""
-
-    tokens: int
-    strips: int
-    devices: int
-
-
 class _Row:
-    """The responses of one prompt, whose row needs strips of at least `size` tokens."""
+    """The responses of one prompt; the smallest sizes that hold them are P and T."""
 
     def __init__(self, prompt: int, prompt_len: int, lengths: tuple[int, ...], buckets: Buckets):
-        self.prompt, self.prompt_len, self.lengths = prompt, prompt_len, lengths
-        self.size = bucket(max(lengths), buckets.response, "a response")
+        self.prompt, self.lengths = prompt, lengths
+        self.prompt_len = bucket(prompt_len, buckets.prompt, "a prompt")
+        self.strip_len = bucket(max(lengths), buckets.response, "a response")
         self.samples = [j for j, length in enumerate(lengths) if length > 0]
         self._packed: dict[int, list[list[int]]] = {}
+        # What decides between equals makes the order a function of the lengths alone.
+        self.order = (-sum(lengths), -prompt_len, prompt)
 
     def packed(self, size: int) -> list[list[int]]:
         """The samples in each strip of `size` tokens."""
@@ -190,65 +218,89 @@ class _Row:
         return self._packed[size]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shape:
-    """The sizes of a micro-batch."""
-
-    rows: int
-    prompt_len: int
-    strips: int
-    strip_len: int
-    at_once: int
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * (self.prompt_len + self.strips * self.strip_len)
+_Cut = list[tuple[Shape, list[_Row]]]
 
 
-def _shape(rows: Sequence[_Row], buckets: Buckets, limits: _Limits) -> _Shape | None:
-    """The sizes of a micro-batch of these rows; None where a device would have too much."""
-    strip_len = max(row.size for row in rows)
-    prompt_len = bucket(max(row.prompt_len for row in rows), buckets.prompt, "a prompt")
-    strips = strips_for(max(len(row.packed(strip_len)) for row in rows))
-    padded = rows_for(len(rows), limits.devices)
-    each = padded // limits.devices
-    shares = [n for n in range(1, strips + 1) if strips % n == 0 and n <= limits.strips]
-    fit = [n for n in shares if each * (prompt_len + n * strip_len) <= limits.tokens]
-    # Several rows are computed together, or not at all; a single one may have to take longer.
-    if each > 1 and shares[-1] not in fit:
-        return None
-    return _Shape(padded, prompt_len, strips, strip_len, at_once=max(fit, default=1))
+class _Cell:
+    """The shapes of one cell, most rows first, and what the rows that fit cost there."""
+
+    def __init__(self, shapes: Sequence[Shape], rows: Sequence[_Row], devices: int):
+        self.shapes, self.devices = shapes, devices
+        self.cost: dict[int, int] = {}
+        largest = shapes[0]
+        for i, row in enumerate(rows):
+            if row.prompt_len <= largest.prompt_len and row.strip_len <= largest.strip_len:
+                self.cost[i] = largest.tokens(len(row.packed(largest.strip_len))) // largest.rows
+
+    def cut(self, rows: Sequence[_Row]) -> tuple[int, _Cut]:
+        """These rows, the longest first, cut where least is padded; and what a device pays.
+
+        cheapest[i]    of the rows from block i on: what they cost, their first shape
+        """
+        size = self.shapes[0].strip_len
+        ordered = sorted(rows, key=lambda row: (-len(row.packed(size)), *row.order))
+        blocks = [ordered[i : i + self.devices] for i in range(0, len(rows), self.devices)]
+        cheapest: list[tuple[int, Shape]] = [(0, self.shapes[0])] * (len(blocks) + 1)
+        for i, block in reversed(list(enumerate(blocks))):
+            options = []
+            for shape in self.shapes:
+                rest = cheapest[min(len(blocks), i + shape.rows // self.devices)][0]
+                tokens = shape.tokens(len(block[0].packed(size))) // self.devices
+                options.append((tokens + LAUNCH + rest, shape))
+            cheapest[i] = min(options, key=lambda option: option[0])
+        cut: _Cut = []
+        i = 0
+        while i < len(blocks):
+            shape = cheapest[i][1]
+            count = shape.rows // self.devices
+            cut.append((shape, list(itertools.chain(*blocks[i : i + count]))))
+            i += count
+        return cheapest[0][0], cut
 
 
-def _micro_batches(
-    rows: Sequence[_Row], buckets: Buckets, limits: _Limits
-) -> list[tuple[_Shape, Sequence[_Row]]]:
-    """The rows, in order, cut where least is padded.
+def _micro_batches(rows: Sequence[_Row], cells: Sequence[_Cell]) -> _Cut:
+    """The rows in micro-batches of listed shapes.
 
-    cheapest[i]    of the first i rows a device: what they cost, where the last cut is
+    It begins with the one cell that costs least for all rows, and adds the cell that saves most,
+    until none saves as much as a shape costs to have.
     """
-    step, launch = limits.devices, LAUNCH * limits.devices
-    ends = [*range(step, len(rows), step), len(rows)] if rows else []
-    cheapest: list[tuple[int, int, _Shape | None]] = [(0, 0, None)]
-    for last, end in enumerate(ends, 1):
-        options = []
-        for first in reversed(range(last)):
-            shape = _shape(rows[first * step : end], buckets, limits)
-            if shape is None:
-                break
-            options.append((cheapest[first][0] + shape.tokens + launch, first, shape))
-        cheapest.append(min(options, key=lambda option: option[:2]))
-    cut: list[tuple[_Shape, Sequence[_Row]]] = []
-    at = len(ends)
-    while at:
-        _, first, shape = cheapest[at]
-        assert shape is not None
-        cut.append((shape, rows[first * step : ends[at - 1]]))
-        at = first
-    return cut[::-1]
+    if not rows:
+        return []
+    whole = [(cell,) for cell in cells if len(cell.cost) == len(rows)]
+    chosen, (cost, cut) = _cheapest(rows, whole)
+    while True:
+        wider = [(*chosen, cell) for cell in cells if cell not in chosen]
+        if not wider:
+            return cut
+        others, (less, found) = _cheapest(rows, wider)
+        if less >= cost:
+            return cut
+        chosen, cost, cut = others, less, found
 
 
-def _plan(shape: _Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) -> Plan:
+def _cheapest(
+    rows: Sequence[_Row], choices: Iterable[tuple[_Cell, ...]]
+) -> tuple[tuple[_Cell, ...], tuple[int, _Cut]]:
+    """The cells, of several choices, in which the rows cost least; and their micro-batches."""
+    cuts = [(cells, _cut(rows, cells)) for cells in choices]
+    return min(cuts, key=lambda option: option[1][0])
+
+
+def _cut(rows: Sequence[_Row], cells: Sequence[_Cell]) -> tuple[int, _Cut]:
+    """Each row in the cell where it costs least: what a device pays, and the micro-batches."""
+    members: dict[int, list[_Row]] = {}
+    for i, row in enumerate(rows):
+        costs = [(cell.cost[i], number) for number, cell in enumerate(cells) if i in cell.cost]
+        members.setdefault(min(costs)[1], []).append(row)
+    total, cut = CELL * len(members), []
+    for number, own in sorted(members.items()):
+        cost, found = cells[number].cut(own)
+        total += cost
+        cut += found
+    return total, cut
+
+
+def _plan(shape: Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) -> Plan:
     """The micro-batch of these rows, every response in its place."""
     places: list[Place] = []
     for number, row in enumerate(rows):
@@ -259,7 +311,9 @@ def _plan(shape: _Shape, rows: Sequence[_Row], starts: Sequence[Sequence[int]]) 
                 places.append(Place(row.prompt, j, start, number, s, offset, length, segment))
                 offset += length
     prompts = tuple(row.prompt for row in rows)
-    return Plan(prompts, **dataclasses.asdict(shape), places=tuple(places))
+    used = max(len(row.packed(shape.strip_len)) for row in rows)
+    used = shape.chunks(used) * shape.at_once
+    return Plan(prompts, **dataclasses.asdict(shape), used=used, places=tuple(places))
 
 
 def fill(plan: Plan, column: np.ndarray) -> np.ndarray:
@@ -310,4 +364,5 @@ def plan_prompts(
 ) -> PromptBatch:
     """The prompt rows of a plan."""
     chosen = [prompts[i] for i in plan.prompts]
-    return make_batch(chosen, buckets, media, rows=plan.rows, multiple=multiple)
+    sizes = dict(rows=plan.rows, width=plan.prompt_len)
+    return make_batch(chosen, buckets, media, **sizes, multiple=multiple)

@@ -18,10 +18,9 @@ from jaxr1.inputs.strips import (
     Plan,
     Prompts,
     Strips,
-    cut_strips,
     gather,
-    join_strips,
     make_strips,
+    map_chunks,
     plan_strips,
 )
 from jaxr1.inputs.template import Prompt
@@ -56,7 +55,7 @@ def score_batch(
         said = lambda some: vlm.said(model, params, prompt, some, reads, **asked)
         if at_once >= strips.token_bst.shape[1]:
             return said(strips)
-        return join_strips(jax.lax.map(said, cut_strips(strips, at_once)))
+        return map_chunks(said, strips, at_once)
 
 
 def score_plans(

@@ -9,6 +9,7 @@ import pytest
 from jaxr1.inputs.batch import PATCHES, EncodedPrompt, batch_waste, fitting_buckets, make_batch
 from jaxr1.inputs.patches import PatchGeometry, patch_places
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.shapes import Limits, Shape, list_shapes
 from jaxr1.inputs.sizes import Buckets, TooLong, bucket, geometric, pack_first_fit, rows_for
 from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
 
@@ -218,10 +219,10 @@ def check(plans, prompts, responses, budget, multiple):
     for plan in plans:
         assert plan.prompt_len in BUCKETS.prompt and plan.strip_len in BUCKETS.response
         assert plan.rows % multiple == 0 and plan.rows >= len(plan.prompts)
-        assert plan.strips in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-        assert plan.strips % plan.at_once == 0
+        assert plan.strips % plan.at_once == 0 and plan.used % plan.at_once == 0
+        assert max(p.strip for p in plan.places) < plan.used <= plan.strips
         assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
-        assert plan.tokens == plan.rows * (plan.prompt_len + plan.strips * plan.strip_len)
+        assert plan.tokens == plan.rows * (plan.prompt_len + plan.used * plan.strip_len)
         used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
         for p in plan.places:
             assert plan.prompts[p.row] == p.prompt and p.length == responses[p.prompt][p.sample]
@@ -233,7 +234,6 @@ def check(plans, prompts, responses, budget, multiple):
         assert len(set(numbers)) == len(numbers)
         rows = plan.rows // multiple
         at_once = rows * (plan.prompt_len + plan.at_once * plan.strip_len)
-        assert rows == 1 or plan.at_once == plan.strips
         assert at_once <= budget or (rows == 1 and plan.at_once == 1)
     seen = list(itertools.chain.from_iterable(plan.prompts for plan in plans))
     assert len(seen) == len(set(seen)), "a prompt is computed once"
@@ -251,14 +251,51 @@ def test_plans_place_every_response_once(rng, multiple):
 
 
 @pytest.mark.parametrize(
-    ("room", "most", "at_once"),
-    [(6, 0, 6), (5, 0, 3), (2, 0, 2), (1, 0, 1), (0, 0, 1), (6, 4, 3), (6, 1, 1)],
+    ("budget", "most", "at_once"),
+    [
+        (6 * 512, 0, 6),  # a sixteenth of the budget holds the group
+        (2 * 512, 0, 4),  # an eighth of it is what a turn should take at least
+        (512, 0, 2),
+        (70, 0, 1),
+        (1, 0, 1),
+        (6 * 512, 4, 4),
+        (6 * 512, 1, 1),
+    ],
 )
-def test_a_large_group_is_computed_in_parts(room, most, at_once):
-    budget = 8 + room * 32
+def test_a_large_group_is_computed_in_parts(budget, most, at_once):
     options = dict(token_budget=budget, strips_at_once=most)
     [plan] = plan_strips([8], [[32] * 6], BUCKETS, **options)
-    assert (plan.prompts, plan.strips, plan.at_once) == ((0,), 6, at_once)
+    assert (plan.prompts, plan.at_once) == ((0,), at_once)
+    assert plan.strips == plan.used == -(-6 // at_once) * at_once
+
+
+def test_the_number_of_strips_is_no_size_of_a_shape(rng):
+    """What is packed in few strips and in many has one shape; behind the used ones none counts."""
+    shapes, used = set(), set()
+    for count in range(1, 9):
+        lengths = [32] * count + [0] * (8 - count)
+        [plan] = plan_strips([8], [lengths], Buckets((8,), (32,), (16,)), token_budget=128)
+        shapes.add((plan.rows, plan.prompt_len, plan.strips, plan.strip_len, plan.at_once))
+        used.add(plan.used)
+        assert plan.tokens == 8 + 32 * plan.used
+    assert len(shapes) == 1 and used == set(range(1, 9))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_shapes_are_listed_before_anything_is_drawn(rng, devices):
+    """Whatever the lengths: each plan has a shape of a short list, in which no group is cut."""
+    limits = Limits(8192, 8192, devices, prompts=32, group=8)
+    buckets = Buckets.up_to(2048, 2048, 64)
+    listed = set(itertools.chain(*list_shapes(buckets, limits)))
+    for _ in range(30):
+        prompts = rng.integers(1, int(rng.integers(2, 2049)), 32)
+        lengths = rng.integers(0, int(rng.integers(2, 2049)), (32, 8))
+        placed = rng.random((32, 8)) < rng.choice([0.1, 1.0])
+        options = dict(token_budget=8192, multiple=devices, placed=placed)
+        for plan in plan_strips(prompts.tolist(), lengths.tolist(), buckets, **options):
+            sizes = {f.name: getattr(plan, f.name) for f in dataclasses.fields(Shape)}
+            assert Shape(**sizes) in listed
+    assert len(listed) <= 18
 
 
 def test_every_device_has_a_row_before_one_has_two():
@@ -299,11 +336,13 @@ def test_padding_of_natural_lengths(prompt, response, group, devices, most):
 
 def test_the_drawing_of_strips(rng):
     """Ten tokens in one strip; 4, 3 and 5 (here sorted by size) share the next."""
-    [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=1000)
+    [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=100)
     prompt = made_prompt(rng, [(1, 4, 4)], text=1)
     tokens = [np.arange(100, 110), np.arange(200, 204), np.arange(300, 303), np.arange(400, 405)]
     strips = make_strips(plan, [prompt], np.concatenate(tokens))
-    assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
+    assert (plan.used, plan.strips) == (2, 5), "arrays would hold each response alone"
+    drawn = [[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]
+    assert strips.segment_bst.tolist() == [drawn + [[0] * 12] * 3]
     second = [*range(400, 405), *range(200, 204), *range(300, 303)]
     assert strips.token_bst.tolist()[0][1] == second
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)
