@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ from jaxr1.inputs.patches import (
     PatchRows,
     block_size,
     make_rows,
-    rows_waste,
 )
+from jaxr1.inputs.room import arrange_in_room, rows_waste
 from jaxr1.inputs.sizes import Buckets, bucket, power_of_two
 
 PATCHES = "patches"
@@ -95,6 +96,7 @@ def make_batch(
     rows: int,
     width: int = 0,
     multiple: int = 1,
+    room: bool = False,
 ) -> PromptBatch:
     """Packs prompts into `rows` rows (empty ones at the end), their media into patch rows.
 
@@ -106,6 +108,7 @@ def make_batch(
       rows: B.
       width: P; 0 is the smallest bucket that holds the prompts.
       multiple: of media rows (devices that share a batch).
+      room: media rows have the room of `inputs.room`, and are no tighter where there is little.
 
     Raises:
       TooLong: a prompt or an image is over the largest bucket.
@@ -116,8 +119,10 @@ def make_batch(
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    given = (rows // multiple, width) if room else None
     packed = {
-        kind: ROWS[kind](prompts, buckets, geometry, multiple) for kind, geometry in media.items()
+        kind: ROWS[kind](prompts, buckets, geometry, multiple, given)
+        for kind, geometry in media.items()
     }
     for b, p in enumerate(prompts):
         n = len(p)
@@ -131,20 +136,41 @@ def make_batch(
 
 
 def _patch_rows(
-    prompts: Sequence[EncodedPrompt], buckets: Buckets, geometry: PatchGeometry, multiple: int
+    prompts: Sequence[EncodedPrompt],
+    buckets: Buckets,
+    geometry: PatchGeometry,
+    multiple: int,
+    given: tuple[int, int] | None,
 ) -> tuple[PatchRows, list[np.ndarray]]:
-    """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
+    """Patch rows of all images, and for each prompt the numbers of its embeddings, in order.
+
+    Args:
+      given: prompt rows of a device and their length, which the patch rows have room for.
+    """
     units: list[tuple[int, int]] = []
     for b, prompt in enumerate(prompts):
         units += [(b, i) for i in range(len(prompt.grids))]
+    block, arranged = block_size(buckets.patches[-1]), None
+    grids = [prompts[b].grids[i] for b, i in units]
+    if given is not None:
+        arranged = arrange_in_room(
+            list(map(math.prod, grids)),
+            [b // given[0] for b, _ in units],
+            buckets.patches,
+            geometry,
+            patches=math.prod(given) * geometry.merge**2,
+            devices=multiple,
+            block=block,
+        )
     rows, start = make_rows(
         [prompts[b].patches[i] for b, i in units],
-        [prompts[b].grids[i] for b, i in units],
+        grids,
         buckets.patches,
         geometry,
         levels=list(itertools.chain.from_iterable(prompt.levels for prompt in prompts)),
         multiple=multiple,
-        block=block_size(buckets.patches[-1]),
+        block=block,
+        arranged=arranged,
         held=next((p.held for p in prompts if p.grids), "pixels"),
     )
     numbers: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in prompts]
@@ -157,7 +183,11 @@ def _patch_rows(
 ROWS = {PATCHES: _patch_rows}
 
 
-def batch_waste(batch: PromptBatch) -> dict[str, float]:
-    """Fractions of padded positions, and attention pairs computed / needed."""
+def batch_waste(batch: PromptBatch, multiple: int = 1) -> dict[str, float]:
+    """Fractions of padded positions, and attention pairs computed / needed.
+
+    Args:
+      multiple: devices that share the batch.
+    """
     waste = {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size}
-    return waste | rows_waste(batch.media.get(PATCHES))
+    return waste | rows_waste(batch.media.get(PATCHES), multiple)

@@ -33,6 +33,9 @@ Held = Literal["pixels", "tower", "merger"]
 """What stands in the place of patches: pixels, or what was computed of them."""
 
 
+Spare = Literal["", "rows", "places"]
+"""Of what there may be more than media need (`inputs.room`): rows of a device, places of a row."""
+
 MOST_LEVELS = 2
 """Normalisations in one batch: that of images and that of videos."""
 
@@ -91,6 +94,8 @@ class PatchRows:
     affine_rk23: Any = None  # float32[R, K, 2, 3], scale and shift of each normalisation
     held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
+    unit: int = struct.field(pytree_node=False, default=1)  # patches of an embedding
+    spare: Spare = struct.field(pytree_node=False, default="")
 
 
 def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,12 +141,14 @@ class Arrangement:
       rows: R.
       length: M.
       packed: whether rows are long ones, with attention over pairs of blocks.
+      spare: of what there may be more than is needed.
     """
 
     members: list[list[int]]
     rows: int
     length: int
     packed: bool = False
+    spare: Spare = ""
 
 
 def arrange(
@@ -196,10 +203,14 @@ def arrange(
     return Arrangement(members, multiple, long, packed=True)
 
 
-def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
+def block_pairs(segment_rm: np.ndarray, block: int, longest: int = 0) -> np.ndarray:
     """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted.
 
     -1 as key block fills the list up.
+
+    Args:
+      longest: patches of the largest segment that there may be; the list holds whatever pairs there
+        may be then. 0 is a list for those that there are.
     """
     found = []
     for row in segment_rm:
@@ -214,6 +225,8 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
         found.append(sorted(pairs))
     size = finely(max(1, *(len(pairs) for pairs in found)), 1, 1.5)
     last = segment_rm.shape[1] // block - 1
+    if longest:  # a block in the middle of it shares it with all others that it touches
+        size = (last + 1) * min(last + 1, 2 * (-(-longest // block) + 1))
     pair_rp2 = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
     for r, listed in enumerate(found):
         if listed:
@@ -221,8 +234,14 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
     return pair_rp2
 
 
-def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Windows:
-    """Windows of side x side patches inside each segment, small ones packed in rows of side^2."""
+def make_windows(
+    place_rm2: np.ndarray, segment_rm: np.ndarray, side: int, *, most: bool = False
+) -> Windows:
+    """Windows of side x side patches inside each segment, small ones packed in rows of side^2.
+
+    Args:
+      most: make as many rows as may be needed, and not only as are.
+    """
     rows, length = segment_rm.shape
     size = min(side * side, length)
     windows = [_windows_of(*row, side) for row in zip(place_rm2, segment_rm, strict=True)]
@@ -230,9 +249,9 @@ def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Wi
     # Two sizes only: most batches fit a quarter more than full windows would need; twice as many
     # always suffice.
     full = -(-length // size)
-    most = max(1, *(len(bins) for bins in packed))
+    used = max(1, *(len(bins) for bins in packed))
     few = -(-5 * full // 4)
-    width = few if few >= most else max(2 * full, most)
+    width = few if few >= used and not most else max(2 * full, used)
     index = np.zeros((rows, width, size), np.int32)
     segment_rwk = np.zeros((rows, width, size), np.int32)
     slot = np.zeros((rows, length), np.int32)
@@ -271,6 +290,7 @@ def make_rows(
     multiple: int = 1,
     block: int = 16,
     held: Held = "pixels",
+    arranged: Arrangement | None = None,
 ) -> tuple[PatchRows, np.ndarray]:
     """Patch rows of some images, and the number of each image's first embedding.
 
@@ -283,6 +303,7 @@ def make_rows(
       multiple: R is a multiple of it.
       block: of paired attention.
       held: what `patches` are; see `PatchRows`.
+      arranged: which image goes into which row; None is `arrange`.
 
     Returns:
       The rows, and int[images].
@@ -294,7 +315,7 @@ def make_rows(
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    arranged = arrange(sizes, allowed, geometry, multiple, block)
+    arranged = arranged or arrange(sizes, allowed, geometry, multiple, block)
     rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
     blank = np.zeros((0, geometry.values // geometry.frames), np.uint8)
@@ -314,14 +335,26 @@ def make_rows(
             number += grids[i][0]
             start[i] = (r * length + offset) // unit
             offset = end
+    made = PatchRows(
+        patch,
+        place,
+        size,
+        segment,
+        held=held,
+        block=block if arranged.packed else 0,
+        unit=unit,
+        spare=arranged.spare,
+    )
     if held != "pixels":  # attention is over; only the shape is left to know
-        return PatchRows(patch, place, size, segment, held=held), start
-    windows = make_windows(place, segment, geometry.window) if geometry.window else None
-    made = PatchRows(patch, place, size, segment, windows=windows)
+        return made, start
+    if geometry.window:
+        windows = make_windows(place, segment, geometry.window, most=bool(arranged.spare))
+        made = dataclasses.replace(made, windows=windows)
     if like.dtype == np.uint8:
         made = _normalised(made, arranged.members, sizes, levels)
     if arranged.packed:
-        made = dataclasses.replace(made, pair_rp2=block_pairs(segment, block), block=block)
+        longest = max(allowed) if arranged.spare else 0
+        made = dataclasses.replace(made, pair_rp2=block_pairs(segment, block, longest))
     return made, start
 
 
@@ -355,23 +388,3 @@ def _normalised(
     for k, one in enumerate(known):
         affine[:, k] = one.scale, one.shift
     return dataclasses.replace(made, level_rm=level, affine_rk23=affine)
-
-
-def rows_waste(rows: PatchRows | None) -> dict[str, float]:
-    """Padding of patch rows, and attention pairs computed / needed (full attention)."""
-    nothing = {"patches": 0.0, "vision_pairs": 1.0}
-    if rows is None:
-        return nothing
-    segment = np.asarray(rows.segment_rm)
-    needed = 0
-    for row in segment:
-        _, sizes = np.unique(row[row > 0], return_counts=True)
-        needed += int(np.sum(sizes**2))
-    if not needed:
-        return nothing
-    computed = segment.shape[0] * segment.shape[1] ** 2
-    if rows.held != "pixels":
-        computed = needed  # the tower's attention is computed already
-    elif rows.pair_rp2 is not None:
-        computed = rows.pair_rp2.shape[0] * rows.pair_rp2.shape[1] * rows.block**2
-    return {"patches": 1.0 - float((segment > 0).mean()), "vision_pairs": computed / needed}

@@ -364,5 +364,12 @@ def plan_prompts(
 ) -> PromptBatch:
     """The prompt rows of a plan."""
     chosen = [prompts[i] for i in plan.prompts]
-    sizes = dict(rows=plan.rows, width=plan.prompt_len)
-    return make_batch(chosen, buckets, media, **sizes, multiple=multiple)
+    return make_batch(
+        chosen,
+        buckets,
+        media,
+        rows=plan.rows,
+        width=plan.prompt_len,
+        multiple=multiple,
+        room=True,
+    )

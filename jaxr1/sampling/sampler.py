@@ -179,7 +179,8 @@ class Sampler:
         mesh, rules = mesh_of(params), self.model.rules
         multiple = batch_multiple(mesh, rules)
         rows = agree([rows_for(len(prompts), multiple)])[0]
-        batch = make_batch(prompts, self.buckets, self.model.media, rows=rows, multiple=multiple)
+        kinds = self.model.media
+        batch = make_batch(prompts, self.buckets, kinds, rows=rows, multiple=multiple, room=True)
         key_b2 = np.zeros((rows, 2), np.uint32)
         key_b2[: len(keys)] = np.stack(keys)
         done = np.zeros((rows, n), bool)

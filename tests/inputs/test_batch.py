@@ -9,6 +9,7 @@ import pytest
 from jaxr1.inputs.batch import PATCHES, EncodedPrompt, batch_waste, fitting_buckets, make_batch
 from jaxr1.inputs.patches import PatchGeometry, patch_places
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.room import level_used, levels_of
 from jaxr1.inputs.shapes import Limits, Shape, list_shapes
 from jaxr1.inputs.sizes import Buckets, TooLong, bucket, geometric, pack_first_fit, rows_for
 from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
@@ -185,6 +186,36 @@ def test_first_fit(rng):
         loads = [sum(sizes[i] for i in b) for b in bins]
         assert all(load <= 20 for load in loads)
         assert sum(load <= 10 for load in loads) <= 1, "two half-empty bins would have been one"
+
+
+@pytest.mark.parametrize("tile", [0, 16])
+def test_media_add_no_shapes_to_those_of_prompts(rng, tile):
+    """Whatever pictures prompts hold: patch rows depend on the rows and P alone, and find them."""
+    geometry = PatchGeometry(2, 2, tile=tile)
+    shapes = set()
+    for _ in range(20):
+        if tile:
+            grids = [[(1, 4, 4)] * int(n) for n in rng.integers(0, 4, 7)]
+        else:
+            grids = [random_grids(rng) for _ in range(7)]
+        prompts = [made_prompt(rng, g) for g in grids]
+        batch = make_batch(
+            prompts, BUCKETS, {PATCHES: geometry}, rows=8, width=64, multiple=2, room=True
+        )
+        media = batch.media[PATCHES]
+        shapes.add((media.patch_rmc.shape, tile or media.pair_rp2.shape))
+        merged = media.patch_rmc[..., 0].reshape(-1, 4)
+        rows_of_device = media.segment_rm.size // 4 // 2
+        for b, p in enumerate(prompts):
+            for (start, end), image in zip(p.spans, p.patches, strict=True):
+                at = batch.media_index_bp[b, start:end]
+                np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
+                assert set(at // rows_of_device) == {b // 4}, "with the device of its prompt"
+        used = level_used(media, 2)
+        assert used in levels_of(media, 2) and (used == 0) == (not any(grids))
+        waste = batch_waste(batch, 2)
+        assert 0 <= waste["patches"] <= 1 and waste["vision_pairs"] >= 1
+    assert len(shapes) == 1
 
 
 def test_waste(rng):
