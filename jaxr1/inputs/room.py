@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxr1.inputs.patches import Arrangement, PatchGeometry, PatchRows
+from jaxr1.inputs.patches import Arrangement, PatchGeometry, PatchRows, block_size
 from jaxr1.inputs.sizes import pack_first_fit, power_of_two, rows_for
 
 LEVELS = (1, 5 / 8, 3 / 8, 3 / 16, 1 / 16)
@@ -64,11 +64,22 @@ def arrange_in_room(
     return Arrangement(own, devices, -(-patches // step) * step, packed=True, spare="places")
 
 
-def most_rows(allowed: Sequence[int], patches: int) -> list[int]:
-    """Rows of a device that pictures of one given size may take."""
+def list_rooms(
+    allowed: Sequence[int], geometry: PatchGeometry, *, patches: int, devices: int
+) -> list[tuple[int, int]]:
+    """Rows and their length that `arrange_in_room` may choose: one, or where a size is given few.
+
+    Args:
+      allowed, geometry, patches, devices: as there.
+    """
+    if geometry.tile or len(allowed) > 1:
+        block = block_size(allowed[-1])
+        room = dict(patches=patches, devices=devices, block=block)
+        made = arrange_in_room([], [], allowed, geometry, **room)
+        return [(made.rows, made.length)]
     # Of two rows at most one is half empty.
     most = power_of_two(2 * patches // allowed[0] + 1)
-    return [1 << i for i in range(most.bit_length())]
+    return [(devices << i, allowed[0]) for i in range(most.bit_length())]
 
 
 def levels_of(rows: PatchRows, devices: int) -> list[int]:

@@ -236,7 +236,10 @@ def _zeros(objective: Objective, scalars: tuple[str, ...], tree, places: tuple, 
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: whole, empty)
     own = jax.tree.unflatten(tree, [sharding for _, sharding in places])
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+
+    def zeros() -> Sums:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+
     return jax.jit(zeros, out_shardings=dataclasses.replace(shardings, grads=own))
 
 

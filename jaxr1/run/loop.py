@@ -15,6 +15,7 @@ from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
+from jaxr1.parallel import batch_multiple
 from jaxr1.report.report import write_report
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
@@ -146,6 +147,9 @@ class Run:
             self.states = states
             place = (number + 1, len(self.config.stages))
             self.console.stage(stage.name, worker.steps, self.progress.step, place)
+            devices = batch_multiple(self.at.mesh, model.rules)
+            programs = worker.programs(devices) | self.at.held_out.programs(model, devices)
+            self.console.programs(self.at.compiles, programs)
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)

@@ -14,7 +14,7 @@ from jaxr1.base.checks import check_least
 from jaxr1.base.errors import UserError
 from jaxr1.inputs.batch import EncodedPrompt, make_batch
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import Buckets, geometric, rows_for
+from jaxr1.inputs.sizes import Buckets, falling, rows_for
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, on_device, place_rows
 from jaxr1.sampling import decode
@@ -22,8 +22,12 @@ from jaxr1.sampling.decode import DecodeState, PromptCache, Weights
 from jaxr1.sampling.draw import Filters, sample_keys
 from jaxr1.sampling.stops import StopStrings
 
-# Cache slots of the first chunk: so many tokens are drawn before the host looks at the responses.
-FIRST_SLOTS = 32
+# Cache slots of the first chunk, at least: so many tokens are drawn before the host looks at the
+# responses.
+FIRST_SLOTS = 128
+# Finished responses are dropped before the cache grows to its last sizes: dropping costs programs,
+# and few end before.
+LAST_SLOTS = 2
 # Tokens between two looks for a stop string.
 LOOK_EVERY = 16
 # Longest time between two looks for a signal, about; and tokens before it is known what one takes.
@@ -135,7 +139,7 @@ class Sampler:
         filters = Filters(greedy, options.top_k, options.top_p)
         self.stops = StopStrings(options.stop, processor)
         stops = {*processor.stop_token_ids, *options.stop_token_ids, *self.stops.ids}
-        self.slots = geometric(FIRST_SLOTS, options.max_new_tokens)
+        self.slots = falling(options.max_new_tokens, (2, 4), FIRST_SLOTS)
         if options.ignore_stops:
             # Every response takes all its slots: growing the cache would only copy it.
             stops, self.slots = set(), self.slots[-1:]
@@ -254,7 +258,8 @@ class InFlight:
         self.sampler, self.state, self.cache, self.check = sampler, state, cache, check
         self.prompts, self.samples, self.multiple = prompts, samples, multiple
         self.finished: dict[tuple[int, int], Drawn] = {}
-        rows = np.arange(state.done_bs.shape[0])
+        self.whole = (state.done_bs.shape[0], samples)
+        rows = np.arange(self.whole[0])
         self.origin = np.stack(np.meshgrid(rows, np.arange(samples), indexing="ij"), -1)
 
     def group(self, prompt: int) -> list[Drawn]:
@@ -264,7 +269,8 @@ class InFlight:
     def run(self, weights: Weights, on_tokens: OnTokens | None, every: int) -> None:
         """Draws until every response is done, or has as many tokens as it may."""
         sampler, limit = self.sampler, self.sampler.options.max_new_tokens
-        for slots in sampler.slots:
+        late = len(sampler.slots) - LAST_SLOTS - 1
+        for number, slots in enumerate(sampler.slots):
             # The cache grows geometrically: short responses never pay for a long one.
             if slots > self.state.token_bsc.shape[2]:
                 self.state = decode.grow(sampler.model, self.state, slots)
@@ -272,7 +278,8 @@ class InFlight:
             done = self._chunk(weights, min(slots, limit), on_tokens, every)
             if done.all() or int(self.state.step) >= limit:
                 break
-            self._drop_finished(done)
+            if number >= late:
+                self._drop_finished(done)
         self._collect(only_done=False)
 
     def _chunk(
@@ -327,7 +334,7 @@ class InFlight:
 
     def _drop_finished(self, done: np.ndarray) -> None:
         """Makes the state smaller where half of its work can go."""
-        chosen = compaction_of(done, self.multiple)
+        chosen = compaction_of(done, self.multiple, self.whole)
         if chosen is None:
             return
         self._collect(only_done=True)
@@ -378,9 +385,9 @@ class InFlight:
 
 
 def compaction_of(
-    done: np.ndarray, multiple: int
+    done: np.ndarray, multiple: int, whole: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """`decode.compaction`, agreed between hosts."""
-    chosen = decode.compaction(done, multiple)
+    chosen = decode.compaction(done, multiple, whole)
     shape = agree([0, 0] if chosen is None else list(chosen[1].shape))
     return None if shape[0] == 0 else chosen

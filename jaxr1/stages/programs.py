@@ -1,0 +1,96 @@
+"""Which programs a stage may compile: a list from its options alone, shown while a run compiles.
+
+    sampling     prefill, start, decode, grow, select      `sampling.programs`
+    scoring      score_batch                               shapes of `inputs.shapes`
+    update       accumulate                                the same shapes
+                 zeros, apply                              one each
+
+Media that are frozen, or clips beside pictures, make arrays of another kind: with them what reads
+prompts may be compiled for each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from jaxr1.inputs.room import list_rooms
+from jaxr1.inputs.shapes import Limits, list_shapes
+from jaxr1.inputs.sizes import Buckets, rows_for
+from jaxr1.models.vlm import Model
+from jaxr1.rl.learner import Learner
+from jaxr1.sampling.features import PATCHES_AT_ONCE
+from jaxr1.sampling.programs import Program, list_prefills, list_sampling
+from jaxr1.stages.options import Rl
+
+COMPILED = frozenset(
+    {
+        "weights",
+        "run_prefill",
+        "start",
+        "decode_until",
+        "grow",
+        "select",
+        "score_batch",
+        "accumulate",
+        "zeros",
+        "_apply",
+        "_compute",
+    }
+)
+"""Names of the functions on the list. Others are small, and the same in every step."""
+
+
+def list_learning(
+    learner: Learner, prompts: int, group: int, devices: int, scored: Sequence[int] = ()
+) -> set[Program]:
+    """The programs of a learner: its updates, and what is scored with its parameters.
+
+    Args:
+      prompts: of an optimiser step.
+      group: responses of a prompt.
+      devices: that share a batch.
+      scored: prompts of each pass that only scores.
+    """
+    model, buckets = learner.model, learner.buckets
+    programs: set[Program] = {("zeros", ()), ("_apply", ())}
+    passes = [("accumulate", prompts), *(("score_batch", count) for count in scored)]
+    for name, count in passes:
+        tokens, strips = learner.micro_batch_tokens, learner.strips_at_once
+        limits = Limits(tokens, strips or tokens, devices, count, group)
+        shapes = itertools.chain(*list_shapes(buckets, limits))
+        sizes = [dataclasses.astuple(shape) for shape in shapes]
+        programs |= list_prefills(name, sizes, buckets, model.media, devices)
+    return programs | list_features(model, learner.freeze, buckets, devices)
+
+
+def list_features(
+    model: Model, frozen: Sequence[str], buckets: Buckets, devices: int
+) -> set[Program]:
+    """The programs of what is frozen and computed once."""
+    programs: set[Program] = set()
+    for tower in model.towers:
+        if tower.part in frozen:
+            most = max(PATCHES_AT_ONCE, buckets.patches[-1])
+            room = dict(patches=most, devices=devices)
+            for sizes in list_rooms(buckets.patches, tower.geometry, **room):
+                programs.add(("_compute", sizes))
+    return programs
+
+
+def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:
+    """The programs of a stage of reinforcement learning: rollouts, what is scored, updates."""
+    scorings = {"old_logp", "ref_logp"}
+    scored = [options.prompts_at_once] if scorings & {*policy.objective.needs} else []
+    if scorings & {*options.advantage.needs}:
+        scored.append(options.prompts_per_step)
+    group, prompts = options.group_size, options.prompts_per_step
+    learning = list_learning(policy, options.prompts_at_once, group, devices, scored)
+
+    # The last wave may be smaller.
+    wave = -(-prompts // options.waves)
+    sizes = {wave, prompts % wave or wave}
+    rows = sorted({rows_for(size, devices) for size in sizes})
+    most, media = options.max_response_tokens, policy.model.media
+    return learning | list_sampling(rows, group, most, policy.buckets, media, devices)
