@@ -28,6 +28,7 @@ from jaxr1.run.signals import Interrupted, Signals
 from jaxr1.run.state import Kept, Progress
 from jaxr1.run.watch import count_streaks, warn
 from jaxr1.stages import POLICY, Stage, Worker, build
+from jaxr1.stages.programs import list_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Run:
             place = (number + 1, len(self.config.stages))
             self.console.stage(stage.name, worker.steps, self.progress.step, place)
             devices = batch_multiple(self.at.mesh, model.rules)
-            programs = worker.programs(devices) | self.at.held_out.programs(model, devices)
+            programs = list_programs(stage, worker.learners[POLICY], devices)
+            programs |= self.at.held_out.programs(model, devices)
             self.console.programs(self.at.compiles, programs)
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True

@@ -15,7 +15,6 @@ from jaxr1.inputs.sizes import Buckets
 from jaxr1.models.flops import peak_flops
 from jaxr1.models.vlm import Model
 from jaxr1.rl.learner import Learner, TrainState
-from jaxr1.sampling.programs import Program
 
 POLICY = "policy"
 """The learner that every stage has; the key of its state."""
@@ -99,14 +98,6 @@ class Worker(contextlib.ExitStack):
         for name in learners:
             check_name(name, "learner ")
         self.context, self.learners, self.steps, self.draws = context, learners, steps, draws
-
-    def programs(self, devices: int) -> set[Program]:
-        """The programs that the stage may compile.
-
-        Args:
-          devices: that share a batch.
-        """
-        raise NotImplementedError
 
     def init(self, params: dict) -> dict[str, TrainState]:
         """Fresh states; `params` are what the stage begins with."""

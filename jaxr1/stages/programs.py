@@ -22,7 +22,7 @@ from jaxr1.models.vlm import Model
 from jaxr1.rl.learner import Learner
 from jaxr1.sampling.features import PATCHES_AT_ONCE
 from jaxr1.sampling.programs import Program, list_prefills, list_sampling
-from jaxr1.stages.options import Rl
+from jaxr1.stages.options import Rl, Stage
 
 COMPILED = frozenset(
     {
@@ -77,6 +77,18 @@ def list_features(
             for sizes in list_rooms(buckets.patches, tower.geometry, **room):
                 programs.add(("_compute", sizes))
     return programs
+
+
+def list_programs(options: Stage, policy: Learner, devices: int) -> set[Program]:
+    """The programs that a stage may compile.
+
+    Args:
+      policy: its learner.
+      devices: that share a batch.
+    """
+    if isinstance(options, Rl):
+        return list_reinforced(options, policy, devices)
+    return list_learning(policy, options.prompts_at_once, 1, devices)
 
 
 def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:

@@ -35,11 +35,9 @@ from jaxr1.rl.update import read, score, update
 from jaxr1.rl.weights import Weighting
 from jaxr1.rl.work import Work
 from jaxr1.sampling.draw import prompt_key
-from jaxr1.sampling.programs import Program
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.options import Rl
-from jaxr1.stages.programs import list_reinforced
 
 
 def policy_learner(options: Rl, context: Context) -> Learner:
@@ -83,9 +81,6 @@ class RlStage(Worker):
         self.journal = Journal(context.folder / "rollouts", options.name)
         self.pool = self.enter_context(RewardPool.of(options, context.folder))
         self.reference: dict | None = None
-
-    def programs(self, devices: int) -> set[Program]:
-        return list_reinforced(self.options, self.policy, devices)
 
     def begin(self, states: dict[str, TrainState]) -> None:
         """Keeps the policy as it is when the stage begins, if anything asks how far it has moved.

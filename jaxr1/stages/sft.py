@@ -9,10 +9,8 @@ from jaxr1.rl.objectives import CrossEntropy
 from jaxr1.rl.terms import Objective
 from jaxr1.rl.update import read, update
 from jaxr1.rl.work import Work
-from jaxr1.sampling.programs import Program
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.options import Sft
-from jaxr1.stages.programs import list_learning
 
 
 class SftStage(Worker):
@@ -31,9 +29,6 @@ class SftStage(Worker):
             micro_batch_tokens=options.micro_batch_tokens,
         )
         super().__init__(context, {POLICY: self.policy}, steps, options.batch_size)
-
-    def programs(self, devices: int) -> set[Program]:
-        return list_learning(self.policy, self.draws, 1, devices)
 
     def step(
         self, states: dict[str, TrainState], draws: list[Draw], number: int

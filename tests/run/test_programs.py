@@ -22,7 +22,7 @@ from jaxr1.run.console import Console
 from jaxr1.sampling import decode, sampler, scoring
 from jaxr1.sampling.sampler import Drawn, Sampler, SamplingOptions
 from jaxr1.stages import Context
-from jaxr1.stages.programs import list_reinforced
+from jaxr1.stages.programs import list_programs
 from jaxr1.stages.rl import policy_learner
 
 LIMIT, PROMPTS, GROUP, DEVICES = 2048, 32, 8, 1
@@ -159,7 +159,7 @@ def test_a_run_of_natural_sizes_has_few_programs(tiny, monkeypatch):
         kl=Kl(0.1),
     )
     policy = policy_learner(options, Context(model, processor, buckets, Path()))
-    listed = list_reinforced(options, policy, DEVICES)
+    listed = list_programs(options, policy, DEVICES)
     print(f"{len(listed)} programs listed")
 
     seen: list = []
