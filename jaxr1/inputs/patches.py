@@ -9,7 +9,7 @@ Three arrangements, chosen by the host from what a batch holds:
     tiles    towers with tiles of one size: a row is a tile
 
 Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding,
-and is packed.
+and is packed. In a run the choice follows from the options, and so does the size (`inputs.room`).
 
 Pixels stay the 8 bits that they are until the tower reads them (`models.pixels`), and a picture
 that fills all frames of its patches is there once.

@@ -91,8 +91,8 @@ class Buckets:
     Attributes:
       prompt: prompt lengths P in tokens.
       response: strip lengths T (and decode cache sizes) in tokens.
-      patches: patch-row lengths M in patches; the largest bounds an image. Packed rows are longer,
-        in steps of a quarter.
+      patches: patch-row lengths M in patches; the largest bounds an image. In a run pictures are
+        alone in rows of M where one is given, else packed (`inputs.room`).
     """
 
     prompt: tuple[int, ...]
@@ -114,7 +114,7 @@ class Buckets:
 
 @dataclasses.dataclass(frozen=True)
 class BucketOptions:
-    """Static sizes; () is a geometric series up to the stage's (or processor's) limits.
+    """Static sizes; () is a few of them up to the stage's (or processor's) limits.
 
     Attributes:
       prompt: prompt lengths in tokens.
@@ -130,7 +130,7 @@ class BucketOptions:
         check_types(self)
 
     def build(self, prompt: int, response: int, patches: int) -> Buckets:
-        """The sizes given, and geometric series up to these limits where nothing is given."""
+        """The sizes given, and a few up to these limits where nothing is given."""
         whole = Buckets.up_to(prompt, response, max(16, patches))
         return Buckets(
             self.prompt or whole.prompt,

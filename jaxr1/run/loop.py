@@ -15,7 +15,6 @@ from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
-from jaxr1.parallel import batch_multiple
 from jaxr1.report.report import write_report
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
@@ -28,7 +27,6 @@ from jaxr1.run.signals import Interrupted, Signals
 from jaxr1.run.state import Kept, Progress
 from jaxr1.run.watch import count_streaks, warn
 from jaxr1.stages import POLICY, Stage, Worker, build
-from jaxr1.stages.programs import list_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,10 +146,7 @@ class Run:
             self.states = states
             place = (number + 1, len(self.config.stages))
             self.console.stage(stage.name, worker.steps, self.progress.step, place)
-            devices = batch_multiple(self.at.mesh, model.rules)
-            programs = list_programs(stage, worker.learners[POLICY], devices)
-            programs |= self.at.held_out.programs(model, devices)
-            self.console.programs(self.at.compiles, programs)
+            self.console.programs(self.at.compiles, self.at.programs(number, worker))
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)

@@ -5,8 +5,8 @@
     update       accumulate                                the same shapes
                  zeros, apply                              one each
 
-Media that are frozen, or clips beside pictures, make arrays of another kind: with them what reads
-prompts may be compiled for each.
+Where arrays of several kinds may come, what reads prompts may be compiled for each: clips beside
+pictures, text alone beside what a frozen tower has made, a reference whose parameters are others.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ COMPILED = frozenset(
         "_compute",
     }
 )
-"""Names of the functions on the list. Others are small, and the same in every step."""
+"""Names of the functions on the list; what stands behind a name there tells arrays apart. Other
+programs are small, and the same in every step.
+"""
+
+READ_PROMPTS = frozenset({"run_prefill", "score_batch", "accumulate", "_compute"})
 
 
 def list_learning(
@@ -79,16 +83,30 @@ def list_features(
     return programs
 
 
-def list_programs(options: Stage, policy: Learner, devices: int) -> set[Program]:
+def list_programs(
+    options: Stage, policy: Learner, devices: int, *, videos: bool = False
+) -> set[Program]:
     """The programs that a stage may compile.
 
     Args:
       policy: its learner.
       devices: that share a batch.
+      videos: whether there are clips among its media.
     """
     if isinstance(options, Rl):
-        return list_reinforced(options, policy, devices)
-    return list_learning(policy, options.prompts_at_once, 1, devices)
+        programs = list_reinforced(options, policy, devices)
+    else:
+        programs = list_learning(policy, options.prompts_at_once, 1, devices)
+    if videos:
+        programs |= varied(programs, "with clips")
+    if any(tower.part in policy.freeze for tower in policy.model.towers):
+        programs |= varied(programs, "of text alone")
+    return programs
+
+
+def varied(programs: set[Program], what: str, names: frozenset[str] = READ_PROMPTS) -> set[Program]:
+    """Those of the programs that arrays of another kind compile again."""
+    return {(f"{name} {what}", sizes) for name, sizes in programs if name in names}
 
 
 def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:
@@ -99,6 +117,8 @@ def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:
         scored.append(options.prompts_per_step)
     group, prompts = options.group_size, options.prompts_per_step
     learning = list_learning(policy, options.prompts_at_once, group, devices, scored)
+    if scorings <= {*policy.objective.needs, *options.advantage.needs}:
+        learning |= varied(learning, "of the reference", frozenset({"score_batch"}))
 
     # The last wave may be smaller.
     wave = -(-prompts // options.waves)
