@@ -14,7 +14,7 @@ from jaxr1.base.checks import check_least
 from jaxr1.base.errors import UserError
 from jaxr1.inputs.batch import EncodedPrompt, make_batch
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import Buckets, falling, rows_for
+from jaxr1.inputs.sizes import Buckets, falling, roomy, rows_for
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import agree, batch_multiple, mesh_of, on_device, place_rows
 from jaxr1.sampling import decode
@@ -183,8 +183,9 @@ class Sampler:
         mesh, rules = mesh_of(params), self.model.rules
         multiple = batch_multiple(mesh, rules)
         rows = agree([rows_for(len(prompts), multiple)])[0]
-        kinds = self.model.media
-        batch = make_batch(prompts, self.buckets, kinds, rows=rows, multiple=multiple, room=True)
+        kinds, width = self.model.media, roomy(max(map(len, prompts)), self.buckets.prompt)
+        sizes = dict(rows=rows, width=width, multiple=multiple)
+        batch = make_batch(prompts, self.buckets, kinds, **sizes, room=True)
         key_b2 = np.zeros((rows, 2), np.uint32)
         key_b2[: len(keys)] = np.stack(keys)
         done = np.zeros((rows, n), bool)
