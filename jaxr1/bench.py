@@ -160,7 +160,8 @@ def run(args: Bench) -> dict:
     for number in range(args.steps + 1):
         draws = first if number == 0 else questions()
         prompts = [draw.prompt for draw in draws]
-        batch = make_batch(prompts, buckets, model.media, rows=rows_for(len(prompts), 1))
+        rows = rows_for(len(prompts), 1)
+        batch = make_batch(prompts, buckets, model.media, rows=rows, room=True)
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
             timed("encode", encode, model, state.params, placed.media)

@@ -23,7 +23,7 @@ from jaxr1.data.example import refusal
 from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.exchange import Draw, LeftOut, share
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import BucketOptions, TooLong
+from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong, rows_for
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError, load_image, media_hash
 from jaxr1.models.vlm import Model
@@ -36,6 +36,7 @@ from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.grading import wait_for
 from jaxr1.sampling.draw import RandomStream, prompt_key
+from jaxr1.sampling.programs import Program, list_sampling
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 
 # What a row of rollouts/eval_*.jsonl holds of `Episodes.rows`.
@@ -113,6 +114,26 @@ class HeldOut:
         self._judged: set[str] = set()  # names of sets whose answers were all looked at
         # Whoever lets go of the sets, or ends, ends their workers.
         weakref.finalize(self, _close_all, self._pools)
+
+    def programs(self, model: Model, devices: int) -> set[Program]:
+        """The programs that the sets may compile, where no row is left out.
+
+        Args:
+          devices: that share a batch.
+        """
+        programs: set[Program] = set()
+        for options, dataset in self.sets:
+            at_once = min(options.batch_rows, max(1, len(dataset)))
+            counts = {at_once, len(dataset) % at_once or at_once}
+            programs |= list_sampling(
+                sorted({rows_for(count, devices) for count in counts}),
+                1,
+                options.max_response_tokens,
+                buckets_of(options, dataset, self.processor),
+                model.media,
+                devices,
+            )
+        return programs
 
     def close(self) -> None:
         """Ends the workers that grade; a later evaluation starts new ones."""
@@ -196,6 +217,12 @@ class HeldOut:
         return hashes
 
 
+def buckets_of(options: Evaluation, dataset: Dataset, processor: Processor) -> Buckets:
+    """The static sizes of a held-out set."""
+    limits = (options.max_prompt_tokens, options.max_response_tokens)
+    return processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
+
+
 class Asked:
     """A set that is being asked."""
 
@@ -211,8 +238,7 @@ class Asked:
     ):
         self.options, self.dataset, self.processor = options, dataset, processor
         self.seed, self.pool, self.check = seed, pool, check
-        limits = (options.max_prompt_tokens, options.max_response_tokens)
-        buckets = processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
+        buckets = buckets_of(options, dataset, processor)
         sampling = SamplingOptions(options.max_response_tokens, options.temperature)
         self.sampler = Sampler(model, processor, sampling, buckets)
         self._reading = threading.Lock()  # a user's data set need not know of threads

@@ -1,13 +1,16 @@
-"""Which image goes into which patch row, on one host or several."""
+"""Which image goes into which patch row."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
-from jaxr1.parallel import slots
+
+Spare = Literal["", "rows", "places"]
+"""Of what there may be more than media need (`inputs.room`): rows of a device, places of a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +51,14 @@ class Arrangement:
       rows: R.
       length: M.
       packed: whether rows are long ones, with attention over pairs of blocks.
+      spare: of what there may be more than is needed.
     """
 
     members: list[list[int]]
     rows: int
     length: int
     packed: bool = False
+    spare: Spare = ""
 
 
 def arrange(
@@ -106,47 +111,3 @@ def arrange(
     if multiple * long >= rows * length and pairs <= MOST_PAIRS:
         return in_rows
     return Arrangement(members, multiple, long, packed=True)
-
-
-def arrange_on(
-    hosts: Sequence[int],
-    owners: Sequence[int],
-    sizes: Sequence[int],
-    allowed: Sequence[int],
-    geometry: PatchGeometry,
-    multiple: int,
-    block: int,
-) -> Arrangement:
-    """As `arrange`, every image in a row of its host; all hosts have rows of one size and number.
-
-        host 0    [ a a a b ]  [ d d . . ]
-        host 1    [ c c c c ]  [ . . . . ]
-
-    Args:
-      hosts: of each share of the rows; () is one host.
-      owners: host of each image.
-    """
-    if not hosts:
-        return arrange(sizes, allowed, geometry, multiple, block)
-    each = multiple // (max(hosts) + 1)
-    own = [[i for i, owner in enumerate(owners) if owner == host] for host in sorted(set(hosts))]
-    alone = [arrange([sizes[i] for i in mine], allowed, geometry, each, block) for mine in own]
-    packed = any(one.packed for one in alone)
-    length = max(one.length for one in alone)
-    if geometry.tile:
-        rows = max(one.rows for one in alone)
-        members = [one.members for one in alone]
-    else:
-        pack = lambda length: [pack_first_fit([sizes[i] for i in mine], length) for mine in own]
-        members, rows = pack(length), each
-        while packed and max(map(len, members)) > each:
-            length = finely(length + 1, math.lcm(block, geometry.merge**2))
-            members = pack(length)
-        if not packed:
-            rows = rows_for(max(1, *map(len, members)), each)
-    rows *= len(own)
-    found: list[list[int]] = [[] for _ in range(rows)]
-    for mine, inside, free in zip(own, members, slots(hosts, rows), strict=True):
-        for row, some in zip(free, inside, strict=False):
-            found[row] = [mine[i] for i in some]
-    return Arrangement(found, rows, length, packed)

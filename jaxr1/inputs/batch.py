@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +18,8 @@ from jaxr1.inputs.patches import (
     Held,
     PatchRows,
     make_rows,
-    rows_waste,
 )
+from jaxr1.inputs.room import arrange_in_room, rows_waste
 from jaxr1.inputs.sizes import Buckets, bucket, power_of_two, rows_for
 from jaxr1.parallel import slots
 
@@ -96,7 +97,9 @@ def make_batch(
     media: Mapping[str, PatchGeometry],
     *,
     rows: int,
+    width: int = 0,
     multiple: int = 1,
+    room: bool = False,
     hosts: Sequence[int] = (),
 ) -> PromptBatch:
     """Packs prompts into `rows` rows, in order, their media into patch rows.
@@ -109,7 +112,9 @@ def make_batch(
     Args:
       media: the kinds that the model takes, and what to know of each; {} for text only.
       rows: B.
+      width: P; 0 is the smallest bucket that holds the prompts.
       multiple: of media rows (devices that share a batch).
+      room: media rows have the room of `inputs.room`, and are no tighter where there is little.
       hosts: of each share of the batch, where there are several: a prompt and its media lie in rows
         of its own host.
 
@@ -117,16 +122,18 @@ def make_batch(
       TooLong: a prompt or an image is over the largest bucket.
       ValueError: a patch bucket does not hold whole merge blocks.
     """
-    width = bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
+    width = width or bucket(max(len(p) for p in prompts), buckets.prompt, "a prompt")
     token = np.zeros((rows, width), np.int32)
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    each, at = rows // multiple, rows_of(prompts, rows, hosts)
+    given = Given([row // each for row in at], each * width, hosts) if room else None
     packed = {
-        kind: ROWS[kind](prompts, buckets, geometry, multiple, hosts)
+        kind: ROWS[kind](prompts, buckets, geometry, multiple, given)
         for kind, geometry in media.items()
     }
-    for i, (b, p) in enumerate(zip(rows_of(prompts, rows, hosts), prompts, strict=True)):
+    for i, (b, p) in enumerate(zip(at, prompts, strict=True)):
         n = len(p)
         token[b, :n], position[b, :n] = p.token_ids, p.position
         length[b], following[b] = n, p.next_position
@@ -135,6 +142,21 @@ def make_batch(
             media_index[b, :n][real] = numbers[i][p.media_index[real]]
     media_rows = {kind: made for kind, (made, _) in packed.items()}
     return PromptBatch(token, media_index, position, length, following, media_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """The prompt rows that media have room for.
+
+    Attributes:
+      devices: that of each prompt.
+      tokens: of a device's rows.
+      hosts: of each device's share, where there are several.
+    """
+
+    devices: Sequence[int]
+    tokens: int
+    hosts: Sequence[int]
 
 
 def count_rows(prompts: Sequence[EncodedPrompt], multiple: int, hosts: Sequence[int] = ()) -> int:
@@ -157,23 +179,35 @@ def _patch_rows(
     buckets: Buckets,
     geometry: PatchGeometry,
     multiple: int,
-    hosts: Sequence[int],
+    given: Given | None,
 ) -> tuple[PatchRows, list[np.ndarray]]:
     """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
     units: list[tuple[int, int]] = []
     for b, prompt in enumerate(prompts):
         units += [(b, i) for i in range(len(prompt.grids))]
+    block, arranged = block_size(buckets.patches[-1]), None
+    grids = [prompts[b].grids[i] for b, i in units]
+    if given is not None:
+        arranged = arrange_in_room(
+            list(map(math.prod, grids)),
+            [given.devices[b] for b, _ in units],
+            buckets.patches,
+            geometry,
+            patches=given.tokens * geometry.merge**2,
+            devices=multiple,
+            block=block,
+            hosts=given.hosts,
+        )
     rows, start = make_rows(
         [prompts[b].patches[i] for b, i in units],
-        [prompts[b].grids[i] for b, i in units],
+        grids,
         buckets.patches,
         geometry,
         levels=list(itertools.chain.from_iterable(prompt.levels for prompt in prompts)),
         multiple=multiple,
-        block=block_size(buckets.patches[-1]),
+        block=block,
+        arranged=arranged,
         held=next((p.held for p in prompts if p.grids), "pixels"),
-        hosts=hosts,
-        owners=[prompts[b].host for b, _ in units],
     )
     numbers: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in prompts]
     for (b, i), first in zip(units, start.tolist(), strict=True):
@@ -185,7 +219,11 @@ def _patch_rows(
 ROWS = {PATCHES: _patch_rows}
 
 
-def batch_waste(batch: PromptBatch) -> dict[str, float]:
-    """Fractions of padded positions, and attention pairs computed / needed."""
+def batch_waste(batch: PromptBatch, multiple: int = 1) -> dict[str, float]:
+    """Fractions of padded positions, and attention pairs computed / needed.
+
+    Args:
+      multiple: devices that share the batch.
+    """
     waste = {"prompt": 1.0 - float(np.asarray(batch.length_b).sum()) / batch.token_bp.size}
-    return waste | rows_waste(batch.media.get(PATCHES))
+    return waste | rows_waste(batch.media.get(PATCHES), multiple)

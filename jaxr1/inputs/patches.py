@@ -9,7 +9,7 @@ Three arrangements, chosen by the host from what a batch holds:
     tiles    towers with tiles of one size: a row is a tile
 
 Rows are simplest and fastest where images are of like size; a mix of sizes would be mostly padding,
-and is packed.
+and is packed. In a run the choice follows from the options, and so does the size (`inputs.room`).
 
 Pixels stay the 8 bits that they are until the tower reads them (`models.pixels`), and a picture
 that fills all frames of its patches is there once.
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.arrangement import PatchGeometry, arrange_on
+from jaxr1.inputs.arrangement import Arrangement, PatchGeometry, Spare, arrange
 from jaxr1.inputs.levels import CHANNELS, Levels
 from jaxr1.inputs.sizes import finely, pack_first_fit
 
@@ -72,6 +72,8 @@ class PatchRows:
     affine_rk23: Any = None  # float32[R, K, 2, 3], scale and shift of each normalisation
     held: Held = struct.field(pytree_node=False, default="pixels")
     block: int = struct.field(pytree_node=False, default=0)
+    unit: int = struct.field(pytree_node=False, default=1)  # patches of an embedding
+    spare: Spare = struct.field(pytree_node=False, default="")
 
 
 def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +99,14 @@ def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np
     return np.tile(blocks, (t, 1)).astype(np.int32), np.repeat(np.arange(t, dtype=np.int32), h * w)
 
 
-def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
+def block_pairs(segment_rm: np.ndarray, block: int, longest: int = 0) -> np.ndarray:
     """int32[R, P, 2]: (query block, key block) of blocks that share a segment, sorted.
 
     -1 as key block fills the list up.
+
+    Args:
+      longest: patches of the largest segment that there may be; the list holds whatever pairs there
+        may be then. 0 is a list for those that there are.
     """
     found = []
     for row in segment_rm:
@@ -115,6 +121,8 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
         found.append(sorted(pairs))
     size = finely(max(1, *(len(pairs) for pairs in found)), 1, 1.5)
     last = segment_rm.shape[1] // block - 1
+    if longest:  # a block in the middle of it shares it with all others that it touches
+        size = (last + 1) * min(last + 1, 2 * (-(-longest // block) + 1))
     pair_rp2 = np.tile(np.array([last, -1], np.int32), (len(found), size, 1))
     for r, listed in enumerate(found):
         if listed:
@@ -122,8 +130,14 @@ def block_pairs(segment_rm: np.ndarray, block: int) -> np.ndarray:
     return pair_rp2
 
 
-def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Windows:
-    """Windows of side x side patches inside each segment, small ones packed in rows of side^2."""
+def make_windows(
+    place_rm2: np.ndarray, segment_rm: np.ndarray, side: int, *, most: bool = False
+) -> Windows:
+    """Windows of side x side patches inside each segment, small ones packed in rows of side^2.
+
+    Args:
+      most: make as many rows as may be needed, and not only as are.
+    """
     rows, length = segment_rm.shape
     size = min(side * side, length)
     windows = [_windows_of(*row, side) for row in zip(place_rm2, segment_rm, strict=True)]
@@ -131,9 +145,9 @@ def make_windows(place_rm2: np.ndarray, segment_rm: np.ndarray, side: int) -> Wi
     # Two sizes only: most batches fit a quarter more than full windows would need; twice as many
     # always suffice.
     full = -(-length // size)
-    most = max(1, *(len(bins) for bins in packed))
+    used = max(1, *(len(bins) for bins in packed))
     few = -(-5 * full // 4)
-    width = few if few >= most else max(2 * full, most)
+    width = few if few >= used and not most else max(2 * full, used)
     index = np.zeros((rows, width, size), np.int32)
     segment_rwk = np.zeros((rows, width, size), np.int32)
     slot = np.zeros((rows, length), np.int32)
@@ -172,8 +186,7 @@ def make_rows(
     multiple: int = 1,
     block: int = 16,
     held: Held = "pixels",
-    hosts: Sequence[int] = (),
-    owners: Sequence[int] = (),
+    arranged: Arrangement | None = None,
 ) -> tuple[PatchRows, np.ndarray]:
     """Patch rows of some images, and the number of each image's first embedding.
 
@@ -186,8 +199,7 @@ def make_rows(
       multiple: R is a multiple of it.
       block: of paired attention.
       held: what `patches` are; see `PatchRows`.
-      hosts: of each share of the rows, where there are several.
-      owners: the host in whose rows each image lies.
+      arranged: which image goes into which row; None is `arrange`.
 
     Returns:
       The rows, and int[images].
@@ -199,7 +211,7 @@ def make_rows(
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    arranged = arrange_on(hosts, owners, sizes, allowed, geometry, multiple, block)
+    arranged = arranged or arrange(sizes, allowed, geometry, multiple, block)
     rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
     blank = np.zeros((0, geometry.values // geometry.frames), np.uint8)
@@ -220,14 +232,26 @@ def make_rows(
             number += grids[i][0]
             start[i] = (r * length + offset) // unit
             offset = end
+    made = PatchRows(
+        patch,
+        place,
+        size,
+        segment,
+        held=held,
+        block=block if arranged.packed else 0,
+        unit=unit,
+        spare=arranged.spare,
+    )
     if held != "pixels":  # attention is over; only the shape is left to know
-        return PatchRows(patch, place, size, segment, held=held), start
-    windows = make_windows(place, segment, geometry.window) if geometry.window else None
-    made = PatchRows(patch, place, size, segment, windows=windows)
+        return made, start
+    if geometry.window:
+        windows = make_windows(place, segment, geometry.window, most=bool(arranged.spare))
+        made = dataclasses.replace(made, windows=windows)
     if like.dtype == np.uint8:
         made = _normalised(made, arranged.members, sizes, levels)
     if arranged.packed:
-        made = dataclasses.replace(made, pair_rp2=block_pairs(segment, block), block=block)
+        longest = max(allowed) if arranged.spare else 0
+        made = dataclasses.replace(made, pair_rp2=block_pairs(segment, block, longest))
     return made, start
 
 
@@ -261,23 +285,3 @@ def _normalised(
     for k, one in enumerate(known):
         affine[:, k] = one.scale, one.shift
     return dataclasses.replace(made, level_rm=level, affine_rk23=affine)
-
-
-def rows_waste(rows: PatchRows | None) -> dict[str, float]:
-    """Padding of patch rows, and attention pairs computed / needed (full attention)."""
-    nothing = {"patches": 0.0, "vision_pairs": 1.0}
-    if rows is None:
-        return nothing
-    segment = np.asarray(rows.segment_rm)
-    needed = 0
-    for row in segment:
-        _, sizes = np.unique(row[row > 0], return_counts=True)
-        needed += int(np.sum(sizes**2))
-    if not needed:
-        return nothing
-    computed = segment.shape[0] * segment.shape[1] ** 2
-    if rows.held != "pixels":
-        computed = needed  # the tower's attention is computed already
-    elif rows.pair_rp2 is not None:
-        computed = rows.pair_rp2.shape[0] * rows.pair_rp2.shape[1] * rows.block**2
-    return {"patches": 1.0 - float((segment > 0).mean()), "vision_pairs": computed / needed}

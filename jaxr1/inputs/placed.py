@@ -100,4 +100,4 @@ class PlacedRows:
         size = sum(x.nbytes for x in jax.tree.leaves(batch))
         self.uploaded += size
         placed = place_rows(batch, mesh, rules)
-        return Placed(chosen, placed, batch_waste(batch), -(-size // multiple))
+        return Placed(chosen, placed, batch_waste(batch, multiple), -(-size // multiple))

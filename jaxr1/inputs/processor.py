@@ -171,7 +171,7 @@ class Processor:
     def buckets(
         self, options: BucketOptions, prompt: int, response: int, *, videos: bool
     ) -> Buckets:
-        """Static sizes: those of the options, and geometric series up to the limits.
+        """Static sizes: those of the options, and a few up to the limits.
 
         Args:
           prompt: most tokens of a prompt.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -24,14 +25,22 @@ def geometric(low: int, high: int, ratio: float = 2.0, multiple: int = 8) -> tup
     return tuple(sorted(set(sizes)))
 
 
+def falling(high: int, ratios: Sequence[int], least: int, multiple: int = 8) -> tuple[int, ...]:
+    """Sizes down from `high`, each the last over the next ratio (the last ratio goes on).
+
+    None is under `least` but `high` itself; all are rounded up to `multiple`.
+    """
+    sizes, size = [high], high
+    for ratio in itertools.chain(ratios, itertools.repeat(ratios[-1])):
+        size = -(-size // ratio)
+        if size < least:
+            return tuple(sorted({-(-x // multiple) * multiple for x in sizes}))
+        sizes.append(size)
+    raise AssertionError("ratios are over 1")
+
+
 def power_of_two(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
-
-
-def strips_for(count: int) -> int:
-    """Strips of a row for `count` used ones: 1, 2, 3, 4, 6, 8, 12, 16, ..."""
-    size = power_of_two(count)
-    return 3 * size // 4 if size >= 4 and count <= 3 * size // 4 else size
 
 
 def rows_for(count: int, multiple: int) -> int:
@@ -75,6 +84,15 @@ def bucket(size: int, sizes: Sequence[int], what: str) -> int:
     raise TooLong(f"{what} of {size} is over the limit of {max(sizes)}")
 
 
+def roomy(longest: int, sizes: Sequence[int]) -> int:
+    """P of a rollout: a quarter is spare, but in the largest bucket.
+
+    The longest of many prompts is close to the same from step to step. That it fits a smaller
+    bucket by chance, once in a hundred steps, is not worth the programs of another P.
+    """
+    return bucket(max(longest, min(longest * 4 // 3, max(sizes))), sizes, "a prompt")
+
+
 @dataclasses.dataclass(frozen=True)
 class Buckets:
     """The static sizes that arrays may have; whatever compiles, compiles for these.
@@ -82,8 +100,8 @@ class Buckets:
     Attributes:
       prompt: prompt lengths P in tokens.
       response: strip lengths T (and decode cache sizes) in tokens.
-      patches: patch-row lengths M in patches; the largest bounds an image. Packed rows are longer,
-        in steps of a quarter.
+      patches: patch-row lengths M in patches; the largest bounds an image. In a run pictures are
+        alone in rows of M where one is given, else packed (`inputs.room`).
     """
 
     prompt: tuple[int, ...]
@@ -92,15 +110,20 @@ class Buckets:
 
     @classmethod
     def up_to(cls, prompt: int, response: int, patches: int) -> Buckets:
-        """Geometric buckets from small to the limits."""
+        """Few sizes up to the limits, for each pair of P and T is another program.
+
+        Strips are filled with whole groups, so that few lengths do.
+        """
         return cls(
-            geometric(32, prompt), geometric(16, response), geometric(16, patches, multiple=16)
+            falling(prompt, (2, 4), 64),
+            falling(response, (4,), 64),
+            geometric(16, patches, multiple=16),
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketOptions:
-    """Static sizes; () is a geometric series up to the stage's (or processor's) limits.
+    """Static sizes; () is a few of them up to the stage's (or processor's) limits.
 
     Attributes:
       prompt: prompt lengths in tokens.
@@ -116,7 +139,7 @@ class BucketOptions:
         check_types(self)
 
     def build(self, prompt: int, response: int, patches: int) -> Buckets:
-        """The sizes given, and geometric series up to these limits where nothing is given."""
+        """The sizes given, and a few up to these limits where nothing is given."""
         whole = Buckets.up_to(prompt, response, max(16, patches))
         return Buckets(
             self.prompt or whole.prompt,

@@ -17,6 +17,7 @@ from jaxr1.inputs.patches import PatchGeometry, PatchRows
 from jaxr1.inputs.strips import Strips
 from jaxr1.models import text, vit
 from jaxr1.models.families.table import FAMILIES
+from jaxr1.models.spare import where_used
 from jaxr1.nn.logprob import reduce_tokens, tempered_logits
 from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, attach
 from jaxr1.nn.params import Table, flatten, nest
@@ -225,7 +226,10 @@ def encode(
             made = ENCODERS[kind](model, params, rows)
             return made.reshape(rows.segment_rm.shape[0], -1, made.shape[-1])
 
-        made = map_rows(run, rows, at_once // length if at_once else count, model.rules)
+        def some(rows, run=run, most=at_once // length if at_once else count):
+            return map_rows(run, rows, most, model.rules)
+
+        made = where_used(some, rows, model.rules) if rows.spare else some(rows)
         found.append(made.reshape(-1, made.shape[-1]))
     return jnp.concatenate(found) if found else None
 

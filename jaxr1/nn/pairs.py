@@ -3,9 +3,10 @@
     pairs          (0 0) (0 1) (1 0) | (1 1) (1 2) (2 1) | ...      sorted by block of queries
     at once         ----- first -----   ----- second ----
 
-A query's softmax goes on from one part of the list to the next: its highest score and its
-denominator are carried, and what was summed up before is scaled down (arXiv:1805.02867). The
-backward pass has the logarithm of the denominator, and makes the scores again.
+The list may be longer than need be: parts behind the last pair are left out. A query's softmax goes
+on from one part of the list to the next: its highest score and its denominator are carried, and
+what was summed up before is scaled down (arXiv:1805.02867). The backward pass has the logarithm of
+the denominator, and makes the scores again.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ def _parts(pair_rp2: jax.Array, q_rcbnh: jax.Array) -> jax.Array:
     return jnp.moveaxis(padded.reshape(rows, parts, size, 2), 1, 0)
 
 
+def _loop(step, carried, pair_rp2: jax.Array, q_rcbnh: jax.Array):
+    """`step(carried, pairs)` for each part of the list that holds a pair."""
+    parts = _parts(pair_rp2, q_rcbnh)
+    used = (pair_rp2[..., 1] >= 0).sum(1).max()
+    count = -(-used // parts.shape[2])
+    return jax.lax.fori_loop(0, count, lambda i, carried: step(carried, parts[i]), carried)
+
+
 def _by_query(x_rcnb: jax.Array) -> jax.Array:
     """[R, C, N, block] -> [R, C, block, N, 1], as outputs lie."""
     return jnp.swapaxes(x_rcnb, 2, 3)[..., None]
@@ -85,11 +94,11 @@ def _forward(q_rcbnh, k_rcbnh, v_rcbnh, segment_rcb, pair_rp2):
         found = product("rpnmu,rpunh->rpmnh", weight.astype(v_rcbnh.dtype), _take(v_rcbnh, key))
         total = total * scale + _add(weight.sum(-1), query, blocks)
         out = out * _by_query(scale) + _add(found, query, blocks)
-        return (higher, total, out), None
+        return higher, total, out
 
     zero = jnp.zeros((rows, blocks, heads, block), jnp.float32)
     start = (zero + MASKED, zero, jnp.zeros(q_rcbnh.shape, jnp.float32))
-    (top, total, out), _ = jax.lax.scan(part, start, _parts(pair_rp2, q_rcbnh))
+    top, total, out = _loop(part, start, pair_rp2, q_rcbnh)
     out = out / _by_query(jnp.where(total > 0, total, 1.0))
     log_total = top + jnp.log(jnp.where(total > 0, total, 1.0))
     return out, (q_rcbnh, k_rcbnh, v_rcbnh, segment_rcb, pair_rp2, out, log_total)
@@ -113,10 +122,10 @@ def _backward(kept, d_out_rcbnh):
         of_key = product("rpnmu,rpmnh->rpunh", d_score, _take(q_rcbnh, query))
         of_value = product("rpnmu,rpmnh->rpunh", weight, d_out)
         d_q += _add(of_query, query, blocks)
-        return (d_q, d_k + _add(of_key, key, blocks), d_v + _add(of_value, key, blocks)), None
+        return d_q, d_k + _add(of_key, key, blocks), d_v + _add(of_value, key, blocks)
 
     zero = jnp.zeros(q_rcbnh.shape, jnp.float32)
-    sums, _ = jax.lax.scan(part, (zero, zero, zero), _parts(pair_rp2, q_rcbnh))
+    sums = _loop(part, (zero, zero, zero), pair_rp2, q_rcbnh)
     return *(x.astype(dtype) for x in sums), None, None
 
 

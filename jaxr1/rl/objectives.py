@@ -70,6 +70,7 @@ class Ppo(Term):
     clip_high: float = 0.2
 
     needs: ClassVar[tuple[str, ...]] = ("advantage", "old_logp")
+    whole_rows: ClassVar[bool] = False
 
     def __post_init__(self):
         check_types(self)
@@ -93,6 +94,7 @@ class PolicyStats(Term):
 
     needs: ClassVar[tuple[str, ...]] = ("old_logp", "sampled_logp")
     reads: ClassVar[tuple[str, ...]] = ("logp", "entropy")
+    whole_rows: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> tuple[None, Metrics]:
         own = tokens.own
@@ -114,6 +116,7 @@ class Entropy(Term):
     coef: float
 
     reads: ClassVar[tuple[str, ...]] = ("entropy",)
+    whole_rows: ClassVar[bool] = False
     needs_zero_advantage: ClassVar[bool] = True
 
     def __call__(self, tokens: Tokens) -> tuple[jax.Array, Metrics]:
@@ -155,6 +158,7 @@ class Kl(Term):
     estimator: KlEstimator = "k3"
 
     needs: ClassVar[tuple[str, ...]] = ("ref_logp",)
+    whole_rows: ClassVar[bool] = False
     needs_zero_advantage: ClassVar[bool] = True
 
     def __post_init__(self):
@@ -170,6 +174,8 @@ class Kl(Term):
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy(Term):
     """Negative log-likelihood of given responses."""
+
+    whole_rows: ClassVar[bool] = False
 
     def __call__(self, tokens: Tokens) -> tuple[jax.Array, Metrics]:
         return -tokens.logp, {"sft/nll": Mean.of(-tokens.logp, tokens.own)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.inputs.batch import PromptBatch
-from jaxr1.inputs.strips import Strips, cut_strips, join_strips
+from jaxr1.inputs.strips import Strips, cut_strips, map_chunks, used_chunks
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model, Prefilled
 from jaxr1.nn.params import flatten, nest
@@ -49,6 +50,14 @@ class Sums:
     metrics: Metrics
 
 
+@struct.dataclass
+class Part:
+    """Some strips of each row of a micro-batch, and their columns."""
+
+    strips: Strips
+    columns: dict[str, Any]
+
+
 CARRIED = ("kv", "last_bd", "media_nd")
 """Fields of `Prefilled` through which responses have a gradient for their prompts."""
 
@@ -57,6 +66,21 @@ def _carried(prompt: Prefilled, batch: TrainBatch) -> tuple:
     """Those fields; None for media that no response holds."""
     media = None if batch.strips.media_index_bst is None else prompt.media_nd
     return (prompt.kv, prompt.last_bd, media)
+
+
+Found = tuple[jax.Array, Any]
+"""A loss, and what is measured beside it."""
+
+
+def _nothing(objective: Objective, scalars: Scalars) -> Found:
+    """Those of no tokens."""
+    metrics = objective.no_metrics(tuple(scalars))
+    return jnp.float32(0), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+
+
+def _added(a: Found, b: Found) -> Found:
+    """Those of two parts."""
+    return a[0] + b[0], {name: metric.add(b[1][name]) for name, metric in a[1].items()}
 
 
 def _add_gradient(
@@ -72,9 +96,17 @@ def _add_gradient(
     """`total` plus the gradient of a micro-batch's loss; the loss, and its metrics.
 
     Written out, so that each part of the gradient is added when it is there: beside the sums one
-    tree of gradients exists at a time. Strips that do not fit together are run twice, first for
-    what the loss says of their tokens, then for their gradient; those of a chunk are kept only
-    while it is differentiated. What chunks say to their prompts adds up in float32.
+    tree of gradients exists at a time. The loop over chunks of strips ends behind the last one that
+    holds a token; what a chunk makes is kept only while it is differentiated. What chunks say to
+    their prompts adds up in float32.
+
+        prompts ---> keys, last hidden states ---> chunk 0 ---> loss
+                <---   sum of the chunks'     <---         <---
+                                              ---> chunk 1 ---> loss
+                                              <---         <---
+
+    Where a term must see whole rows, strips are run twice, first for what the loss says of their
+    tokens, then for their gradient.
 
         prompts ---> keys, last hidden states ---> what is said of chunk 0, 1, ... ---> loss
                 <---   sum of the chunks'     <---      chunk 0, 1, ...            <---
@@ -104,32 +136,48 @@ def _add_gradient(
         own = {path: constrain(g, model.rules, *axes[path]) for path, g in flat.items()}
         return jax.tree.map(jnp.add, total, nest(own))
 
-    def loss_of(said: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
-        return objective(said, batch.columns, batch.strips.segment_bst, scalars)
+    def loss_of(said: dict[str, jax.Array], part: Part) -> tuple[jax.Array, Metrics]:
+        return objective(said, part.columns, part.strips.segment_bst, scalars)
 
-    differentiate = jax.value_and_grad(loss_of, has_aux=True)
     seen: tuple
     made: Prefilled
     seen, prompt_back, made = jax.vjp(prefill, trainable, has_aux=True)
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), seen)
-    if at_once >= batch.strips.token_bst.shape[1]:
-        said, back = jax.vjp(lambda own, seen: say(own, seen, batch.strips), trainable, wide)
-        (loss, metrics), d_said = differentiate(said)
-        of_strips, d_prompt = back(d_said)
-        total = add(total, of_strips)
+    whole = Part(batch.strips, batch.columns)
+    by_chunk = at_once < batch.strips.token_bst.shape[1]
+
+    # What the loss of whole rows says of each token; else a chunk's part has a loss of its own.
+    d_said = None
+    if by_chunk and objective.whole_rows:
+        said = map_chunks(lambda some: say(trainable, wide, some), batch.strips, at_once)
+        differentiate = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, metrics), d_said = differentiate(said, whole)
+
+    def of_part(part: Part, d_said: dict | None) -> tuple[tuple, tuple]:
+        """Gradients for parameters and prompts; loss and metrics."""
+        said, back = jax.vjp(lambda own, seen: say(own, seen, part.strips), trainable, wide)
+        found: tuple = ()
+        if d_said is None:
+            found, d_said = jax.value_and_grad(loss_of, has_aux=True)(said, part)
+        return back(d_said), found
+
+    if by_chunk:
+        chunks = cut_strips((whole, d_said), at_once)
+
+        def one(i: jax.Array, sums: tuple) -> tuple:
+            total, d_prompt, found = sums
+            (of_strips, of_prompt), own = of_part(*jax.tree.map(operator.itemgetter(i), chunks))
+            d_prompt = jax.tree.map(jnp.add, d_prompt, of_prompt)
+            return add(total, of_strips), d_prompt, _added(found, own) if own else ()
+
+        empty = () if objective.whole_rows else _nothing(objective, scalars)
+        sums = (total, jax.tree.map(jnp.zeros_like, wide), empty)
+        count = used_chunks(batch.strips, at_once)
+        total, d_prompt, found = jax.lax.fori_loop(0, count, one, sums)
+        loss, metrics = found or (loss, metrics)
     else:
-        chunks = cut_strips(batch.strips, at_once)
-        said = join_strips(jax.lax.map(lambda some: say(trainable, wide, some), chunks))
-        (loss, metrics), d_said = differentiate(said)
-
-        def one(sums, chunk):
-            (total, d_prompt), (strips, d_said) = sums, chunk
-            _, back = jax.vjp(lambda own, seen: say(own, seen, strips), trainable, wide)
-            of_strips, of_prompt = back(d_said)
-            return (add(total, of_strips), jax.tree.map(jnp.add, d_prompt, of_prompt)), None
-
-        sums = (total, jax.tree.map(jnp.zeros_like, wide))
-        (total, d_prompt), _ = jax.lax.scan(one, sums, (chunks, cut_strips(d_said, at_once)))
+        (of_strips, d_prompt), (loss, metrics) = of_part(whole, None)
+        total = add(total, of_strips)
     d_seen = jax.tree.map(lambda x, like: x.astype(like.dtype), d_prompt, seen)
 
     # The prompts' part in a loop that runs once, as the compiler cannot know: what it makes comes
@@ -188,7 +236,10 @@ def _zeros(objective: Objective, scalars: tuple[str, ...], tree, places: tuple, 
     whole = NamedSharding(mesh, PartitionSpec())
     shardings = jax.tree.map(lambda _: whole, empty)
     own = jax.tree.unflatten(tree, [sharding for _, sharding in places])
-    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+
+    def zeros() -> Sums:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), empty)
+
     return jax.jit(zeros, out_shardings=dataclasses.replace(shardings, grads=own))
 
 

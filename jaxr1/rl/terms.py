@@ -4,8 +4,8 @@
 
 A term names the columns that it `needs` and what it `reads` of the model. Weights are columns too,
 made on the host (`rl.weights`), where the whole batch of an optimiser step is known: micro-batches,
-devices and hosts only add. Terms see whole rows of strips, so what they sum over a response or over
-several of them is never cut.
+devices and hosts only add. What a term sums over a response is never cut, nor what it sums over
+several of a row: it then sees whole rows (`Term.whole_rows`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +71,7 @@ Metrics = dict[str, Mean | Max]
 
 # --- what a term sees ---------------------------------------------------------------------------
 class Tokens:
-    """What a term sees of a micro-batch: whole rows of strips, every array [B, S, T].
+    """What a term sees of a micro-batch: some strips of its rows or all, every array [B, S, T].
 
         segment    [ 1 1 1 1 2 2 2 3 3 3 0 0 ]     responses of a strip, 0 = padding
         own        [ 1 1 1 1 1 0 0 1 1 1 0 0 ]     tokens that the policy produced, bool
@@ -109,7 +110,7 @@ class Tokens:
 
     @property
     def response(self) -> jax.Array:
-        """int32[B, S, T]: the number of each token's response in its row, from 1; 0 = padding."""
+        """int32[B, S, T]: a number for each token's response in its row, from 1; 0 = padding."""
         _, strips, length = self.segment.shape
         first = jnp.arange(strips)[:, None] * length
         return jnp.where(self.segment > 0, first + self.segment, 0)
@@ -136,6 +137,16 @@ class Term:
 
     Subclasses override what differs, as properties or as class attributes.
     """
+
+    whole_rows: ClassVar[bool] = True
+    """Whether it must see all responses of a row together, as a loss of pairs must. False lets the
+    strips of a row be differentiated some at a time without being computed twice."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # What a parent's text may do without is not known of another text.
+        if "__call__" in vars(cls) and "whole_rows" not in vars(cls):
+            cls.whole_rows = True
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -204,6 +215,11 @@ class Objective:
         return _sorted([self.needs, weights, ["own"]])
 
     @property
+    def whole_rows(self) -> bool:
+        """Whether a term must see all responses of a row together."""
+        return any(term.whole_rows for term in self.terms)
+
+    @property
     def needs_zero_advantage(self) -> bool:
         """Whether responses of advantage 0 have a gradient; where there is no advantage, all do."""
         return "advantage" not in self.needs or any(t.needs_zero_advantage for t in self.terms)
@@ -215,7 +231,7 @@ class Objective:
         segment_bst: jax.Array,
         scalars: Mapping[str, jax.Array],
     ) -> tuple[jax.Array, Metrics]:
-        """The weighted sum over a micro-batch, and the metrics of all terms."""
+        """The weighted sum over a micro-batch (or some of its strips), and all terms' metrics."""
         if self.on_policy and "logp" in said:
             columns = {**columns, "old_logp": jax.lax.stop_gradient(said["logp"])}
         tokens = Tokens(said, columns, segment_bst, scalars)

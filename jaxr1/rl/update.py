@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jaxr1.inputs.batch import EncodedPrompt, PromptBatch
-from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.planning import plan_strips
+from jaxr1.inputs.strips import Plan, fill, make_strips, plan_prompts
 from jaxr1.models.flops import plan_flops, total_flops, training_flops
 from jaxr1.parallel import batch_hosts, batch_multiple, fetch, mesh_of, place_rows
 from jaxr1.rl.episodes import Episodes

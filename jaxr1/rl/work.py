@@ -30,7 +30,7 @@ class Padding:
     @classmethod
     def of(cls, plan: Plan, waste: dict[str, float], strips: Strips) -> Padding:
         """That of a plan, given its strips and what its prompt rows waste (`batch_waste`)."""
-        used = float((strips.segment_bst > 0).mean())
+        used = float((strips.segment_bst[:, : plan.used] > 0).mean())
         prompts = round((1 - waste["prompt"]) * plan.rows * plan.prompt_len)
         return cls(
             prompt=waste["prompt"],

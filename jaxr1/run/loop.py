@@ -145,6 +145,7 @@ class Run:
             self.states = states
             place = (number + 1, len(self.config.stages))
             self.console.stage(stage.name, worker.steps, self.progress.step, place)
+            self.console.programs(self.at.compiles, self.at.programs(number, worker))
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)

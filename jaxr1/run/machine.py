@@ -14,18 +14,27 @@ import jax.monitoring
 
 from jaxr1.parallel import on_device
 from jaxr1.rl.learner import TrainState
+from jaxr1.stages.programs import COMPILED
 
 
 class CompileCounter:
-    """Counts XLA compilations of this process (those answered by the persistent cache included)."""
+    """Counts XLA compilations of this process (those answered by the persistent cache included).
+
+    Attributes:
+      count: all of them.
+      programs: those of functions whose names are in `stages.programs.COMPILED`.
+    """
 
     def __init__(self):
-        self.count = 0
+        self.count = self.programs = 0
         self._planned: tuple[int, int | None] = (-1, None)  # count when it was looked at, bytes
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
     def _listen(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        self.count += event.endswith("backend_compile_duration")
+        if event.endswith("backend_compile_duration"):
+            self.count += 1
+            name = str(kwargs.get("fun_name", ""))
+            self.programs += name.removeprefix("jit(").removesuffix(")") in COMPILED
 
     def metrics(self, since: int) -> dict[str, float]:
         """Compilations after the first `since`, and what temporaries take on a device, in GiB.

@@ -31,7 +31,9 @@ from jaxr1.run.options import Config
 from jaxr1.run.resume import check_config, check_same, differences, resolved, write_config
 from jaxr1.run.state import Checkpoints, Progress, ResumeError, tidy
 from jaxr1.sampling.draw import RandomStream
-from jaxr1.stages import Context, Stage
+from jaxr1.sampling.programs import Program
+from jaxr1.stages import POLICY, Context, Stage, Worker
+from jaxr1.stages.programs import list_programs
 
 FINISHED = "finished.jsonl"
 
@@ -239,6 +241,13 @@ class Opened:
             drop=functools.partial(self.dropped.drop, stage.name),
             snapshot=snapshot,
         )
+
+    def programs(self, number: int, worker: Worker) -> set[Program]:
+        """The programs that a stage and the held-out sets may compile."""
+        policy, videos = worker.learners[POLICY], self.data[number].videos
+        devices = batch_multiple(self.mesh, policy.model.rules)
+        stage = list_programs(self.config.stages[number], policy, devices, videos=videos)
+        return stage | self.held_out.programs(policy.model, devices)
 
     def draws(self, number: int, context: Context) -> Draws:
         """A stage's examples in their order."""

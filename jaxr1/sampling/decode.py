@@ -253,14 +253,31 @@ def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs
     return _on_rows(model, state), _on_rows(model, jax.tree.map(lambda x: x[row_r], prompt))
 
 
+def smaller(rows: int, samples: int, multiple: int) -> list[tuple[int, int]]:
+    """The shapes that a state of so many rows and samples may shrink to, the smallest first.
+
+    Half of the samples, while most prompts have some that are drawn; then a quarter of both, for
+    the few long ones at the end. Each further shape is a program for every cache size.
+
+    Args:
+      multiple: rows stay a multiple of it (devices that share a batch).
+    """
+    part = lambda size, ways: next(size // n for n in ways if size % n == 0)
+    few = part(rows // multiple, (4, 2, 1)) * multiple
+    found = {(few, part(samples, (4, 2, 1))), (rows, part(samples, (2, 1)))}
+    return sorted(found - {(rows, samples)})
+
+
 def compaction(
-    done_bs: np.ndarray, multiple: int
+    done_bs: np.ndarray, multiple: int, whole: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Which rows and samples go on, when half of the work can go; sizes halve: few programs.
+    """Which rows and samples go on, when half of the work can go.
 
     Args:
       done_bs: bool[B, S].
       multiple: rows stay a multiple of it (devices that share a batch).
+      whole: rows and samples at the beginning, which say what the state may shrink to; None is that
+        it has not shrunk yet.
 
     Returns:
       (row_r, slot_rs, done_rs) for `select`, or None.
@@ -270,15 +287,15 @@ def compaction(
     busy = np.flatnonzero(live.any(1))
     if not len(busy):
         return None
-    keep_rows, keep = rows, samples
-    while keep_rows % 2 == 0 and (keep_rows // 2) % multiple == 0 and keep_rows // 2 >= len(busy):
-        keep_rows //= 2
-    while keep % 2 == 0 and keep // 2 >= live.sum(1).max():
-        keep //= 2
-    if (keep_rows, keep) == (rows, samples):
+    at_first = whole or (rows, samples)
+    for keep_rows, keep in smaller(at_first[0], at_first[1], multiple):
+        if keep_rows * keep < rows * samples and keep_rows <= rows and keep <= samples:
+            if keep_rows >= len(busy) and keep >= live.sum(1).max():
+                break
+    else:
         return None
     row = np.zeros(keep_rows, np.int32)
-    chosen = busy if len(busy) <= keep_rows and keep_rows < rows else np.arange(rows)
+    chosen = busy if keep_rows < rows else np.arange(rows)
     row[: len(chosen)] = chosen
     slot = np.argsort(done_bs[row], axis=1, kind="stable")[:, :keep].astype(np.int32)
     filler = np.zeros((keep_rows, keep), bool)

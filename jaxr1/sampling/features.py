@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,8 +22,10 @@ from jaxr1.inputs.arrangement import block_size
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.exchange import blank
 from jaxr1.inputs.patches import Held, PatchRows, make_rows
+from jaxr1.inputs.room import arrange_in_room
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.models import vlm
+from jaxr1.models.spare import where_used
 from jaxr1.models.vlm import Model, Tower
 from jaxr1.parallel import (
     batch_hosts,
@@ -34,6 +37,7 @@ from jaxr1.parallel import (
 )
 
 PATCHES_AT_ONCE = 16384
+"""Of a device, or as many as the largest image has."""
 
 Unit = tuple[int, int]
 """An image, tile or frame pair: number of its prompt, and its own number there."""
@@ -77,8 +81,11 @@ def _computed(
     # The parts are read in chunks, so that activations of few images live at once.
     found: dict[Unit, np.ndarray] = {}
     needed = {part: params[part] for part in (tower.part, tower.merger)}
-    for units in _chunks(prompts):
-        found |= _features(model, tower, needed, prompts, units, buckets, held)
+    most = max(PATCHES_AT_ONCE, buckets.patches[-1])
+    mesh = mesh_of(params)
+    shares = batch_hosts(mesh, model.rules) or (0,) * batch_multiple(mesh, model.rules)
+    for units in _chunks(prompts, most, shares):
+        found |= _features(model, tower, needed, prompts, units, buckets, held, most)
 
     seen = []
     for b, prompt in enumerate(prompts):
@@ -89,19 +96,27 @@ def _computed(
     return seen
 
 
-def _chunks(prompts: Sequence[EncodedPrompt]) -> Iterator[list[Unit]]:
-    """All units that are still pixels, about `PATCHES_AT_ONCE` patches at a time."""
-    chosen: list[Unit] = []
-    size = 0
+def _chunks(
+    prompts: Sequence[EncodedPrompt], most: int, shares: Sequence[int]
+) -> Iterator[dict[Unit, int]]:
+    """All units that are still pixels and the device of each, up to `most` patches of a device.
+
+    Args:
+      shares: host of each device.
+    """
+    chosen: dict[Unit, int] = {}
+    load = [0] * len(shares)
     for b, prompt in enumerate(prompts):
         if prompt.held != "pixels":
             continue
         for i, patches in enumerate(prompt.patches):
-            if chosen and size + len(patches) > PATCHES_AT_ONCE:
+            own = [device for device, host in enumerate(shares) if host == prompt.host]
+            emptiest = min(own, key=load.__getitem__)
+            if load[emptiest] + len(patches) > most:
                 yield chosen
-                chosen, size = [], 0
-            chosen.append((b, i))
-            size += len(patches)
+                chosen, load, emptiest = {}, [0] * len(shares), own[0]
+            chosen[b, i] = emptiest
+            load[emptiest] += len(patches)
     if chosen:
         yield chosen
 
@@ -111,22 +126,34 @@ def _features(
     tower: Tower,
     params: dict,
     prompts: Sequence[EncodedPrompt],
-    units: Sequence[Unit],
+    units: Mapping[Unit, int],
     buckets: Buckets,
     held: Held,
+    most: int,
 ) -> dict[Unit, np.ndarray]:
-    """What a tower makes of some units."""
-    mesh = mesh_of(params)
+    """What a tower makes of some units, which lie on the devices that are given."""
+    mesh, block = mesh_of(params), block_size(buckets.patches[-1])
+    multiple = batch_multiple(mesh, model.rules)
+    grids = [prompts[b].grids[i] for b, i in units]
+    arranged = arrange_in_room(
+        list(map(math.prod, grids)),
+        list(units.values()),
+        buckets.patches,
+        tower.geometry,
+        patches=most,
+        devices=multiple,
+        block=block,
+        hosts=batch_hosts(mesh, model.rules),
+    )
     rows, start = make_rows(
         [prompts[b].patches[i] for b, i in units],
-        [prompts[b].grids[i] for b, i in units],
+        grids,
         buckets.patches,
         tower.geometry,
         levels=[prompts[b].levels[i] for b, i in units],
-        multiple=batch_multiple(mesh, model.rules),
-        block=block_size(buckets.patches[-1]),
-        hosts=batch_hosts(mesh, model.rules),
-        owners=[prompts[b].host for b, _ in units],
+        multiple=multiple,
+        block=block,
+        arranged=arranged,
     )
     with jax.set_mesh(mesh):
         out = fetch_own(_compute(model, params, place_rows(rows, mesh, model.rules), held))
@@ -148,7 +175,11 @@ def _features(
 def _compute(model: Model, params: dict, rows: PatchRows, held: Held) -> jax.Array:
     params = vlm.cast(model, params)
     with vlm.exactly(model, "features"):
-        if held == "tower":
-            return vlm.tower(model, params, rows)
-        out = vlm.encode_patches(model, params, rows)
-        return out.reshape(rows.patch_rmc.shape[0], -1, out.shape[-1])
+
+        def run(rows: PatchRows) -> jax.Array:
+            if held == "tower":
+                return vlm.tower(model, params, rows)
+            out = vlm.encode_patches(model, params, rows)
+            return out.reshape(rows.patch_rmc.shape[0], -1, out.shape[-1])
+
+        return where_used(run, rows, model.rules) if rows.spare else run(rows)

@@ -10,11 +10,10 @@ from typing import Literal
 import jax
 import numpy as np
 
-from jaxr1.base.checks import check_least
 from jaxr1.base.errors import UserError
 from jaxr1.inputs.batch import EncodedPrompt, count_rows, make_batch, rows_of
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import Buckets, geometric
+from jaxr1.inputs.sizes import Buckets, falling, roomy
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import (
     agree,
@@ -31,10 +30,15 @@ from jaxr1.parallel import (
 from jaxr1.sampling import decode
 from jaxr1.sampling.decode import DecodeState, PromptCache, Weights
 from jaxr1.sampling.draw import Filters, sample_keys
+from jaxr1.sampling.options import SamplingOptions
 from jaxr1.sampling.stops import StopStrings
 
-# Cache slots of the first chunk: so many tokens are drawn before the host looks at the responses.
-FIRST_SLOTS = 32
+# Cache slots of the first chunk, at least: so many tokens are drawn before the host looks at the
+# responses.
+FIRST_SLOTS = 128
+# Finished responses are dropped before the cache grows to its last sizes: dropping costs programs,
+# and few end before.
+LAST_SLOTS = 2
 # Tokens between two looks for a stop string.
 LOOK_EVERY = 16
 # Longest time between two looks for a signal, about; and tokens before it is known what one takes.
@@ -71,40 +75,6 @@ class Completion:
     logprobs: np.ndarray
     finish_reason: Literal["stop", "length"]
     entropy: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """How responses are drawn.
-
-    Attributes:
-      max_new_tokens: limit of a response.
-      temperature: 0 is greedy.
-      top_p, top_k: filters of the draw; 1.0 and 0 keep everything. Reported log-probs are from
-        before them.
-      stop: strings that end a response; names of special tokens may be in them.
-      stop_token_ids: ids that end it, besides the processor's.
-      ignore_stops: never end before max_new_tokens (benchmarks).
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_stops: bool = False
-
-    def __post_init__(self):
-        check_least(self, "", max_new_tokens=1)
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or more, got {self.top_k}")
-        if not all(self.stop):
-            raise ValueError("stop: an empty string would end every response at once")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +116,7 @@ class Sampler:
         filters = Filters(greedy, options.top_k, options.top_p)
         self.stops = StopStrings(options.stop, processor)
         stops = {*processor.stop_token_ids, *options.stop_token_ids, *self.stops.ids}
-        self.slots = geometric(FIRST_SLOTS, options.max_new_tokens)
+        self.slots = falling(options.max_new_tokens, (2, 4), FIRST_SLOTS)
         if options.ignore_stops:
             # Every response takes all its slots: growing the cache would only copy it.
             stops, self.slots = set(), self.slots[-1:]
@@ -191,8 +161,16 @@ class Sampler:
         multiple, hosts = batch_multiple(mesh, rules), batch_hosts(mesh, rules)
         rows = count_rows(prompts, multiple, hosts)
         at = rows_of(prompts, rows, hosts)
+        kinds, width = self.model.media, roomy(max(map(len, prompts)), self.buckets.prompt)
         batch = make_batch(
-            prompts, self.buckets, self.model.media, rows=rows, multiple=multiple, hosts=hosts
+            prompts,
+            self.buckets,
+            kinds,
+            rows=rows,
+            width=width,
+            multiple=multiple,
+            room=True,
+            hosts=hosts,
         )
         key_b2, done = np.zeros((rows, 2), np.uint32), np.ones((rows, n), bool)
         key_b2[at], done[at] = np.stack(keys), False
@@ -277,7 +255,8 @@ class InFlight:
         self.sampler, self.state, self.cache, self.check = sampler, state, cache, check
         self.prompts, self.samples, self.multiple = len(at), samples, multiple
         self.finished: dict[tuple[int, int], Drawn] = {}
-        self.origin = np.full((state.done_bs.shape[0], samples, 2), -1)
+        self.whole = (state.done_bs.shape[0], samples)
+        self.origin = np.full((*self.whole, 2), -1)
         whose = np.meshgrid(np.arange(len(at)), np.arange(samples), indexing="ij")
         self.origin[np.asarray(at, int)] = np.stack(whose, -1)
 
@@ -288,7 +267,8 @@ class InFlight:
     def run(self, weights: Weights, on_tokens: OnTokens | None, every: int) -> None:
         """Draws until every response is done, or has as many tokens as it may."""
         sampler, limit = self.sampler, self.sampler.options.max_new_tokens
-        for slots in sampler.slots:
+        late = len(sampler.slots) - LAST_SLOTS - 1
+        for number, slots in enumerate(sampler.slots):
             # The cache grows geometrically: short responses never pay for a long one.
             if slots > self.state.token_bsc.shape[2]:
                 self.state = decode.grow(sampler.model, self.state, slots)
@@ -296,7 +276,8 @@ class InFlight:
             done = self._chunk(weights, min(slots, limit), on_tokens, every)
             if done.all() or int(self.state.step) >= limit:
                 break
-            self._drop_finished(done)
+            if number >= late:
+                self._drop_finished(done)
         self._collect(only_done=False)
 
     def _chunk(
@@ -351,7 +332,7 @@ class InFlight:
 
     def _drop_finished(self, done: np.ndarray) -> None:
         """Makes the state smaller where half of its work can go."""
-        chosen = decode.compaction(done, self.multiple)
+        chosen = decode.compaction(done, self.multiple, self.whole)
         if chosen is None:
             return
         self._collect(only_done=True)

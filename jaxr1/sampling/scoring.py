@@ -12,18 +12,10 @@ import numpy as np
 from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.batch import fitting_buckets
 from jaxr1.inputs.placed import PlacedRows
+from jaxr1.inputs.planning import plan_strips
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
-from jaxr1.inputs.strips import (
-    Plan,
-    Prompts,
-    Strips,
-    cut_strips,
-    gather,
-    join_strips,
-    make_strips,
-    plan_strips,
-)
+from jaxr1.inputs.strips import Plan, Prompts, Strips, gather, make_strips, map_chunks
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
 from jaxr1.models.vlm import Model
@@ -56,7 +48,7 @@ def score_batch(
         said = lambda some: vlm.said(model, params, prompt, some, reads, **asked)
         if at_once >= strips.token_bst.shape[1]:
             return said(strips)
-        return join_strips(jax.lax.map(said, cut_strips(strips, at_once)))
+        return map_chunks(said, strips, at_once)
 
 
 def score_plans(

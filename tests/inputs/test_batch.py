@@ -6,11 +6,15 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxr1.inputs.arrangement import PatchGeometry
 from jaxr1.inputs.batch import PATCHES, EncodedPrompt, batch_waste, fitting_buckets, make_batch
-from jaxr1.inputs.patches import PatchGeometry, patch_places
+from jaxr1.inputs.patches import patch_places
+from jaxr1.inputs.planning import plan_strips
 from jaxr1.inputs.positions import Span, mrope_positions
+from jaxr1.inputs.room import level_used, levels_of
+from jaxr1.inputs.shapes import Limits, Shape, list_shapes
 from jaxr1.inputs.sizes import Buckets, TooLong, bucket, geometric, pack_first_fit, rows_for
-from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.strips import fill, gather, make_strips, plan_prompts
 
 GEOMETRY = PatchGeometry(merge=2, values=2)
 MEDIA = {PATCHES: GEOMETRY}
@@ -186,6 +190,36 @@ def test_first_fit(rng):
         assert sum(load <= 10 for load in loads) <= 1, "two half-empty bins would have been one"
 
 
+@pytest.mark.parametrize("tile", [0, 16])
+def test_media_add_no_shapes_to_those_of_prompts(rng, tile):
+    """Whatever pictures prompts hold: patch rows depend on the rows and P alone, and find them."""
+    geometry = PatchGeometry(2, 2, tile=tile)
+    shapes = set()
+    for _ in range(20):
+        if tile:
+            grids = [[(1, 4, 4)] * int(n) for n in rng.integers(0, 4, 7)]
+        else:
+            grids = [random_grids(rng) for _ in range(7)]
+        prompts = [made_prompt(rng, g) for g in grids]
+        batch = make_batch(
+            prompts, BUCKETS, {PATCHES: geometry}, rows=8, width=64, multiple=2, room=True
+        )
+        media = batch.media[PATCHES]
+        shapes.add((media.patch_rmc.shape, tile or media.pair_rp2.shape))
+        merged = media.patch_rmc[..., 0].reshape(-1, 4)
+        rows_of_device = media.segment_rm.size // 4 // 2
+        for b, p in enumerate(prompts):
+            for (start, end), image in zip(p.spans, p.patches, strict=True):
+                at = batch.media_index_bp[b, start:end]
+                np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
+                assert set(at // rows_of_device) == {b // 4}, "with the device of its prompt"
+        used = level_used(media, 2)
+        assert used in levels_of(media, 2) and (used == 0) == (not any(grids))
+        waste = batch_waste(batch, 2)
+        assert 0 <= waste["patches"] <= 1 and waste["vision_pairs"] >= 1
+    assert len(shapes) == 1
+
+
 def test_waste(rng):
     batch = make_batch([made_prompt(rng, [(1, 2, 2), (1, 2, 4)], text=1)], BUCKETS, MEDIA, rows=2)
     # 6 of 2 x 8 tokens, 12 of 16 patches, 16 x 16 pairs for 4 x 4 + 8 x 8.
@@ -218,10 +252,10 @@ def check(plans, prompts, responses, budget, multiple):
     for plan in plans:
         assert plan.prompt_len in BUCKETS.prompt and plan.strip_len in BUCKETS.response
         assert plan.rows % multiple == 0 and plan.rows >= len(plan.prompts)
-        assert plan.strips in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-        assert plan.strips % plan.at_once == 0
+        assert plan.strips % plan.at_once == 0 and plan.used % plan.at_once == 0
+        assert max(p.strip for p in plan.places) < plan.used <= plan.strips
         assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
-        assert plan.tokens == plan.rows * (plan.prompt_len + plan.strips * plan.strip_len)
+        assert plan.tokens == plan.rows * (plan.prompt_len + plan.used * plan.strip_len)
         used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
         for p in plan.places:
             assert plan.prompts[p.row] == p.prompt and p.length == responses[p.prompt][p.sample]
@@ -233,7 +267,6 @@ def check(plans, prompts, responses, budget, multiple):
         assert len(set(numbers)) == len(numbers)
         rows = plan.rows // multiple
         at_once = rows * (plan.prompt_len + plan.at_once * plan.strip_len)
-        assert rows == 1 or plan.at_once == plan.strips
         assert at_once <= budget or (rows == 1 and plan.at_once == 1)
     seen = list(itertools.chain.from_iterable(plan.prompts for plan in plans))
     assert len(seen) == len(set(seen)), "a prompt is computed once"
@@ -251,14 +284,51 @@ def test_plans_place_every_response_once(rng, multiple):
 
 
 @pytest.mark.parametrize(
-    ("room", "most", "at_once"),
-    [(6, 0, 6), (5, 0, 3), (2, 0, 2), (1, 0, 1), (0, 0, 1), (6, 4, 3), (6, 1, 1)],
+    ("budget", "most", "at_once"),
+    [
+        (6 * 512, 0, 6),  # a sixteenth of the budget holds the group
+        (2 * 512, 0, 4),  # an eighth of it is what a turn should take at least
+        (512, 0, 2),
+        (70, 0, 1),
+        (1, 0, 1),
+        (6 * 512, 4, 4),
+        (6 * 512, 1, 1),
+    ],
 )
-def test_a_large_group_is_computed_in_parts(room, most, at_once):
-    budget = 8 + room * 32
+def test_a_large_group_is_computed_in_parts(budget, most, at_once):
     options = dict(token_budget=budget, strips_at_once=most)
     [plan] = plan_strips([8], [[32] * 6], BUCKETS, **options)
-    assert (plan.prompts, plan.strips, plan.at_once) == ((0,), 6, at_once)
+    assert (plan.prompts, plan.at_once) == ((0,), at_once)
+    assert plan.strips == plan.used == -(-6 // at_once) * at_once
+
+
+def test_the_number_of_strips_is_no_size_of_a_shape(rng):
+    """What is packed in few strips and in many has one shape; behind the used ones none counts."""
+    shapes, used = set(), set()
+    for count in range(1, 9):
+        lengths = [32] * count + [0] * (8 - count)
+        [plan] = plan_strips([8], [lengths], Buckets((8,), (32,), (16,)), token_budget=128)
+        shapes.add((plan.rows, plan.prompt_len, plan.strips, plan.strip_len, plan.at_once))
+        used.add(plan.used)
+        assert plan.tokens == 8 + 32 * plan.used
+    assert len(shapes) == 1 and used == set(range(1, 9))
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_shapes_are_listed_before_anything_is_drawn(rng, devices):
+    """Whatever the lengths: each plan has a shape of a short list, in which no group is cut."""
+    limits = Limits(8192, 8192, devices, prompts=32, group=8)
+    buckets = Buckets.up_to(2048, 2048, 64)
+    listed = set(itertools.chain(*list_shapes(buckets, limits)))
+    for _ in range(30):
+        prompts = rng.integers(1, int(rng.integers(2, 2049)), 32)
+        lengths = rng.integers(0, int(rng.integers(2, 2049)), (32, 8))
+        placed = rng.random((32, 8)) < rng.choice([0.1, 1.0])
+        options = dict(token_budget=8192, multiple=devices, placed=placed)
+        for plan in plan_strips(prompts.tolist(), lengths.tolist(), buckets, **options):
+            sizes = {f.name: getattr(plan, f.name) for f in dataclasses.fields(Shape)}
+            assert Shape(**sizes) in listed
+    assert len(listed) <= 18
 
 
 def test_every_device_has_a_row_before_one_has_two():
@@ -299,11 +369,13 @@ def test_padding_of_natural_lengths(prompt, response, group, devices, most):
 
 def test_the_drawing_of_strips(rng):
     """Ten tokens in one strip; 4, 3 and 5 (here sorted by size) share the next."""
-    [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=1000)
+    [plan] = plan_strips([5], [[10, 4, 3, 5, 0]], Buckets((8,), (12,), (16,)), token_budget=100)
     prompt = made_prompt(rng, [(1, 4, 4)], text=1)
     tokens = [np.arange(100, 110), np.arange(200, 204), np.arange(300, 303), np.arange(400, 405)]
     strips = make_strips(plan, [prompt], np.concatenate(tokens))
-    assert strips.segment_bst.tolist() == [[[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]]
+    assert (plan.used, plan.strips) == (2, 5), "arrays would hold each response alone"
+    drawn = [[1] * 10 + [0] * 2, [1] * 5 + [2] * 4 + [3] * 3]
+    assert strips.segment_bst.tolist() == [drawn + [[0] * 12] * 3]
     second = [*range(400, 405), *range(200, 204), *range(300, 303)]
     assert strips.token_bst.tolist()[0][1] == second
     np.testing.assert_array_equal(strips.target_bst, strips.token_bst)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxr1.inputs.patches import PatchGeometry, block_pairs, make_rows, make_windows, rows_waste
+from jaxr1.inputs.patches import PatchGeometry, block_pairs, make_rows, make_windows
+from jaxr1.inputs.room import rows_waste
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
 
 

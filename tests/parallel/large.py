@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from models.test_published import PUBLISHED
 
 from jaxr1.inputs.batch import EncodedPrompt, fitting_buckets
-from jaxr1.inputs.strips import make_strips, plan_prompts, plan_strips
+from jaxr1.inputs.planning import plan_strips
+from jaxr1.inputs.strips import make_strips, plan_prompts
 from jaxr1.models.vlm import Model, describe
 from jaxr1.nn.params import nest
 from jaxr1.parallel import make_mesh, sharding

@@ -11,8 +11,8 @@ import pytest
 
 from jaxr1.base.checks import OptionError
 from jaxr1.inputs.batch import EncodedPrompt, rows_of
+from jaxr1.inputs.planning import plan_strips
 from jaxr1.inputs.sizes import Buckets
-from jaxr1.inputs.strips import plan_strips
 from jaxr1.parallel import HostOptions, slots
 from jaxr1.parallel.join import launched
 

@@ -18,6 +18,7 @@ from jaxr1.inputs.sizes import Buckets
 from jaxr1.nn.params import flatten
 from jaxr1.rl import Credit, Estimator, Mean, Ppo, Term, Weighting, group_advantage, token_weights
 from jaxr1.rl.step import accumulate
+from jaxr1.rl.terms import Objective
 from jaxr1.rl.update import gradients, score
 from jaxr1.rl.work import Work
 
@@ -113,6 +114,27 @@ def test_a_pair_loss_is_the_same_strip_by_strip(world):
     )
     margin = (episodes.sums(logp) * sign).reshape(6, 2).sum(-1)
     np.testing.assert_allclose(whole.loss, np.log1p(np.exp(-0.1 * margin)).mean(), rtol=1e-5)
+
+
+def test_a_term_says_itself_that_strips_may_be_taken_one_by_one():
+    """Where its text is another than its parent's, what the parent said of itself does not hold."""
+
+    class Same(Ppo):
+        pass
+
+    class Other(Ppo):
+        def __call__(self, tokens):
+            return PairLoss()(tokens)
+
+    class Alike(Ppo):
+        whole_rows: ClassVar[bool] = False
+
+        def __call__(self, tokens):
+            return super().__call__(tokens)
+
+    assert [term().whole_rows for term in (Ppo, Same, Other, Alike)] == [False, False, True, False]
+    assert PairLoss().whole_rows
+    assert Objective((Ppo(), PairLoss())).whole_rows and not Objective((Ppo(),)).whole_rows
 
 
 # --- two denominators --------------------------------------------------------------------------

@@ -177,6 +177,11 @@ def test_larger_buckets_change_nothing(world):
     close(world.whole, world.sums(buckets=Buckets((160,), (40,), (128,)))[0])
 
 
+def test_room_for_media_changes_nothing(world):
+    """Pictures alone in rows of one size, and all in one long row of which a part is computed."""
+    close(world.whole, world.sums(buckets=Buckets((96,), (16,), (16, 32, 64)))[0])
+
+
 @pytest.mark.parametrize("change", ["remat", "chunked strips"])
 def test_memory_switches_change_nothing(world, change):
     buckets = Buckets((96,), (14,), (64,))  # short strips: a power of two of them to cut
@@ -195,6 +200,8 @@ def test_meshes_train_the_same(world, sizes):
     model, sharded = jaxr1.load_model(world.folder, mesh=make_mesh(sizes, jax.devices()[:4]))
     four, _ = world.sums(model=model, params=sharded)
     close(world.whole, four)
+    roomy, _ = world.sums(model=model, params=sharded, buckets=Buckets((96,), (16,), (16, 32, 64)))
+    close(world.whole, roomy)
     tx, rate = optax.sgd(0.1), optax.constant_schedule(0.1)
     params = jax.tree.map(jnp.copy, world.params)
     one_state, one_metrics = apply(tx, rate, init_state(params, tx), world.whole)

@@ -300,7 +300,7 @@ def test_compaction_changes_nothing(checkpoint, rng, monkeypatch):
     """Rows and samples that end early are dropped from the batch; what is left goes on the same."""
     model, params, processor = checkpoint.model, checkpoint.params, checkpoint.processor
     prompts = mixed_prompts(rng, 4)
-    args = dict(n=4, max_new_tokens=128, seed=2)
+    args = dict(n=4, max_new_tokens=256, seed=2)
     # Stop ids that leave two responses running and end all others at different places in the first
     # 24 tokens.
     free = itertools.chain(*jaxr1.generate(model, params, processor, prompts, **args))

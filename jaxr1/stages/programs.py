@@ -1,0 +1,128 @@
+"""Which programs a stage may compile: a list from its options alone, shown while a run compiles.
+
+    sampling     prefill, start, decode, grow, select      `sampling.programs`
+    scoring      score_batch                               shapes of `inputs.shapes`
+    update       accumulate                                the same shapes
+                 zeros, apply                              one each
+
+Where arrays of several kinds may come, what reads prompts may be compiled for each: clips beside
+pictures, text alone beside what a frozen tower has made, a reference whose parameters are others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from jaxr1.inputs.room import list_rooms
+from jaxr1.inputs.shapes import Limits, list_shapes
+from jaxr1.inputs.sizes import Buckets, rows_for
+from jaxr1.models.vlm import Model
+from jaxr1.rl.learner import Learner
+from jaxr1.sampling.features import PATCHES_AT_ONCE
+from jaxr1.sampling.programs import Program, list_prefills, list_sampling
+from jaxr1.stages.options import Rl, Stage
+
+COMPILED = frozenset(
+    {
+        "weights",
+        "run_prefill",
+        "start",
+        "decode_until",
+        "grow",
+        "select",
+        "score_batch",
+        "accumulate",
+        "zeros",
+        "_apply",
+        "_compute",
+    }
+)
+"""Names of the functions on the list; what stands behind a name there tells arrays apart. Other
+programs are small, and the same in every step.
+"""
+
+READ_PROMPTS = frozenset({"run_prefill", "score_batch", "accumulate", "_compute"})
+
+
+def list_learning(
+    learner: Learner, prompts: int, group: int, devices: int, scored: Sequence[int] = ()
+) -> set[Program]:
+    """The programs of a learner: its updates, and what is scored with its parameters.
+
+    Args:
+      prompts: of an optimiser step.
+      group: responses of a prompt.
+      devices: that share a batch.
+      scored: prompts of each pass that only scores.
+    """
+    model, buckets = learner.model, learner.buckets
+    programs: set[Program] = {("zeros", ()), ("_apply", ())}
+    passes = [("accumulate", prompts), *(("score_batch", count) for count in scored)]
+    for name, count in passes:
+        tokens, strips = learner.micro_batch_tokens, learner.strips_at_once
+        limits = Limits(tokens, strips or tokens, devices, count, group)
+        shapes = itertools.chain(*list_shapes(buckets, limits))
+        sizes = [dataclasses.astuple(shape) for shape in shapes]
+        programs |= list_prefills(name, sizes, buckets, model.media, devices)
+    return programs | list_features(model, learner.freeze, buckets, devices)
+
+
+def list_features(
+    model: Model, frozen: Sequence[str], buckets: Buckets, devices: int
+) -> set[Program]:
+    """The programs of what is frozen and computed once."""
+    programs: set[Program] = set()
+    for tower in model.towers:
+        if tower.part in frozen:
+            most = max(PATCHES_AT_ONCE, buckets.patches[-1])
+            room = dict(patches=most, devices=devices)
+            for sizes in list_rooms(buckets.patches, tower.geometry, **room):
+                programs.add(("_compute", sizes))
+    return programs
+
+
+def list_programs(
+    options: Stage, policy: Learner, devices: int, *, videos: bool = False
+) -> set[Program]:
+    """The programs that a stage may compile.
+
+    Args:
+      policy: its learner.
+      devices: that share a batch.
+      videos: whether there are clips among its media.
+    """
+    if isinstance(options, Rl):
+        programs = list_reinforced(options, policy, devices)
+    else:
+        programs = list_learning(policy, options.prompts_at_once, 1, devices)
+    if videos:
+        programs |= varied(programs, "with clips")
+    if any(tower.part in policy.freeze for tower in policy.model.towers):
+        programs |= varied(programs, "of text alone")
+    return programs
+
+
+def varied(programs: set[Program], what: str, names: frozenset[str] = READ_PROMPTS) -> set[Program]:
+    """Those of the programs that arrays of another kind compile again."""
+    return {(f"{name} {what}", sizes) for name, sizes in programs if name in names}
+
+
+def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:
+    """The programs of a stage of reinforcement learning: rollouts, what is scored, updates."""
+    scorings = {"old_logp", "ref_logp"}
+    scored = [options.prompts_at_once] if scorings & {*policy.objective.needs} else []
+    if scorings & {*options.advantage.needs}:
+        scored.append(options.prompts_per_step)
+    group, prompts = options.group_size, options.prompts_per_step
+    learning = list_learning(policy, options.prompts_at_once, group, devices, scored)
+    if scorings <= {*policy.objective.needs, *options.advantage.needs}:
+        learning |= varied(learning, "of the reference", frozenset({"score_batch"}))
+
+    # The last wave may be smaller.
+    wave = -(-prompts // options.waves)
+    sizes = {wave, prompts % wave or wave}
+    rows = sorted({rows_for(size, devices) for size in sizes})
+    most, media = options.max_response_tokens, policy.model.media
+    return learning | list_sampling(rows, group, most, policy.buckets, media, devices)
