@@ -38,8 +38,9 @@ def fetch(tree: Any) -> Any:
     """Arrays on the host, whole on every one."""
 
     def one(x: jax.Array | np.ndarray) -> np.ndarray:
-        is_split = isinstance(x, jax.Array) and not x.is_fully_addressable
-        if is_split and not x.is_fully_replicated:
+        if isinstance(x, np.ndarray):
+            return x
+        if not (x.is_fully_addressable or x.is_fully_replicated):
             assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
             x = _replicated(x.sharding.mesh)(x).addressable_data(0)
         return np.asarray(x)
