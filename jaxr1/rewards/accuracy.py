@@ -53,7 +53,8 @@ def accuracy_reward(
       completion: text with the template's prefix, and the finish reason.
       example: `answer` is the reference; `metadata["choices"]`, where present, names the options.
       unparsable_gold: what to return where the reference itself cannot be parsed: "none" leaves the
-        sample to the other rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do.
+        sample to the other rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do. By default such
+        rows are never drawn (`Rl.drop_unparsable`).
       tail: read completions that hold neither an answer tag nor a box too: their last line, where
         it says the reference and nothing against it, else their last number or lone choice letter.
         Not applied to completions that were cut at the length limit.

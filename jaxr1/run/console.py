@@ -12,7 +12,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import IO, Any
 
@@ -27,8 +27,6 @@ from rich.text import Text
 from jaxr1.base.names import is_component, is_score
 from jaxr1.base.text import visible
 from jaxr1.report.report import Report
-from jaxr1.run.machine import CompileCounter
-from jaxr1.sampling.programs import Program
 
 REWARDS = "reward/*"  # stands for all components
 MAIN = (
@@ -97,7 +95,7 @@ class Console:
         self._spinner = Spinner("dots")
         self._stage, self._of, self._total, self._step = "", "", 0, 0
         self._phase = ""
-        self._compiles: CompileCounter | None = None
+        self._count: Callable[[], int] | None = None
         self._programs = (0, 0)  # that were compiled before the stage, and those that it may need
         self._metrics: dict[str, float] = {}
         self._last_step_at: float | None = None
@@ -149,18 +147,18 @@ class Console:
             start = f", going on after step {done}" if done else ""
             self.print(f"stage {name}{of}: {total} steps{start}")
 
-    def programs(self, compiles: CompileCounter, listed: Collection[Program]) -> None:
-        """The programs that the stage may compile, and who counts them.
+    def programs(self, count: Callable[[], int], most: int) -> None:
+        """How many programs the stage may compile, and what counts those of the process.
 
         Each may take a minute of a large model; the count is shown while it grows.
         """
-        self._compiles, self._programs = compiles, (compiles.programs, len(listed))
+        self._count, self._programs = count, (count(), most)
 
     def _compiled(self) -> str:
-        if self._compiles is None:
+        if self._count is None:
             return ""
         before, most = self._programs
-        return f"compiled {self._compiles.programs - before} of at most {most} programs"
+        return f"compiled {self._count() - before} of at most {most} programs"
 
     def phase(self, text: str) -> None:
         """What the run does now (sampling, grading, update, ...); only the live table shows it."""
@@ -194,7 +192,7 @@ class Console:
                 if self._seconds_per_step is not None
                 else ""
             )
-            said = f"  {self._compiled()}" if compiled and self._compiles is not None else ""
+            said = f"  {self._compiled()}" if compiled and self._count is not None else ""
             self.print(f"{self._stage} {step}/{self._total}  {shown}{left}{said}")
 
     def seconds_left(self) -> float | None:

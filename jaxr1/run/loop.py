@@ -145,7 +145,8 @@ class Run:
             self.states = states
             place = (number + 1, len(self.config.stages))
             self.console.stage(stage.name, worker.steps, self.progress.step, place)
-            self.console.programs(self.at.compiles, self.at.programs(number, worker))
+            listed = self.at.programs(number, worker)
+            self.console.programs(lambda: self.at.compiles.programs, len(listed))
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import zlib
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,12 @@ def prompt_key(seed: int, stream: int, draw_id: int | str) -> np.ndarray:
     Args:
       seed: of the run.
       stream: see `RandomStream`.
-      draw_id: of the prompt; strings are hashed.
+      draw_id: of the prompt; strings are hashed to 64 bits.
     """
-    number = zlib.crc32(draw_id.encode()) if isinstance(draw_id, str) else draw_id
+    number = draw_id
+    if isinstance(draw_id, str):
+        hashed = hashlib.blake2b(draw_id.encode("utf-8", "surrogatepass"), digest_size=8)
+        number = int.from_bytes(hashed.digest(), "little")
     # SeedSequence spreads all 128 bits; folding in jax one by one would launch a program per
     # prompt.
     return np.random.SeedSequence(

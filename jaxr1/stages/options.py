@@ -151,7 +151,8 @@ class Sft(StageOptions):
 
     Attributes:
       data: examples with a `response`.
-      epochs: passes over the data; the last batch is filled from the next pass.
+      epochs: passes over the data, rows that turn out to be left out counted; the last batch is
+        filled from the next pass.
       batch_size: examples per optimiser step.
       max_response_tokens: examples with a longer response are dropped and written down.
     """
