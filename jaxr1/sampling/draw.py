@@ -44,15 +44,17 @@ def prompt_key(seed: int, stream: int, draw_id: int | str) -> np.ndarray:
       stream: see `RandomStream`.
       draw_id: of the prompt; strings are hashed to 64 bits.
     """
-    number = draw_id
-    if isinstance(draw_id, str):
-        hashed = hashlib.blake2b(draw_id.encode("utf-8", "surrogatepass"), digest_size=8)
-        number = int.from_bytes(hashed.digest(), "little")
+    number = _hashed(draw_id) if isinstance(draw_id, str) else draw_id
     # SeedSequence spreads all 128 bits; folding in jax one by one would launch a program per
     # prompt.
     return np.random.SeedSequence(
         [seed & (2**64 - 1), stream, number & (2**64 - 1)]
     ).generate_state(2, np.uint32)
+
+
+def _hashed(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def filtered(logit_nv: jax.Array, filters: Filters) -> jax.Array:

@@ -18,7 +18,7 @@ from jaxr1.inputs.strips import plan_prompts
 from jaxr1.models.vlm import Model
 from jaxr1.rl import Kl, update
 from jaxr1.run import BucketOptions, Evaluation, Rl
-from jaxr1.run.console import Console
+from jaxr1.run.opening import Opened
 from jaxr1.sampling import decode, sampler, scoring
 from jaxr1.sampling.sampler import Drawn, Sampler, SamplingOptions
 from jaxr1.stages import Context
@@ -233,13 +233,13 @@ def test_what_a_run_compiles_is_listed(tmp_path, monkeypatch, capsys):
     recorded(scoring, "score_batch", seen, monkeypatch)
     recorded(update, "accumulate", seen, monkeypatch)
     listed = []
-    real = Console.programs
+    real = Opened.programs
 
-    def programs(self, compiles, found):
-        listed.append(found)
-        real(self, compiles, found)
+    def programs(self, *stage):
+        listed.append(real(self, *stage))
+        return listed[-1]
 
-    monkeypatch.setattr(Console, "programs", programs)
+    monkeypatch.setattr(Opened, "programs", programs)
     metrics = jaxr1.train(config).metrics
     assert set(seen) <= listed[0], set(seen) - listed[0]
     assert {name for name, _ in seen} >= {"run_prefill", "decode_until", "score_batch"}
