@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +29,20 @@ class Ended:
     after_s: float
 
 
+class Host(subprocess.Popen):
+    """A process whose output goes to a file: a pipe that nobody reads would hold it up."""
+
+    def __init__(self, command: Sequence[str], env: dict[str, str]):
+        self.file = tempfile.TemporaryFile("w+")
+        super().__init__(command, env=env, stdout=self.file, stderr=subprocess.STDOUT)
+
+    def output(self) -> str:
+        """All of it, when the process has ended."""
+        self.file.seek(0)
+        with self.file:
+            return self.file.read()
+
+
 def place(index: int, count: int, port: int) -> dict[str, str]:
     """The environment of one of `count` hosts; that of a process alone where there is but one."""
     if count == 1:
@@ -43,18 +58,15 @@ def start(script: Path, arguments: Sequence[Sequence[str]], devices: int = 2) ->
     """A process of a script for each list of arguments, with so many devices each."""
     port, count = free_port(), len(arguments)
     return [
-        subprocess.Popen(
+        Host(
             [sys.executable, str(script), *own],
-            env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | place(index, count, port),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+            os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)} | place(index, count, port),
         )
         for index, own in enumerate(arguments)
     ]
 
 
-def ended(processes: Sequence[subprocess.Popen], timeout: float = 240.0) -> list[Ended]:
+def ended(processes: Sequence[Host], timeout: float = 240.0) -> list[Ended]:
     """Waits for all of them; none outlives this."""
     times: dict[int, float] = {}
     try:
@@ -67,7 +79,7 @@ def ended(processes: Sequence[subprocess.Popen], timeout: float = 240.0) -> list
             time.sleep(0.02)
         first = min(times.values())
         return [
-            Ended(process.returncode, process.communicate()[0], times[index] - first)
+            Ended(process.returncode, process.output(), times[index] - first)
             for index, process in enumerate(processes)
         ]
     finally:

@@ -34,7 +34,7 @@ from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.grading import wait_for
+from jaxr1.rl.grading import submit, wait_for
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.programs import Program, list_sampling
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
@@ -115,17 +115,17 @@ class HeldOut:
         # Whoever lets go of the sets, or ends, ends their workers.
         weakref.finalize(self, _close_all, self._pools)
 
-    def programs(self, model: Model, devices: int) -> set[Program]:
+    def programs(self, model: Model, devices: int) -> list[Program]:
         """The programs that the sets may compile, where no row is left out.
 
         Args:
           devices: that share a batch.
         """
-        programs: set[Program] = set()
+        programs: list[Program] = []
         for options, dataset in self.sets:
             at_once = min(options.batch_rows, max(1, len(dataset)))
             counts = {at_once, len(dataset) % at_once or at_once}
-            programs |= list_sampling(
+            programs += list_sampling(
                 sorted({rows_for(count, devices) for count in counts}),
                 1,
                 options.max_response_tokens,
@@ -273,7 +273,7 @@ class Asked:
             prompts = [draw.prompt for draw in draws]
             groups = self.sampler(params, prompts, keys, 1, weights=weights, check=self.check)
             episodes = Episodes.sampled(draws, groups)
-            waiting.append((episodes, self.pool.submit(episodes.items())))
+            waiting.append((episodes, submit(self.pool, episodes)))
             if len(waiting) > 1:
                 yield from self._graded(*waiting.pop(0))
         for one in waiting:

@@ -61,6 +61,15 @@ class Arrangement:
     spare: Spare = ""
 
 
+def check_rows(allowed: Sequence[int], geometry: PatchGeometry) -> None:
+    """Raises ValueError for a row length that does not hold whole merge blocks."""
+    unit = geometry.merge**2
+    if bad := [m for m in allowed if m % unit]:
+        raise ValueError(
+            f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
+        )
+
+
 def arrange(
     sizes: Sequence[int],
     allowed: Sequence[int],
@@ -80,11 +89,8 @@ def arrange(
       TooLong: an image is over the largest row.
       ValueError: a row length does not hold whole merge blocks.
     """
+    check_rows(allowed, geometry)
     unit = geometry.merge**2
-    if bad := [m for m in allowed if m % unit]:
-        raise ValueError(
-            f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
-        )
     if geometry.tile:
         rows = finely(max(1, len(sizes)), multiple)
         return Arrangement([[i] for i in range(len(sizes))], rows, geometry.tile)

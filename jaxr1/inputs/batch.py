@@ -102,9 +102,9 @@ def make_batch(
     room: bool = False,
     hosts: Sequence[int] = (),
 ) -> PromptBatch:
-    """Packs prompts into `rows` rows, in order, their media into patch rows.
+    """Packs prompts into `rows` rows (`rows_of`), their media into patch rows.
 
-    Empty rows fill the batch: behind the others, or behind each host's own.
+    Empty rows fill the batch.
 
     A batch without media still has media rows, all padding, so that text and image prompts share
     programs and may be mixed.
@@ -127,7 +127,8 @@ def make_batch(
     media_index = np.full((rows, width), -1, np.int32)
     position = np.zeros((rows, width, 3), np.int32)
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
-    each, at = rows // multiple, rows_of(prompts, rows, hosts)
+    shares = tuple(hosts) or (0,) * multiple
+    each, at = rows // multiple, rows_of(prompts, rows, shares)
     given = Given([row // each for row in at], each * width, hosts) if room else None
     packed = {
         kind: ROWS[kind](prompts, buckets, geometry, multiple, given)
@@ -168,10 +169,10 @@ def count_rows(prompts: Sequence[EncodedPrompt], multiple: int, hosts: Sequence[
     return count * rows_for(most, multiple // count)
 
 
-def rows_of(prompts: Sequence[EncodedPrompt], rows: int, hosts: Sequence[int] = ()) -> list[int]:
-    """The row of each prompt in a batch: the next one of its host; arguments as of `make_batch`."""
-    free = [iter(own) for own in slots(hosts, rows)]
-    return [next(free[prompt.host if hosts else 0]) for prompt in prompts]
+def rows_of(prompts: Sequence[EncodedPrompt], rows: int, shares: Sequence[int]) -> list[int]:
+    """The row of each prompt in a batch: the next one of its host (`slots`)."""
+    free = [iter(own) for own in slots(shares, rows)]
+    return [next(free[prompt.host]) for prompt in prompts]
 
 
 def _patch_rows(

@@ -74,6 +74,7 @@ class Draws(contextlib.AbstractContextManager):
         self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
         self._next = self._begun = 0  # positions: the next to take, the next to begin
+        self._turn = 0  # place in its step of the next to begin
         self._reading = threading.Lock()
 
     def take(self, position: int, count: int, ahead: int = 0) -> tuple[int, list[Draw]]:
@@ -96,11 +97,13 @@ class Draws(contextlib.AbstractContextManager):
                 raise DataError(
                     f"{self.dataset.name}: none of its {len(self.dataset)} rows can be used{why}"
                 )
+            if self._begun <= position:
+                self._turn = len(out)
             self._begin(count - len(out))
             self.check()
             # One draw of each host at a time: whether a row is passed over concerns all.
             rows = self._window(position, min(count - len(out), host_count()))
-            found = share(functools.partial(self._own, rows))
+            found = share(functools.partial(self._own, rows, len(out)))
             for position, row in rows.items():
                 if row in self.unusable:  # perhaps only since it was begun
                     self._ahead.forget([(position, row)])
@@ -111,8 +114,29 @@ class Draws(contextlib.AbstractContextManager):
                     out.append(one)
             position += 1
             self._next, self._begun = position, max(self._begun, position)
+        if self._begun <= position:
+            self._turn = 0
         self._begin(ahead)
-        return position, out
+        return position, self._in_turn(out)
+
+    def _in_turn(self, draws: list[Draw]) -> list[Draw]:
+        """The draws, the i-th from the i-th host in turn, however many rows were passed over.
+
+        Whose it is then follows from the draws of a step alone, which a resumed run draws again.
+        """
+        moved = [i for i, draw in enumerate(draws) if draw.prompt.host != owner(i)]
+        if moved:
+            made = share(functools.partial(self._made, [(i, draws[i]) for i in moved]))
+            for i in moved:
+                one = made[draws[i].position]
+                assert isinstance(one, Draw)
+                draws[i] = one
+        return draws
+
+    def _made(self, draws: list[tuple[int, Draw]]) -> dict[int, Draw | LeftOut]:
+        """Those that are this host's turn, made here after all."""
+        own = [draw for i, draw in draws if owner(i) == host_index()]
+        return {draw.position: self._taken(draw.position, draw.row) for draw in own}
 
     def _window(self, position: int, usable: int) -> dict[int, int]:
         """{position: row} from a position on, up to so many rows that are usable as far as known.
@@ -126,10 +150,15 @@ class Draws(contextlib.AbstractContextManager):
             position += 1
         return rows
 
-    def _own(self, rows: dict[int, int]) -> dict[int, Draw | LeftOut]:
-        """The draws of this host among some positions."""
+    def _own(self, rows: dict[int, int], before: int) -> dict[int, Draw | LeftOut]:
+        """The draws that are this host's turn among some positions, `before` others behind it.
+
+        The others are forgotten, where they were begun for it.
+        """
         usable = [at for at, row in rows.items() if row not in self.unusable]
-        return {at: self._taken(at, rows[at]) for at in usable if owner(at) == host_index()}
+        own = [at for i, at in enumerate(usable, before) if owner(i) == host_index()]
+        self._ahead.forget([(at, rows[at]) for at in usable if at not in own])
+        return {at: self._taken(at, rows[at]) for at in own}
 
     def _taken(self, position: int, row: int) -> Draw | LeftOut:
         """A draw of this host; what is said of its row where the data set leaves it out."""
@@ -156,8 +185,11 @@ class Draws(contextlib.AbstractContextManager):
         own = -(-count // host_count())
         while len(self._ahead) < own and len(self.unusable) < len(self.dataset):
             row = int(self.order[self._begun])
-            if row not in self.unusable and owner(self._begun) == host_index():
-                self._ahead.start([(self._begun, row)])
+            if row not in self.unusable:
+                # Whose turn it will be, should no row before it be passed over.
+                if owner(self._turn) == host_index():
+                    self._ahead.start([(self._begun, row)])
+                self._turn += 1
             self._begun += 1
 
     def _draw(self, place: tuple[int, int]) -> Draw:

@@ -73,7 +73,7 @@ class PlacedRows:
         """
         chosen = tuple(prompts[i] for i in plan.prompts)
         # By identity: a prompt is never changed, and those that are kept stay alive here.
-        key = (plan.rows, mesh, *map(id, chosen))
+        key = (plan.rows, plan.prompt_len, mesh, *map(id, chosen))
         if (found := self._kept.get(key)) is None:
             found = self._place(plan, prompts, chosen, buckets, media, mesh, rules)
         if last:

@@ -70,7 +70,7 @@ def plan_strips(
             rows.append(_Row(prompt, prompt_lens[prompt], tuple(group), buckets, host))
     shares = tuple(hosts) or (0,) * multiple
     cells = [_Cell(shapes, rows, shares) for shapes in list_shapes(buckets, limits)]
-    return [_plan(shape, own, starts, hosts) for shape, own in _micro_batches(rows, cells)]
+    return [_plan(shape, own, starts, shares) for shape, own in _micro_batches(rows, cells)]
 
 
 def _starts(lengths: list[list[int]]) -> list[list[int]]:
@@ -215,11 +215,11 @@ def _plan(
     shape: Shape,
     rows: Sequence[_Row],
     starts: Sequence[Sequence[int]],
-    hosts: Sequence[int],
+    shares: Sequence[int],
 ) -> Plan:
     """The micro-batch of these rows, every response in its place."""
     places: list[Place] = []
-    free = [iter(own) for own in slots(hosts, shape.rows)]
+    free = [iter(own) for own in slots(shares, shape.rows)]
     at = tuple(next(free[row.host]) for row in rows)
     for number, row in zip(at, rows, strict=True):
         for s, members in enumerate(row.packed(shape.strip_len)):

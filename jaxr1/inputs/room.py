@@ -10,8 +10,8 @@ room for that many patches, and a device for those of its own prompts:
 
 Only the part up to the next level behind the last patch is computed (`models.spare`): the largest
 of all devices', and nothing where all prompts are text. Towers with tiles have rows of tiles
-instead of one long row a device. Where pictures have one size that is given, each is a row, and
-there are as many rows as a power of two.
+instead of one long row a device. Where pictures have one size that is given, rows have that size,
+and there are as many of them as a power of two.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxr1.inputs.arrangement import Arrangement, PatchGeometry, block_size
+from jaxr1.inputs.arrangement import Arrangement, PatchGeometry, block_size, check_rows
 from jaxr1.inputs.patches import PatchRows
-from jaxr1.inputs.sizes import pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.sizes import bucket, pack_first_fit, power_of_two, rows_for
 from jaxr1.parallel import slots
 
 LEVELS = (1, 5 / 8, 3 / 8, 3 / 16, 1 / 16)
@@ -52,6 +52,9 @@ def arrange_in_room(
       block: of paired attention.
       hosts: of each device's share, where there are several: alike pictures, too, lie in rows of
         their own.
+
+    Raises:
+      TooLong, ValueError: as `arrange`, where pictures are alike.
     """
     if geometry.tile:
         each = max(1, patches // geometry.tile)
@@ -62,6 +65,8 @@ def arrange_in_room(
             filled[d] += 1
         return Arrangement(members, len(members), geometry.tile, spare="rows")
     if len(allowed) == 1:
+        check_rows(allowed, geometry)
+        bucket(max(sizes, default=1), allowed, "an image's patches")
         return _alike(sizes, [hosts[d] if hosts else 0 for d in device], allowed[0], devices, hosts)
     step = math.lcm(block, geometry.merge**2)
     own = [[i for i, d in enumerate(device) if d == number] for number in range(devices)]
@@ -77,7 +82,9 @@ def _alike(
     packed = [pack_first_fit([sizes[i] for i in mine], length) for mine in own]
     rows = count * rows_for(max(1, *map(len, packed)), devices // count)
     members: list[list[int]] = [[] for _ in range(rows)]
-    for mine, bins, free in zip(own, packed, slots(hosts, rows), strict=True):
+    for mine, bins, free in zip(
+        own, packed, slots(tuple(hosts) or (0,) * devices, rows), strict=True
+    ):
         for row, inside in zip(free, bins, strict=False):
             members[row] = [mine[i] for i in inside]
     return Arrangement(members, rows, length)

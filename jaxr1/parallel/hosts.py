@@ -4,10 +4,13 @@ Every host runs the same code over the same devices. It reads, encodes, decodes 
 prompts that are its own; numbers and texts are then exchanged, so that whatever decides a shape, a
 branch or a weight is the same everywhere. Pixels stay where they were read.
 
-    draw        0 1 2 3 4 5 6 7        host 0   0 . 2 . 4 . 6 .        then   0 1 2 3 4 5 6 7
+    prompt      0 1 2 3 4 5 6 7        host 0   0 . 2 . 4 . 6 .        then   0 1 2 3 4 5 6 7
     owner       0 1 0 1 0 1 0 1        host 1   . 1 . 3 . 5 . 7               on both
 
-What a host raises in its own work is raised by all, so that all of them end in the same place.
+Two rules keep hosts together. Whatever calls a function of this file, or a program over arrays of
+all hosts, does so on every host as often and in the same order: no branch and no loop around it
+may depend on what one host alone knows. And what one host does alone, and may raise, is done
+inside `gather`, `together` or `on_main`: then all raise it, and end in the same place.
 """
 
 from __future__ import annotations
@@ -46,17 +49,18 @@ def is_main() -> bool:
     return host_index() == 0
 
 
-def owner(position: int) -> int:
-    """The host that reads, encodes, decodes and grades a draw."""
-    return position % host_count()
+def owner(number: int) -> int:
+    """The host that reads, encodes, decodes and grades the prompt of this number in a list."""
+    return number % host_count()
 
 
-def gather(work: Callable[[], T], *kinds: type) -> list[T]:
+def gather(work: Callable[[], T], *kinds: type, tag: str = "") -> list[T]:
     """What `work` gives on each host, in their order, on all of them.
 
     Args:
       work: gives numbers, texts, arrays, and lists, tuples, dicts and dataclasses of these.
       kinds: the dataclasses among them.
+      tag: what the exchange is about; "" is where `work` stands.
 
     Raises:
       Exception: what the first host raised whose work has failed.
@@ -70,7 +74,8 @@ def gather(work: Callable[[], T], *kinds: type) -> list[T]:
     except Exception as e:
         error, told = e, packed((None, packed_error(e)))
     named = {kind.__name__: kind for kind in kinds}
-    found = [unpacked(data, named) for data in _exchange(told)]
+    tag = tag or _name(work)
+    found = [unpacked(data, named) for data in _exchange(told, tag)]
     for host, (_, failed) in enumerate(found):
         if failed is not None:
             if host == host_index() and error is not None:
@@ -83,13 +88,13 @@ def gather(work: Callable[[], T], *kinds: type) -> list[T]:
 def together(work: Callable[[], T]) -> T:
     """What `work` gives here, when all hosts have done theirs; raises as `gather`."""
     kept: list[T] = []
-    gather(lambda: kept.append(work()))
+    gather(lambda: kept.append(work()), tag=_name(work))
     return kept[0]
 
 
 def on_main(work: Callable[[], Any]) -> None:
     """Does `work` on the main host, while the others wait; what it raises is raised by all."""
-    together(lambda: work() if is_main() else None)
+    gather(lambda: work() and None if is_main() else None, tag=_name(work))
 
 
 def agree(values: Sequence[int]) -> list[int]:
@@ -144,14 +149,23 @@ def barrier(name: str, seconds: float) -> bool:
     return True
 
 
-def _exchange(data: bytes) -> list[bytes]:
+def _name(work: Callable) -> str:
+    """Where in the text a piece of work stands."""
+    work = getattr(work, "func", work)  # of functools.partial
+    return f"{work.__module__}.{getattr(work, '__qualname__', type(work).__name__)}"
+
+
+def _exchange(data: bytes, tag: str) -> list[bytes]:
     """The bytes of each host. They go through the service that jax coordinates hosts with: no
     program is compiled for it, and any thread may wait.
+
+    Args:
+      tag: what the exchange is about, the same on all hosts.
     """
     client, number, timeout = _client(), next(_numbers), int(_wait_s * 1000)
 
     def run() -> list[bytes]:
-        client.key_value_set_bytes(f"jaxr1/{number}/{host_index()}", data)
+        client.key_value_set_bytes(f"jaxr1/{number}/{host_index()}", tag.encode() + b"\n" + data)
         client.wait_at_barrier(f"jaxr1/{number}", timeout)
         keys = [f"jaxr1/{number}/{host}" for host in range(host_count())]
         found = [client.blocking_key_value_get_bytes(key, timeout) for key in keys]
@@ -161,12 +175,17 @@ def _exchange(data: bytes) -> list[bytes]:
         return found
 
     try:
-        return _in_thread(run)
+        found = [sent.split(b"\n", 1) for sent in _in_thread(run)]
     except jax.errors.JaxRuntimeError as e:
         raise HostError(
             f"host {host_index()} has waited for the others in vain ({e}): another host has ended, "
             "or the network has failed"
         ) from e
+    if tags := {told.decode() for told, _ in found} - {tag}:
+        raise HostError(
+            f"host {host_index()} is at {tag}, another one at {tags.pop()}: this is a bug of jaxr1"
+        )
+    return [data for _, data in found]
 
 
 def _in_thread(work: Callable[[], T]) -> T:

@@ -11,7 +11,9 @@ import atexit
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -25,6 +27,8 @@ import jax
 import jaxr1.parallel.hosts as hosts
 import jaxr1.parallel.watch as watch
 from jaxr1.base.checks import OptionError, check_positive, check_types
+
+log = logging.getLogger(__name__)
 
 # {launcher: (variable with the number of its processes, variable that says that this is one)}.
 LAUNCHERS = {
@@ -96,8 +100,13 @@ def launched(environment: Mapping[str, str]) -> bool:
     for size, sign in LAUNCHERS.values():
         if sign in environment and environment.get(size, "1") != "1":
             return True
-    on_tpu = importlib.util.find_spec("libtpu") is not None
-    return on_tpu and "cpu" not in environment.get("JAX_PLATFORMS", "")
+    return False
+
+
+def on_tpu(environment: Mapping[str, str]) -> bool:
+    """Whether this machine may be one of a TPU pod; jax finds out by asking around."""
+    has_library = importlib.util.find_spec("libtpu") is not None
+    return has_library and "cpu" not in environment.get("JAX_PLATFORMS", "")
 
 
 @contextlib.contextmanager
@@ -120,9 +129,9 @@ def joined(options: HostOptions) -> Iterator[None]:
         yield
         hosts.together(lambda: None)
     except BaseException as error:
-        if not getattr(error, ALIKE, False):
-            part(error)
-            watching.wait(10)
+        if not (getattr(error, ALIKE, False) or failed_alike(error)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                watching.wait(10)
             # The others are ended: what jax does at exit would wait for them.
             atexit.register(lambda: os._exit(1))
         raise
@@ -134,6 +143,7 @@ def joined(options: HostOptions) -> Iterator[None]:
 ALIKE = "jaxr1_on_all_hosts"
 """Attribute of an error that all hosts have ended with."""
 
+_failures = itertools.count()  # the same on all hosts: a barrier has a name of its own
 _watching: list[subprocess.Popen] = []  # the watch of this host, while hosts are joined
 
 
@@ -144,7 +154,9 @@ def failed_alike(error: BaseException, seconds: float = 20.0) -> bool:
     """
     if hosts.host_count() == 1:
         return True
-    alike = isinstance(error, Exception) and hosts.barrier("failed", seconds)
+    if hosts.is_parted():
+        return False
+    alike = isinstance(error, Exception) and hosts.barrier(f"failed {next(_failures)}", seconds)
     setattr(error, ALIKE, alike)
     if not alike:
         part(error)
@@ -165,7 +177,8 @@ def start(options: HostOptions) -> None:
     if distributed.global_state.client is not None:
         return
     given = options.filled(os.environ)
-    if not given.coordinator and not launched(os.environ):
+    is_sure = bool(given.coordinator) or launched(os.environ)
+    if not is_sure and not on_tpu(os.environ):
         return
     place: dict[str, Any] = {}
     if given.coordinator:
@@ -183,7 +196,8 @@ def start(options: HostOptions) -> None:
             initialization_timeout=300,
         )
     except (RuntimeError, ValueError) as e:
-        if not place and isinstance(e, ValueError):  # a TPU that is no part of a pod
+        if not is_sure:  # a TPU that is no part of a pod, or jax was at work before
+            log.warning("this process runs alone: %s", e)
             return
         raise OptionError(f"hosts: they could not be joined: {e}") from e
 
@@ -193,9 +207,7 @@ def _watched(options: HostOptions) -> subprocess.Popen:
     from jax._src import distributed
 
     address = distributed.global_state.coordinator_address or ""
-    listening = None
-    if hosts.is_main():
-        listening = socket.create_server(("", options.watch_port), backlog=hosts.host_count())
+    listening = hosts.together(lambda: _listening(options) if hosts.is_main() else None)
     name = f"{socket.gethostname()}, process {os.getpid()}"
     port = listening.getsockname()[1] if listening is not None else 0
     known = hosts.gather(lambda: (name, port))
@@ -219,6 +231,17 @@ def _watched(options: HostOptions) -> subprocess.Popen:
         listening.close()
     hosts.together(lambda: _ready(started))
     return started
+
+
+def _listening(options: HostOptions) -> socket.socket:
+    """Where host 0's watch is found by the others."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    place, count = ("", options.watch_port), hosts.host_count()
+    try:
+        return socket.create_server(place, family=family, backlog=count, dualstack_ipv6=both)
+    except OSError as e:
+        raise OptionError(f"hosts.watch_port: {options.watch_port} cannot be used: {e}") from e
 
 
 def _ready(watching: subprocess.Popen) -> None:

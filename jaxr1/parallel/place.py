@@ -64,19 +64,24 @@ def fetch_own(x: jax.Array) -> np.ndarray:
     return out
 
 
-def slots(hosts: Sequence[int], rows: int) -> list[list[int]]:
-    """The rows of a batch that lie on each host, ascending.
+def slots(shares: Sequence[int], rows: int) -> list[list[int]]:
+    """The rows of a batch that lie on each host, in the order that they are filled.
+
+    Every device has a row before one has two.
+
+        device     0       1       2       3
+        row        0  1    2  3    4  5    6  7
+        filled     1. 5.   2. 6.   3. 7.   4. 8.        on one host
 
     Args:
-      hosts: of each share of the batch (`batch_hosts`); () is one host.
+      shares: host of each share of the batch.
       rows: of the batch, a multiple of the shares.
     """
-    if not hosts:
-        return [list(range(rows))]
-    each = rows // len(hosts)
-    found: list[list[int]] = [[] for _ in range(max(hosts) + 1)]
-    for share, host in enumerate(hosts):
-        found[host] += range(share * each, (share + 1) * each)
+    each = rows // len(shares)
+    found: list[list[int]] = [[] for _ in range(max(shares) + 1)]
+    for number in range(each):
+        for share, host in enumerate(shares):
+            found[host].append(share * each + number)
     return found
 
 

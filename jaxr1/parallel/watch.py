@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -66,6 +67,8 @@ class Lines:
         """What is there; None at the end."""
         try:
             data = os.read(self.descriptor, 1 << 16)
+        except BlockingIOError:  # nothing is there after all
+            return []
         except OSError:
             data = b""
         if not data:
@@ -92,11 +95,10 @@ class Watch:
         if not self.is_main:
             connection = socket.create_connection(settings.address, CONNECT_S)
             connection.sendall(_line(host=settings.index, kind=BEAT))
-            self.add(MAIN, connection)
+            self.add(MAIN, connection, Lines(connection.fileno()))
 
-    def add(self, host: int, connection: socket.socket) -> None:
+    def add(self, host: int, connection: socket.socket, lines: Lines) -> None:
         self.peers[host], self.heard[host] = connection, time.monotonic()
-        lines = Lines(connection.fileno())
         self.events.register(connection, selectors.EVENT_READ, (host, lines, False))
 
     def accept(self) -> int | None:
@@ -109,8 +111,9 @@ class Watch:
                 except TimeoutError:
                     return next(h for h in range(1, len(self.at.names)) if h not in self.peers)
                 connection.settimeout(CONNECT_S)
-                host = json.loads(connection.makefile("rb").readline())["host"]
-                self.add(host, connection)
+                lines = Lines(connection.fileno())
+                if (first := _greeting(connection, lines)) is not None:
+                    self.add(first["host"], connection, lines)
         return None
 
     def run(self) -> int:
@@ -183,6 +186,17 @@ class Watch:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.at.run, signal.SIGKILL)
         return 1
+
+
+def _greeting(connection: socket.socket, lines: Lines) -> dict[str, Any] | None:
+    """What a new peer says first; None where it says nothing."""
+    while select.select([connection], [], [], CONNECT_S)[0]:
+        found = lines.read()
+        if found is None:
+            return None
+        if found:
+            return found[0]
+    return None
 
 
 def _line(**event: Any) -> bytes:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from jaxr1.parallel import gather, wait_until
+from jaxr1.parallel import gather, together, wait_until
 from jaxr1.rewards.grades import Grade, Pending
+from jaxr1.rewards.pool import RewardPool
+from jaxr1.rl.episodes import Episodes
+
+
+def submit(pool: RewardPool, episodes: Episodes) -> Pending:
+    """This host's responses, handed to its graders; what one host's pool raises all raise."""
+    return together(lambda: pool.submit(episodes.items()))
 
 
 def wait_for(pending: Sequence[Pending], check: Callable[[], None]) -> list[list[Grade]]:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.inputs.batch import Buckets, EncodedPrompt
 from jaxr1.models.vlm import Model
-from jaxr1.nn.lora import ADAPTERS, without_adapters
+from jaxr1.nn.lora import ADAPTERS, adapter_table, without_adapters
 from jaxr1.parallel import mesh_of, put
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.optimizer import Optimizer, vectors_of
@@ -151,6 +151,17 @@ class Learner:
     @property
     def rate(self) -> optax.Schedule:
         return self.optimizer.rate(self.updates)
+
+    @property
+    def unchanging(self) -> tuple[str, ...]:
+        """As `TrainState.unchanging`, known before there is a state."""
+        model = self.model
+        if model.lora is None:
+            return self.freeze
+        table = model.table()
+        adapted = {path.partition("/")[0] for path in adapter_table(table, model.lora)}
+        parts = dict.fromkeys(path.partition("/")[0] for path in table)
+        return tuple(part for part in parts if part not in adapted)
 
     def init(self, params: dict) -> TrainState:
         """A fresh state; see `init_state`."""

@@ -118,7 +118,7 @@ class Run:
             steps = [{"steps": self.progress.total_step}]
             on_main(lambda: write_rows(self.at.dir / FINISHED, steps))
         except Interrupted:
-            number = self.signals.received or signal.SIGINT
+            number = self.signals.stopped_by or signal.SIGINT
             self.console.print(f"{signal.Signals(number).name}: {self.saver.said}")
             return self._result(number)
         return self._result()
@@ -203,7 +203,8 @@ class Run:
         metrics |= waited | memory_metrics() | state_metrics(states)
         metrics |= self.at.compiles.metrics(since=compiled)
         self._write(stage.name, progress, metrics)
-        warn(self.at, stage, progress, metrics)
+        if is_main():
+            warn(self.at, stage, progress, metrics)
         self.states, self.progress = states, progress
         if self.saver.due(stage, step, last):
             self.saver.save(states, progress)

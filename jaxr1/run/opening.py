@@ -44,6 +44,7 @@ class Opened:
     Attributes:
       progress: how far the run is.
       saved_at: total step of the latest checkpoint, None without one.
+      finished: whether the run is complete.
       model, params: what the run starts from.
       data: the examples of each stage.
       held_out: the held-out sets.
@@ -61,17 +62,14 @@ class Opened:
         changed = self.load(begun, override)
         self.take_over(begun, changed, begun or self._begins_again())
 
-    @property
-    def finished(self) -> bool:
-        """Whether the run is complete."""
-        return (self.dir / FINISHED).is_file()
-
     def look(self) -> bool:
         """Whether the directory holds a run, and how far it is."""
         on_main(lambda: tidy(self.dir))
         self.checkpoints = Checkpoints(self.dir / "checkpoints", self.config.keep_checkpoints)
         self.stack.callback(self.checkpoints.close)
         self.saved_at = self.checkpoints.latest()
+        self.finished = (self.dir / FINISHED).is_file()
+        check_same("what is in run_dir", {"checkpoint": self.saved_at, "is over": self.finished})
         self.progress = Progress()
         if self.saved_at is not None:
             self.progress = self.checkpoints.progress(self.saved_at)
@@ -173,6 +171,7 @@ class Opened:
         self.dropped = Dropped(self.dir, self.console, writes=is_main())
         self.stack.callback(self.dropped.close)
         self.compiles = self.stack.enter_context(CompileCounter())
+        self.finished = self.finished and not changed  # there may be steps to do now
         on_main(lambda: self._write_down(begun, changed, same))
         self.dropped.open()
         if not self.finished:
@@ -187,7 +186,7 @@ class Opened:
         if changed or not same:
             self._forget_later()
         if changed:
-            (self.dir / FINISHED).unlink(missing_ok=True)  # there may be steps to do now
+            (self.dir / FINISHED).unlink(missing_ok=True)
             with AppendLog(self.dir / "overrides.jsonl") as overrides:
                 overrides.write({"total_step": total, "changed": changed})
         if not self.finished:
@@ -242,12 +241,15 @@ class Opened:
             snapshot=snapshot,
         )
 
-    def programs(self, number: int, worker: Worker) -> set[Program]:
-        """The programs that a stage and the held-out sets may compile."""
+    def programs(self, number: int, worker: Worker) -> list[Program]:
+        """The programs that a stage and the held-out sets may compile.
+
+        One of a stage and one of a set may have equal sizes, and be two: they sample otherwise.
+        """
         policy, videos = worker.learners[POLICY], self.data[number].videos
         devices = batch_multiple(self.mesh, policy.model.rules)
         stage = list_programs(self.config.stages[number], policy, devices, videos=videos)
-        return stage | self.held_out.programs(policy.model, devices)
+        return [*stage, *self.held_out.programs(policy.model, devices)]
 
     def draws(self, number: int, context: Context) -> Draws:
         """A stage's examples in their order."""

@@ -26,11 +26,16 @@ class Signals:
 
     Args:
       notice: called with the name of the first signal.
+
+    Attributes:
+      received: the first signal of this host.
+      stopped_by: the signal, of whichever host, that `check` has raised for.
     """
 
     def __init__(self, notice: Callable[[str], None] = lambda name: None):
         self.notice = notice
         self.received: int | None = None
+        self.stopped_by: int | None = None
         self.received_at = 0.0
         self.previous: dict[int, Any] = {}
 
@@ -45,13 +50,19 @@ class Signals:
             self.notice(signal.Signals(number).name)
 
     def check(self) -> None:
-        """Raises Interrupted if a signal came, on this host or on another one."""
-        for host, received in enumerate(gather(lambda: self.received)):
-            if received is not None and self.received is None:
-                self.received, self.received_at = received, time.monotonic()
-                self.notice(f"{signal.Signals(received).name} on host {host}")
-        if self.received is not None:
-            raise Interrupted
+        """Raises Interrupted if a signal had come, on this host or on another one.
+
+        What is raised is decided by what was gathered: a signal that comes meanwhile is for the
+        next time, on all hosts alike.
+        """
+        found = gather(lambda: self.received)
+        came = [(number, host) for host, number in enumerate(found) if number is not None]
+        if not came:
+            return
+        self.stopped_by, host = came[0]
+        if self.received is None:
+            self.notice(f"{signal.Signals(self.stopped_by).name} on host {host}")
+        raise Interrupted
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():

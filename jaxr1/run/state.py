@@ -322,7 +322,7 @@ class Kept:
         Raises:
           ResumeError: the stage was begun without asking for them.
         """
-        if self.begun and not self.reference.is_dir():
+        if self.begun and not agree([self.reference.is_dir()])[0]:
             raise ResumeError(
                 f"stage {self.stage!r} was begun without a KL term: there is no reference in "
                 f"{self.reference}"

@@ -160,7 +160,7 @@ class Sampler:
         mesh, rules = mesh_of(params), self.model.rules
         multiple, hosts = batch_multiple(mesh, rules), batch_hosts(mesh, rules)
         rows = count_rows(prompts, multiple, hosts)
-        at = rows_of(prompts, rows, hosts)
+        at = rows_of(prompts, rows, hosts or (0,) * multiple)
         kinds, width = self.model.media, roomy(max(map(len, prompts)), self.buckets.prompt)
         batch = make_batch(
             prompts,

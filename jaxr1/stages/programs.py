@@ -66,7 +66,7 @@ def list_learning(
         shapes = itertools.chain(*list_shapes(buckets, limits))
         sizes = [dataclasses.astuple(shape) for shape in shapes]
         programs |= list_prefills(name, sizes, buckets, model.media, devices)
-    return programs | list_features(model, learner.freeze, buckets, devices)
+    return programs | list_features(model, learner.unchanging, buckets, devices)
 
 
 def list_features(
@@ -99,7 +99,7 @@ def list_programs(
         programs = list_learning(policy, options.prompts_at_once, 1, devices)
     if videos:
         programs |= varied(programs, "with clips")
-    if any(tower.part in policy.freeze for tower in policy.model.towers):
+    if any(tower.part in policy.unchanging for tower in policy.model.towers):
         programs |= varied(programs, "of text alone")
     return programs
 

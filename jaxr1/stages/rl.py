@@ -27,7 +27,7 @@ from jaxr1.inputs.exchange import Draw
 from jaxr1.rewards.grades import Pending
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.grading import wait_for
+from jaxr1.rl.grading import submit, wait_for
 from jaxr1.rl.journal import Journal
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.objectives import Entropy, PolicyStats
@@ -167,13 +167,13 @@ class RlStage(Worker):
             work.forward(context.model, seen, part.counts_bg.tolist())
             clock.lap("sample")
             if not replay:
-                pending.append(self.pool.submit(part.items()))
+                pending.append(submit(self.pool, part))
 
         episodes = Episodes.sampled(draws, groups, {POLICY: prompts})
         context.phase("grading")
         grades = self.journal.replay(number, episodes) if replay else None
         if grades is None:
-            pending = pending or [self.pool.submit(episodes.items())]
+            pending = pending or [submit(self.pool, episodes)]
             grades = episodes.graded(wait_for(pending, context.check))
         episodes.grade(grades)
         for source, reason in episodes.unscored():

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from jaxr1.inputs.arrangement import PatchGeometry
-from jaxr1.inputs.batch import PATCHES, EncodedPrompt, batch_waste, fitting_buckets, make_batch
+from jaxr1.inputs.batch import (
+    PATCHES,
+    EncodedPrompt,
+    batch_waste,
+    fitting_buckets,
+    make_batch,
+    rows_of,
+)
 from jaxr1.inputs.patches import patch_places
 from jaxr1.inputs.planning import plan_strips
 from jaxr1.inputs.positions import Span, mrope_positions
@@ -119,7 +126,8 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
         segment = of_row.reshape(-1, merge**2)
         seen = set()
         patches = 0
-        for b, p in enumerate(prompts):
+        at_rows = rows_of(prompts, 8, (0,) * multiple)
+        for b, p in zip(at_rows, prompts, strict=True):
             n = len(p)
             np.testing.assert_array_equal(batch.token_bp[b, :n], p.token_ids)
             np.testing.assert_array_equal(batch.position_bp3[b, :n], p.position)
@@ -136,7 +144,7 @@ def test_media_index_finds_the_patches(rng, merge, multiple):
                 np.testing.assert_array_equal(places, patch_places(grid, merge)[0])
         assert (media.segment_rm > 0).sum() == patches
         assert not media.patch_rmc[media.segment_rm == 0].any()
-        assert not batch.length_b[len(prompts) :].any()
+        assert not np.delete(batch.length_b, at_rows).any()
 
 
 def test_frames_are_segments(rng):
@@ -208,7 +216,7 @@ def test_media_add_no_shapes_to_those_of_prompts(rng, tile):
         shapes.add((media.patch_rmc.shape, tile or media.pair_rp2.shape))
         merged = media.patch_rmc[..., 0].reshape(-1, 4)
         rows_of_device = media.segment_rm.size // 4 // 2
-        for b, p in enumerate(prompts):
+        for b, p in zip(rows_of(prompts, 8, (0, 0)), prompts, strict=True):
             for (start, end), image in zip(p.spans, p.patches, strict=True):
                 at = batch.media_index_bp[b, start:end]
                 np.testing.assert_array_equal(merged[at].ravel(), image[:, 0])
@@ -257,8 +265,11 @@ def check(plans, prompts, responses, budget, multiple):
         assert plan.prompt_len >= max(prompts[i] for i in plan.prompts)
         assert plan.tokens == plan.rows * (plan.prompt_len + plan.used * plan.strip_len)
         used = np.zeros((plan.rows, plan.strips, plan.strip_len), int)
+        row_of = dict(zip(plan.prompts, plan.at, strict=True))
+        on_device = np.bincount(np.array(plan.at) // (plan.rows // multiple), minlength=multiple)
+        assert np.ptp(on_device) <= 1, "every device has a row before one has two"
         for p in plan.places:
-            assert plan.prompts[p.row] == p.prompt and p.length == responses[p.prompt][p.sample]
+            assert row_of[p.prompt] == p.row and p.length == responses[p.prompt][p.sample]
             assert p.offset + p.length <= plan.strip_len and p.segment > 0
             used[p.row, p.strip, p.offset : p.offset + p.length] += 1
         assert used.max(initial=0) <= 1, "two responses in one place"
@@ -412,7 +423,7 @@ def test_prompts_of_a_plan(rng):
     for plan in plan_strips(lengths, responses, buckets, token_budget=200, multiple=2):
         batch = plan_prompts(plan, prompts, buckets, MEDIA, multiple=2)
         assert batch.token_bp.shape == (plan.rows, plan.prompt_len)
-        for row, i in enumerate(plan.prompts):
+        for row, i in zip(plan.at, plan.prompts, strict=True):
             np.testing.assert_array_equal(batch.token_bp[row, : lengths[i]], prompts[i].token_ids)
 
 

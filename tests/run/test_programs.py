@@ -241,7 +241,7 @@ def test_what_a_run_compiles_is_listed(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(Opened, "programs", programs)
     metrics = jaxr1.train(config).metrics
-    assert set(seen) <= listed[0], set(seen) - listed[0]
+    assert set(seen) <= {*listed[0]}, set(seen) - {*listed[0]}
     assert {name for name, _ in seen} >= {"run_prefill", "decode_until", "score_batch"}
     compiles = [row["perf/compiles"] for row in metrics if "perf/compiles" in row]
     assert len(compiles) == 4 and compiles[2:] == [0, 0]
