@@ -26,8 +26,9 @@ import numpy as np
 from reference import learner, mixed_prompts
 
 import jaxr1
-from jaxr1.data import DataError, Example
+from jaxr1.data import DataError, Dataset, Example
 from jaxr1.inputs.batch import fitting_buckets
+from jaxr1.inputs.draws import Draws
 from jaxr1.inputs.exchange import Draw, share
 from jaxr1.nn.params import flatten
 from jaxr1.parallel import (
@@ -127,6 +128,33 @@ def numbers(seed: int) -> dict[str, np.ndarray]:
     return out
 
 
+def drawn() -> dict[str, list]:
+    """Two steps of five draws each, from twelve rows of which three are too long."""
+    long = {2, 5, 9}
+
+    def get(row: int) -> Example:
+        text = "word " * (400 if row in long else row + 1)
+        return Example(({"role": "user", "content": text},), str(row), source=f"rows:{row}")
+
+    dropped: list[str] = []
+    draws, position = [], 0
+    with Draws(
+        Dataset("rows", 12, get),
+        jaxr1.load_processor("tiny"),
+        seed=3,
+        max_prompt_tokens=200,
+        on_drop=lambda source, reason: dropped.append(source),
+    ) as source:
+        for _ in range(3):
+            position, step = source.take(position, 5, ahead=5)
+            draws.append(step)
+    return {
+        "rows": [[d.row, d.position, len(d.prompt)] for step in draws for d in step],
+        "hosts": [[d.prompt.host for d in step] for step in draws],
+        "dropped": [*dropped, position],
+    }
+
+
 def raised(work) -> str:
     """Class and message of what `work` raises."""
     try:
@@ -166,6 +194,7 @@ def values(seed: int) -> dict[str, np.ndarray]:
         "same": [raised(lambda: check_same("it", {"a": {"b": 1}, "run_dir": here}))],
         "other": [raised(lambda: check_same("it", {"a": {"b": here}}))],
         "apart": [raised(lambda: check_shared(written.with_name(str(here))))],
+        "drawn": [drawn()],
         "waited": [time.monotonic() >= slow],
     }
     return {"found": np.array(json.dumps(gather(lambda: json.dumps(found))))}

@@ -69,8 +69,13 @@ def test_gradients_are_the_same(numbers, model):
 
 
 def test_what_hosts_tell_one_another(tmp_path):
-    _, two = both(tmp_path, "values", 0)
+    one, two = both(tmp_path, "values", 0)
     main, other = map(json.loads, json.loads(str(two["found"])))
+    (alone,) = map(json.loads, json.loads(str(one["found"])))
+    # Rows that are left out are passed over by all; the others go to the hosts in turn.
+    [drawn], [same], [apart] = main["drawn"], other["drawn"], alone["drawn"]
+    assert drawn == same and drawn["rows"] == apart["rows"] and len(drawn["dropped"]) == 4
+    assert drawn["dropped"] == apart["dropped"] and drawn["hosts"] == [[0, 1, 0, 1, 0]] * 3
     assert main["hosts"] == other["hosts"] == [2, 7, 0, 1]
     assert (
         main["whole"]

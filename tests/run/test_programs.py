@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from reference import one_stage
+from reference import learner, one_stage
 
 import jaxr1
 from jaxr1.data import Arithmetic
@@ -16,13 +16,15 @@ from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import plan_prompts
 from jaxr1.models.vlm import Model
-from jaxr1.rl import Kl, update
+from jaxr1.nn.lora import ADAPTERS, Lora, init_adapters
+from jaxr1.parallel import mesh_of
+from jaxr1.rl import Kl, Ppo, update
 from jaxr1.run import BucketOptions, Evaluation, Rl
 from jaxr1.run.opening import Opened
 from jaxr1.sampling import decode, sampler, scoring
 from jaxr1.sampling.sampler import Drawn, Sampler, SamplingOptions
 from jaxr1.stages import Context
-from jaxr1.stages.programs import list_programs
+from jaxr1.stages.programs import list_learning, list_programs
 from jaxr1.stages.rl import policy_learner
 
 LIMIT, PROMPTS, GROUP, DEVICES = 2048, 32, 8, 1
@@ -247,3 +249,17 @@ def test_what_a_run_compiles_is_listed(tmp_path, monkeypatch, capsys):
     assert len(compiles) == 4 and compiles[2:] == [0, 0]
     text = capsys.readouterr().out
     assert f"of at most {len(listed[0])} programs" in text
+
+
+@pytest.mark.parametrize("targets", ["decoder/layers/(q|v)", "(decoder/layers|vision/blocks)/.*"])
+def test_what_adapters_leave_as_it_is_is_known_before_there_is_a_state(targets):
+    """A tower without adapters is computed once, and what does so is on the list."""
+    model, params = jaxr1.load_model("tiny")
+    lora = Lora(rank=2, targets=targets)
+    adapters = init_adapters(model.table(), lora, 0, mesh_of(params), model.rules)
+    model = dataclasses.replace(model, lora=lora)
+    policy = learner(model, jaxr1.load_processor("tiny"), [Ppo()], Buckets((32,), (16,), (8, 16)))
+    state = policy.init({**params, ADAPTERS: adapters})
+    assert {*policy.unchanging} == {*state.unchanging} and policy.unchanging
+    listed = {name for name, _ in list_learning(policy, 4, 2, 1)}
+    assert ("_compute" in listed) == ("vision" in policy.unchanging)

@@ -21,7 +21,7 @@ from jaxr1.inputs.ahead import THREAD_NAME
 from jaxr1.nn.lora import ADAPTERS, Lora
 from jaxr1.rl import Kl
 from jaxr1.run import Evaluation, Sft
-from jaxr1.run.signals import ECHO_SECONDS, Signals
+from jaxr1.run.signals import ECHO_SECONDS, Interrupted, Signals
 from jaxr1.run.state import SaveError
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
@@ -339,3 +339,32 @@ def test_supervised_stages_too(tmp_path, struck, monkeypatch):
     assert found.signal == signal.SIGUSR1 and usable(found.params)
     assert steps_kept(tmp_path / "run") == [1]
     assert [row["step"] for row in jaxr1.train(config).metrics] == [1, 2, 3, 4]
+
+
+def test_a_signal_is_heard_by_all_hosts_at_the_same_check(monkeypatch):
+    """What was gathered decides; one that comes meanwhile is for the next time."""
+    said = []
+    with Signals(said.append) as signals:
+        late = lambda work: ([work()], os.kill(os.getpid(), signal.SIGTERM))[0]
+        monkeypatch.setattr("jaxr1.run.signals.gather", late)
+        signals.check()
+        assert signals.received == signal.SIGTERM and signals.stopped_by is None
+        monkeypatch.setattr("jaxr1.run.signals.gather", lambda work: [work()])
+        with pytest.raises(Interrupted):
+            signals.check()
+        assert signals.stopped_by == signal.SIGTERM and said == ["SIGTERM"]
+
+
+def test_a_host_that_has_heard_of_a_signal_takes_its_own_for_the_same(monkeypatch):
+    """A scheduler signals all hosts, seconds apart: only a second one of its own ends a host."""
+    said = []
+    with Signals(said.append) as signals:
+        monkeypatch.setattr("jaxr1.run.signals.gather", lambda work: [work(), signal.SIGUSR1])
+        with pytest.raises(Interrupted):
+            signals.check()
+        assert signals.stopped_by == signal.SIGUSR1 and said == ["SIGUSR1 on host 1"]
+        os.kill(os.getpid(), signal.SIGUSR1)
+        signals.received_at -= 10
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(1)
