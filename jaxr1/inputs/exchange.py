@@ -7,13 +7,14 @@ others   prompt in numbers, blanks, question, answer, ...
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from jaxr1.data.example import Example
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.levels import Levels
+from jaxr1.inputs.patches import blank
 from jaxr1.parallel import gather, host_count, host_index
 
 
@@ -48,11 +49,6 @@ class LeftOut:
 
     source: str
     reason: str
-
-
-def blank(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Zeros that take no memory, in the place of what another host has."""
-    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,16 @@ class PatchRows:
     spare: Spare = struct.field(pytree_node=False, default="")
 
 
+def blank(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """Zeros that take no memory, in the place of patches that another host has."""
+    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+
+
+def is_blank(patches: np.ndarray) -> bool:
+    """Whether these are `blank`."""
+    return not any(patches.strides)
+
+
 def patch_places(grid: tuple[int, int, int], merge: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of each patch in merge-block order, and its frame.
 
@@ -224,7 +234,7 @@ def make_rows(
         offset, number = 0, 0
         for i in members:
             end = offset + sizes[i]
-            if any(patches[i].strides):  # else another host has it, and the row stays untouched
+            if not is_blank(patches[i]):  # else the row stays untouched: it takes no memory
                 patch[r, offset // shrink : end // shrink] = _widened(patches[i], like.shape[1])
             place[r, offset:end], frame = patch_places(grids[i], geometry.merge)
             size[r, offset:end] = grids[i][1:]

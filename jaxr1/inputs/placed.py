@@ -4,7 +4,7 @@
                       its rows, once       each micro-batch's rows, once
 
 The rollout has rows of its own, since it holds all prompts of a wave and a plan sorts and cuts
-them anew; the passes behind it follow the same plans and share theirs.
+them anew; the passes behind it share theirs where they plan the same rows of the same length.
 """
 
 from __future__ import annotations

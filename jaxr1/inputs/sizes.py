@@ -100,8 +100,8 @@ class Buckets:
     Attributes:
       prompt: prompt lengths P in tokens.
       response: strip lengths T (and decode cache sizes) in tokens.
-      patches: patch-row lengths M in patches; the largest bounds an image. In a run pictures are
-        alone in rows of M where one is given, else packed (`inputs.room`).
+      patches: patch-row lengths M in patches; the largest bounds an image. In a run pictures lie in
+        rows of M where one is given, else in one row a device (`inputs.room`).
     """
 
     prompt: tuple[int, ...]

@@ -3,7 +3,6 @@
 from jaxr1.parallel.hosts import (
     HostError,
     agree,
-    barrier,
     gather,
     host_count,
     host_index,
@@ -49,7 +48,6 @@ __all__ = [
     "Rules",
     "agree",
     "axis_shards",
-    "barrier",
     "batch_hosts",
     "batch_multiple",
     "constrain",

@@ -20,8 +20,7 @@ import numpy as np
 
 from jaxr1.inputs.arrangement import block_size
 from jaxr1.inputs.batch import EncodedPrompt
-from jaxr1.inputs.exchange import blank
-from jaxr1.inputs.patches import Held, PatchRows, make_rows
+from jaxr1.inputs.patches import Held, PatchRows, blank, make_rows
 from jaxr1.inputs.room import arrange_in_room
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.models import vlm

@@ -30,6 +30,7 @@ from jaxr1.data import DataError, Dataset, Example
 from jaxr1.inputs.batch import fitting_buckets
 from jaxr1.inputs.draws import Draws
 from jaxr1.inputs.exchange import Draw, share
+from jaxr1.inputs.patches import is_blank
 from jaxr1.nn.params import flatten
 from jaxr1.parallel import (
     HostOptions,
@@ -92,8 +93,8 @@ def numbers(seed: int) -> dict[str, np.ndarray]:
         processor = jaxr1.load_processor(name)
         draws = draws_of(processor, rng)
         own = [draw.prompt for draw in draws if draw.is_own]
-        pixels = sum(any(p.strides) for prompt in own for p in prompt.patches)
-        there = sum(any(p.strides) for draw in draws for p in draw.prompt.patches)
+        pixels = sum(not is_blank(p) for prompt in own for p in prompt.patches)
+        there = sum(not is_blank(p) for draw in draws for p in draw.prompt.patches)
         assert pixels == there  # of other hosts' prompts there are none
         prompts = [draw.prompt for draw in draws]
         sampler = Sampler(
