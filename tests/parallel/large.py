@@ -3,6 +3,8 @@
     python tests/parallel/large.py             every row of README's table
     python tests/parallel/large.py --json      the same, a JSON object each
     python tests/parallel/large.py --quick     those that the tests look at
+    python tests/parallel/large.py --topology v5p:2x2x2 --dtype bfloat16
+                                               for a TPU that is not there (needs libtpu)
 
 A row is a model, sizes and a program. Every device has one prompt row and a picture of as many
 tokens as a quarter of it; parameters are split over `fsdp`.
@@ -20,6 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -120,10 +123,11 @@ def made_prompt(length: int, picture: bool, model: Model) -> EncodedPrompt:
     return EncodedPrompt(zero[:, 0], index, zero, length, pixels, grids)
 
 
-def compiled(row: Row, dtype: str = "float32"):
-    """The compiled program of a row."""
+def compiled(row: Row, dtype: str = "float32", devices=None):
+    """The compiled program of a row, for these devices or those of this process."""
     model = describe(PUBLISHED[row.model][1], dtype=dtype, remat=True)
-    abstract = Abstract(model, make_mesh((1, row.devices, 1), jax.devices()[: row.devices]))
+    devices = (devices or jax.devices())[: row.devices]
+    abstract = Abstract(model, make_mesh((1, row.devices, 1), devices))
     prompts = [made_prompt(row.prompt, row.picture, model)] * row.devices
     counts = [[row.response] * row.group] * row.devices
     buckets = fitting_buckets(prompts, row.response)
@@ -150,10 +154,10 @@ def compiled(row: Row, dtype: str = "float32"):
         return accumulate.lower(*given).compile()
 
 
-def measured(row: Row) -> dict:
-    """GiB on each device."""
+def measured(row: Row, *target) -> dict:
+    """GiB on each device; `target` as the further arguments of `compiled`."""
     began = time.perf_counter()
-    found = compiled(row).memory_analysis()
+    found = compiled(row, *target).memory_analysis()
     return {
         "name": row.name,
         "program": row.program,
@@ -168,12 +172,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--topology", help="of a TPU, such as v5p:2x2x2")
+    parser.add_argument("--dtype", default="float32", help="of the computation")
     args = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_enable_compilation_cache", False)
+    devices = None
+    if args.topology:
+        devices = topologies.get_topology_desc(args.topology, platform="tpu").devices
     for row in ROWS[:5] if args.quick else ROWS:
-        found = measured(row)
+        found = measured(row, args.dtype, devices)
         if args.json:
             print(json.dumps(found), flush=True)
         else:

@@ -1,7 +1,9 @@
 """Two processes with two devices each do what one with four does."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import hosts
@@ -99,12 +101,15 @@ def test_what_hosts_tell_one_another(tmp_path):
 
 
 def test_a_machine_that_is_cut_off_ends_the_others_by_name(tmp_path):
-    processes = hosts.start(SCRIPT, [["stop", str(tmp_path / "none.npz"), "0"]] * 2)
+    watches = tmp_path / "watches"
+    processes = hosts.start(SCRIPT, [["stop", str(watches), "0"]] * 2)
     try:
         processes[0].wait(timeout=60)
     finally:
         for process in processes:
             process.kill()
+        for watch in map(int, watches.read_text().split()):
+            os.kill(watch, signal.SIGKILL)
     output = processes[0].output()
     assert processes[0].returncode
     assert re.search(r"error: host 1 of 2 \(.*\) has not answered for [34] s", output), output
