@@ -70,11 +70,6 @@ class TileOptions:
         return self.patch_size * self.merge_size
 
     @property
-    def tile_tokens(self) -> int:
-        """Tokens of the decoder that one tile becomes."""
-        return (self.size // self.token_side) ** 2
-
-    @property
     def max_patches(self) -> int:
         """Most patches of a unit that attends to itself: a tile."""
         return (self.size // self.patch_size) ** 2

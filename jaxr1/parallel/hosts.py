@@ -94,7 +94,12 @@ def together(work: Callable[[], T]) -> T:
 
 def on_main(work: Callable[[], Any]) -> None:
     """Does `work` on the main host, while the others wait; what it raises is raised by all."""
-    gather(lambda: work() and None if is_main() else None, tag=_name(work))
+
+    def here() -> None:
+        if is_main():
+            work()
+
+    gather(here, tag=_name(work))
 
 
 def agree(values: Sequence[int]) -> list[int]:
