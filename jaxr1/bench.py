@@ -161,7 +161,7 @@ def run(args: Bench) -> dict:
         draws = first if number == 0 else questions()
         prompts = [draw.prompt for draw in draws]
         rows = rows_for(len(prompts), 1)
-        batch = make_batch(prompts, buckets, model.media, rows=rows, room=True)
+        batch = make_batch(prompts, buckets, model.media, rows=rows)
         with jax.set_mesh(mesh):
             placed = place_rows(batch, mesh, model.rules)
             timed("encode", encode, model, state.params, placed.media)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Literal
 
-from jaxr1.inputs.sizes import bucket, finely, pack_first_fit, power_of_two, rows_for
+from jaxr1.inputs.sizes import power_of_two
 
 Spare = Literal["", "rows", "places"]
 """Of what there may be more than media need (`inputs.room`): rows of a device, places of a row."""
@@ -30,11 +29,6 @@ class PatchGeometry:
     tile: int = 0
     window: int = 0
     frames: int = 1
-
-
-# Rows are kept while padding and attention stay under these; past them images are packed.
-MOST_PADDING = 0.15
-MOST_PAIRS = 2.0
 
 
 def block_size(largest: int) -> int:
@@ -68,52 +62,3 @@ def check_rows(allowed: Sequence[int], geometry: PatchGeometry) -> None:
         raise ValueError(
             f"patch buckets must be multiples of {unit} (one merge block), got {bad[0]}"
         )
-
-
-def arrange(
-    sizes: Sequence[int],
-    allowed: Sequence[int],
-    geometry: PatchGeometry,
-    multiple: int,
-    block: int,
-) -> Arrangement:
-    """Which image goes into which row.
-
-    Args:
-      sizes: patches of each image.
-      allowed: row lengths M.
-      multiple: R is a multiple of it.
-      block: of paired attention.
-
-    Raises:
-      TooLong: an image is over the largest row.
-      ValueError: a row length does not hold whole merge blocks.
-    """
-    check_rows(allowed, geometry)
-    unit = geometry.merge**2
-    if geometry.tile:
-        rows = finely(max(1, len(sizes)), multiple)
-        return Arrangement([[i] for i in range(len(sizes))], rows, geometry.tile)
-
-    # Rows of the size of the largest image.
-    length = bucket(max(sizes, default=1), sorted(allowed), "an image's patches")
-    members = pack_first_fit(sizes, length)
-    rows = rows_for(max(1, len(members)), multiple)
-    in_rows = Arrangement(members, rows, length)
-
-    # Judged by the rows that hold something: the prompts' own rows are rounded up in the same way,
-    # so that images of like size add no shapes to those that the prompts have.
-    used = len(members) * length
-    padding = 1 - sum(sizes) / max(1, used)
-    pairs = used * length / max(1, sum(n * n for n in sizes))
-    if len(sizes) <= 1 or (padding <= MOST_PADDING and pairs <= MOST_PAIRS):
-        return in_rows
-
-    # One long row a device.
-    step = math.lcm(block, unit)
-    long = finely(max(*sizes, -(-sum(sizes) // multiple)), step)
-    while len(members := pack_first_fit(sizes, long)) > multiple:
-        long = finely(long + 1, step)
-    if multiple * long >= rows * length and pairs <= MOST_PAIRS:
-        return in_rows
-    return Arrangement(members, multiple, long, packed=True)

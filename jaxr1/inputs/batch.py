@@ -99,7 +99,6 @@ def make_batch(
     rows: int,
     width: int = 0,
     multiple: int = 1,
-    room: bool = False,
     hosts: Sequence[int] = (),
 ) -> PromptBatch:
     """Packs prompts into `rows` rows (`rows_of`), their media into patch rows.
@@ -114,7 +113,6 @@ def make_batch(
       rows: B.
       width: P; 0 is the smallest bucket that holds the prompts.
       multiple: of media rows (devices that share a batch).
-      room: media rows have the room of `inputs.room`, and are no tighter where there is little.
       hosts: of each share of the batch, where there are several: a prompt and its media lie in rows
         of its own host.
 
@@ -129,7 +127,7 @@ def make_batch(
     length, following = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     shares = tuple(hosts) or (0,) * multiple
     each, at = rows // multiple, rows_of(prompts, rows, shares)
-    given = Given([row // each for row in at], each * width, hosts) if room else None
+    given = Given([row // each for row in at], each * width, hosts)
     packed = {
         kind: ROWS[kind](prompts, buckets, geometry, multiple, given)
         for kind, geometry in media.items()
@@ -180,32 +178,30 @@ def _patch_rows(
     buckets: Buckets,
     geometry: PatchGeometry,
     multiple: int,
-    given: Given | None,
+    given: Given,
 ) -> tuple[PatchRows, list[np.ndarray]]:
     """Patch rows of all images, and for each prompt the numbers of its embeddings, in order."""
     units: list[tuple[int, int]] = []
     for b, prompt in enumerate(prompts):
         units += [(b, i) for i in range(len(prompt.grids))]
-    block, arranged = block_size(buckets.patches[-1]), None
+    block = block_size(buckets.patches[-1])
     grids = [prompts[b].grids[i] for b, i in units]
-    if given is not None:
-        arranged = arrange_in_room(
-            list(map(math.prod, grids)),
-            [given.devices[b] for b, _ in units],
-            buckets.patches,
-            geometry,
-            patches=given.tokens * geometry.merge**2,
-            devices=multiple,
-            block=block,
-            hosts=given.hosts,
-        )
+    arranged = arrange_in_room(
+        list(map(math.prod, grids)),
+        [given.devices[b] for b, _ in units],
+        buckets.patches,
+        geometry,
+        patches=given.tokens * geometry.merge**2,
+        devices=multiple,
+        block=block,
+        hosts=given.hosts,
+    )
     rows, start = make_rows(
         [prompts[b].patches[i] for b, i in units],
         grids,
         buckets.patches,
         geometry,
         levels=list(itertools.chain.from_iterable(prompt.levels for prompt in prompts)),
-        multiple=multiple,
         block=block,
         arranged=arranged,
         held=next((p.held for p in prompts if p.grids), "pixels"),

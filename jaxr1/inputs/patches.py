@@ -25,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from flax import struct
 
-from jaxr1.inputs.arrangement import Arrangement, PatchGeometry, Spare, arrange
+from jaxr1.inputs.arrangement import Arrangement, PatchGeometry, Spare
 from jaxr1.inputs.levels import CHANNELS, Levels
 from jaxr1.inputs.sizes import finely, pack_first_fit
 
@@ -193,10 +193,9 @@ def make_rows(
     geometry: PatchGeometry,
     *,
     levels: Sequence[Levels] = (),
-    multiple: int = 1,
     block: int = 16,
     held: Held = "pixels",
-    arranged: Arrangement | None = None,
+    arranged: Arrangement,
 ) -> tuple[PatchRows, np.ndarray]:
     """Patch rows of some images, and the number of each image's first embedding.
 
@@ -206,22 +205,18 @@ def make_rows(
       grids: (t, h, w) of each image.
       allowed: row lengths M.
       levels: what the pixels of each image stand for, where they are 8 bits.
-      multiple: R is a multiple of it.
       block: of paired attention.
       held: what `patches` are; see `PatchRows`.
-      arranged: which image goes into which row; None is `arrange`.
+      arranged: which image goes into which row (`inputs.room`).
 
     Returns:
       The rows, and int[images].
 
     Raises:
-      TooLong: an image is over the largest row.
-      ValueError: a row length does not hold whole merge blocks, or images are normalised in more
-        than `MOST_LEVELS` ways.
+      ValueError: images are normalised in more than `MOST_LEVELS` ways.
     """
     unit = geometry.merge**2
     sizes = [t * h * w for t, h, w in grids]
-    arranged = arranged or arrange(sizes, allowed, geometry, multiple, block)
     rows, length = arranged.rows, arranged.length
     shrink = unit if held == "merger" else 1
     blank = np.zeros((0, geometry.values // geometry.frames), np.uint8)

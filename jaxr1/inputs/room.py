@@ -54,7 +54,8 @@ def arrange_in_room(
         their own.
 
     Raises:
-      TooLong, ValueError: as `arrange`, where pictures are alike.
+      TooLong: an image is over the last row length.
+      ValueError: a row length does not hold whole merge blocks, where pictures are alike.
     """
     if geometry.tile:
         each = max(1, patches // geometry.tile)
@@ -64,9 +65,9 @@ def arrange_in_room(
             members[d * each + filled[d]].append(i)
             filled[d] += 1
         return Arrangement(members, len(members), geometry.tile, spare="rows")
+    bucket(max(sizes, default=1), allowed, "an image's patches")
     if len(allowed) == 1:
         check_rows(allowed, geometry)
-        bucket(max(sizes, default=1), allowed, "an image's patches")
         return _alike(sizes, [hosts[d] if hosts else 0 for d in device], allowed[0], devices, hosts)
     step = math.lcm(block, geometry.merge**2)
     own = [[i for i, d in enumerate(device) if d == number] for number in range(devices)]

@@ -190,6 +190,5 @@ def plan_prompts(
         rows=plan.rows,
         width=plan.prompt_len,
         multiple=multiple,
-        room=True,
         hosts=hosts,
     )

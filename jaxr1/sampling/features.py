@@ -150,7 +150,6 @@ def _features(
         buckets.patches,
         tower.geometry,
         levels=[prompts[b].levels[i] for b, i in units],
-        multiple=multiple,
         block=block,
         arranged=arranged,
     )

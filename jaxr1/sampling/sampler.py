@@ -169,7 +169,6 @@ class Sampler:
             rows=rows,
             width=width,
             multiple=multiple,
-            room=True,
             hosts=hosts,
         )
         key_b2, done = np.zeros((rows, 2), np.uint32), np.ones((rows, n), bool)

@@ -209,9 +209,7 @@ def test_media_add_no_shapes_to_those_of_prompts(rng, tile):
         else:
             grids = [random_grids(rng) for _ in range(7)]
         prompts = [made_prompt(rng, g) for g in grids]
-        batch = make_batch(
-            prompts, BUCKETS, {PATCHES: geometry}, rows=8, width=64, multiple=2, room=True
-        )
+        batch = make_batch(prompts, BUCKETS, {PATCHES: geometry}, rows=8, width=64, multiple=2)
         media = batch.media[PATCHES]
         shapes.add((media.patch_rmc.shape, tile or media.pair_rp2.shape))
         merged = media.patch_rmc[..., 0].reshape(-1, 4)

@@ -9,6 +9,7 @@ from reference import pixel_values as in_numpy
 from reference import random_image
 
 import jaxr1
+from jaxr1.inputs.arrangement import Arrangement
 from jaxr1.inputs.batch import PATCHES, fitting_buckets, make_batch
 from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.patches import PatchGeometry, make_rows
@@ -95,10 +96,11 @@ def test_more_normalisations_than_a_batch_may_mix(rng):
     levels = [Levels((scale, 1.0, 1.0), (0.0, 0.0, 0.0)) for scale in (1.0, 2.0, 3.0)]
     geometry = PatchGeometry(2, 1176, frames=2)
     grids = [(1, 2, 2)] * 3
+    one_row = Arrangement([[0, 1, 2]], 1, 16)
     with pytest.raises(ValueError, match="may mix 2 normalisations"):
-        make_rows(patches, grids, (16,), geometry, levels=levels)
+        make_rows(patches, grids, (16,), geometry, levels=levels, arranged=one_row)
     with pytest.raises(ValueError, match="3 images of 8-bit pixels, but 0 normalisations"):
-        make_rows(patches, grids, (16,), geometry)
+        make_rows(patches, grids, (16,), geometry, arranged=one_row)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny-qwen3_vl", "tiny-internvl"])

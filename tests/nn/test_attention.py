@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxr1.inputs.patches import PatchGeometry, block_pairs, make_rows, make_windows
-from jaxr1.inputs.room import rows_waste
+from jaxr1.inputs.room import arrange_in_room, rows_waste
+from jaxr1.inputs.sizes import power_of_two
 from jaxr1.nn.attention import paired_attention, segment_attention, window_attention
 
 
@@ -62,7 +63,11 @@ def test_windows_equal_the_plain_softmax(rng, side):
     grids = [(1, int(h), int(w)) for h, w in rng.integers(1, 8, (5, 2)) * 2]
     layout = PatchGeometry(2, 1)
     patches = [np.zeros((t * h * w, 1), np.float32) for t, h, w in grids]
-    rows, _ = make_rows(patches, grids, (256,), layout, block=16)
+    sizes = [len(p) for p in patches]
+    arranged = arrange_in_room(
+        sizes, [0] * 5, (128, 256), layout, patches=sum(sizes), devices=1, block=16
+    )
+    rows, _ = make_rows(patches, grids, (256,), layout, block=16, arranged=arranged)
     windows = make_windows(rows.place_rm2, rows.segment_rm, side)
     r, m = rows.segment_rm.shape
     window_rm2 = rows.place_rm2 // side
@@ -76,18 +81,30 @@ def test_windows_equal_the_plain_softmax(rng, side):
 
 
 def epoch_of_sizes(rng) -> tuple[float, float, int]:
-    """Mean padding, mean pairs computed / needed and shapes: 20 sizes, 30 batches of 8 images."""
+    """Mean padding, mean pairs computed / needed and shapes: 20 sizes, 30 batches of 8 images.
+
+    Rooms are those of prompt rows whose tokens are a power of two.
+    """
     sides = rng.permutation(np.arange(8, 33, 1))[:20] * 2  # 112 to 896 px in patches of 14
     grids = [(1, int(a), int(b)) for a, b in zip(sides, rng.permutation(sides), strict=True)]
     layout = PatchGeometry(2, 1, window=8)
-    allowed = (64, 128, 256, 512, 1024, 2048, 4096)
+    allowed = (2048, 4096)
     shapes, padding, pairs = set(), [], []
     for _ in range(6):
         order = np.tile(rng.permutation(20), 2)
         for i in range(0, 40, 8):
             chosen = [grids[k] for k in order[i : i + 8]]
             patches = [np.zeros((h * w, 1), np.float32) for _, h, w in chosen]
-            rows, _ = make_rows(patches, chosen, allowed, layout, block=128)
+            arranged = arrange_in_room(
+                [len(p) for p in patches],
+                [0] * 8,
+                allowed,
+                layout,
+                patches=power_of_two(sum(map(len, patches))),
+                devices=1,
+                block=128,
+            )
+            rows, _ = make_rows(patches, chosen, allowed, layout, block=128, arranged=arranged)
             waste = rows_waste(rows)
             padding.append(waste["patches"])
             pairs.append(waste["vision_pairs"])
@@ -99,8 +116,8 @@ def epoch_of_sizes(rng) -> tuple[float, float, int]:
 def test_epochs_of_many_sizes(rng):
     """Little padding, attention near what is needed, few shapes: the means of eight epochs.
 
-    A single epoch's padding varies by 0.02 with the sizes that were drawn.
+    Padding is that of the parts of a room that are computed: 0.18 to 0.19 in the mean.
     """
     padding, pairs, shapes = np.mean([epoch_of_sizes(rng) for _ in range(8)], 0)
     print(f"padding {padding:.3f}, pairs {pairs:.2f}, {shapes:.1f} shapes")
-    assert padding <= 0.15 and pairs <= 2.0 and shapes <= 10
+    assert padding <= 0.25 and pairs <= 1.5 and shapes <= 3

@@ -151,7 +151,7 @@ def test_a_run_of_natural_sizes_has_few_programs(tiny, monkeypatch):
     """Two passes over 1600 prompts: at most 32 programs, as listed, and none new in the second."""
     model, params, processor = tiny
     monkeypatch.setattr(Model, "media", {PATCHES: GEOMETRY})
-    buckets = Buckets.up_to(LIMIT, LIMIT, 4096)
+    buckets = Buckets.up_to(LIMIT, LIMIT, 4 * LIMIT)
     options = Rl(
         data=Arithmetic(count=1),
         prompts_per_step=PROMPTS,
