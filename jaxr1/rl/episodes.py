@@ -42,6 +42,9 @@ class Episodes:
       groups: groups[b][g] is the completion that was sampled; () where responses are given ones.
       grades: grades[b][g]; () before grading.
       reward_bg: float64[B, G], in the units of the rewards; 0 where there is none.
+      reward_weights: {name of a reward: its weight in the sum}.
+      baseline_b: float64[B], the reward of one more response to each prompt, drawn greedily and
+        outside the group; NaN where it has none. None where there is no such response.
       views: {learner: the prompts as it sees them}, with what its frozen parts made of their media.
       valid_bg: bool[B, G], responses that have a reward (all, where responses are given ones).
     """
@@ -54,6 +57,8 @@ class Episodes:
     groups: Sequence[Sequence[Completion]] = ()
     grades: Sequence[Sequence[Grade]] = ()
     reward_bg: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
+    reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    baseline_b: np.ndarray | None = None
     views: dict[str, list[EncodedPrompt]] = dataclasses.field(default_factory=dict)
 
     # --- making ---------------------------------------------------------------------------------
@@ -122,6 +127,8 @@ class Episodes:
             groups=self.groups[first:last],
             grades=self.grades[first:last],
             reward_bg=self.reward_bg[first:last],
+            reward_weights=self.reward_weights,
+            baseline_b=None if self.baseline_b is None else self.baseline_b[first:last],
             views={name: prompts[first:last] for name, prompts in self.views.items()},
         )
 

@@ -13,12 +13,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
+
+from jaxr1.rl.episodes import Episodes
 
 __all__ = ["Max", "Mean", "Metrics", "Objective", "Term", "Tokens"]
 
@@ -132,6 +135,9 @@ class Tokens:
         return total.reshape(x_bst.shape)
 
 
+Noise = Callable[[], np.ndarray]
+
+
 class Term:
     """A part of a loss: a frozen dataclass that says what it takes, and is called on `Tokens`.
 
@@ -141,6 +147,9 @@ class Term:
     whole_rows: ClassVar[bool] = True
     """Whether it must see all responses of a row together, as a loss of pairs must. False lets the
     strips of a row be differentiated some at a time without being computed twice."""
+
+    corrected: ClassVar[bool] = False
+    """Whether a step's corrections (`rl.corrections`) multiply its loss: that of a policy."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -168,6 +177,27 @@ class Term:
         """Whether it has a gradient for responses whose advantage is 0."""
         return False
 
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Columns that `prepare` reads of the parameters at hand, scored before each optimiser
+        step: "now_logp", "now_entropy".
+        """
+        return ()
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The scalars that it reads, with the values that they begin with."""
+        return {}
+
+    def prepare(self, episodes: Episodes, noise: Noise) -> dict[str, np.ndarray]:
+        """Columns float32[N] that it makes of all responses of an optimiser step, on the host: what
+        is ranked or averaged over the whole batch. They are among its `needs`.
+
+        Args:
+          noise: gives float64[N], uniform in [0, 1), the same for a token whatever the batch.
+        """
+        return {}
+
     def __call__(self, tokens: Tokens) -> tuple[jax.Array | None, Metrics]:
         """The loss float32[B, S, T], and metrics by name.
 
@@ -189,6 +219,7 @@ class Objective:
       on_policy: one update follows the rollout: old log-probs are the current ones, the ratio is 1.
       temperature: of sampling.
       forbidden: ids outside the normaliser.
+      corrected: the column "correction" multiplies the loss of the terms that take it.
     """
 
     terms: tuple[Term, ...]
@@ -196,6 +227,7 @@ class Objective:
     on_policy: bool = True
     temperature: float = 1.0
     forbidden: tuple[int, ...] = ()
+    corrected: bool = False
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -212,7 +244,20 @@ class Objective:
     def columns(self) -> tuple[str, ...]:
         """Everything that a micro-batch must hold: what terms read, their weights, own tokens."""
         weights = [term.weight for term in self.terms]
-        return _sorted([self.needs, weights, ["own"]])
+        return _sorted([self.needs, weights, ["own"], ["correction"] if self.corrected else []])
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Columns of the parameters at hand that terms make others of."""
+        return _sorted(term.fresh for term in self.terms)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """The scalars that terms read, with their first values."""
+        found: dict[str, float] = {}
+        for term in self.terms:
+            found |= term.scalars
+        return found
 
     @property
     def whole_rows(self) -> bool:
@@ -240,6 +285,8 @@ class Objective:
         for term in self.terms:
             loss_bst, found = term(tokens)
             if loss_bst is not None:
+                if self.corrected and term.corrected:
+                    loss_bst = loss_bst * tokens.correction
                 before = losses.get(term.weight)
                 losses[term.weight] = loss_bst if before is None else before + loss_bst
             for name, value in found.items():

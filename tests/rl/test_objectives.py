@@ -26,7 +26,7 @@ from jaxr1.rl.objectives import (
     kl_estimate,
 )
 from jaxr1.rl.optimizer import Optimizer
-from jaxr1.rl.terms import Objective, Term
+from jaxr1.rl.terms import Objective, Term, Tokens
 from jaxr1.rl.weights import token_weights
 
 SHAPE = (3, 2, 8)  # rows, strips, tokens
@@ -123,11 +123,9 @@ def test_a_term_equals_its_formula(rng, term, formula):
 def test_every_term_and_estimator_is_in_a_list():
     """What a file defines is what the lists below and above hold."""
     for module, base, rows in ((objectives, Term, TERMS), (advantages, Estimator, ESTIMATORS)):
-        defined = {
-            cls
-            for _, cls in inspect.getmembers(module, inspect.isclass)
-            if issubclass(cls, base) and cls is not base and cls.__module__ == module.__name__
-        }
+        classes = inspect.getmembers(module, lambda x: inspect.isclass(x) and issubclass(x, base))
+        home = module.__name__
+        defined = {cls for _, cls in classes if cls is not base and cls.__module__.startswith(home)}
         assert {type(row[0]) for row in rows} == defined
 
 
@@ -167,7 +165,7 @@ def test_sums_over_responses_and_labels(rng):
     """The drawing of `sum_by`; a sum over a response is over that of one strip only."""
     segment = np.int32([[[1, 1, 1, 2, 2, 2, 0], [1, 1, 2, 2, 2, 0, 0]]])
     x = rng.normal(size=segment.shape).astype(np.float32)
-    tokens = objectives.Tokens({}, {"own": jnp.ones(segment.shape)}, jnp.asarray(segment), {})
+    tokens = Tokens({}, {"own": jnp.ones(segment.shape)}, jnp.asarray(segment), {})
     found = np.asarray(tokens.sum_by(tokens.response, jnp.asarray(x)))
     for strip, at in ((0, slice(0, 3)), (0, slice(3, 6)), (1, slice(0, 2)), (1, slice(2, 5))):
         np.testing.assert_allclose(found[0, strip, at], x[0, strip, at].sum(), rtol=1e-5)

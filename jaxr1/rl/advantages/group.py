@@ -1,11 +1,4 @@
-"""Estimators: how rewards become the advantage of each token. They run on the host, before packing.
-
-An estimator is a frozen dataclass, called on the `Episodes` of a step. It sees rewards, rewards by
-name, validity, counts and the columns that it `needs`, and gives columns back:
-
-    reward_bg [[1 0]      ->   advantage   [ .7 .7 .7 .7 -.7 -.7 .7 .7 .7 -.7 -.7 -.7 -.7 -.7 ]
-               [1 0]]
-"""
+"""Advantages relative to the group: what a response has over the others to its prompt."""
 
 from __future__ import annotations
 
@@ -15,42 +8,10 @@ from typing import Literal
 import numpy as np
 
 from jaxr1.base.checks import check_least, check_types
+from jaxr1.rl.advantages.estimator import Credit, Estimator
 from jaxr1.rl.episodes import Episodes
 
-__all__ = ["Advantage", "AnyEstimator", "Credit", "Estimator", "group_advantage"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Credit:
-    """What an estimator gives.
-
-    Attributes:
-      columns: {name: float32[N]}: "advantage" always; whatever else a loss may need.
-      metrics: numbers to be logged.
-    """
-
-    columns: dict[str, np.ndarray]
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-
-
-class Estimator:
-    """A frozen dataclass that is called on the episodes of a step.
-
-    Subclasses override what differs, as properties or as class attributes.
-    """
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """Columns that it reads, by name; they are scored for all responses."""
-        return ()
-
-    @property
-    def needs_group(self) -> bool:
-        """Whether it compares the responses of a prompt, so that there must be two at least."""
-        return True
-
-    def __call__(self, episodes: Episodes) -> Credit:
-        raise NotImplementedError
+__all__ = ["Advantage", "group_advantage"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +37,6 @@ class Advantage(Estimator):
     def __call__(self, episodes: Episodes) -> Credit:
         advantage_bg = group_advantage(episodes.reward_bg, episodes.valid_bg, self)
         return Credit({"advantage": episodes.spread(advantage_bg)})
-
-
-AnyEstimator = Advantage | Estimator
-"""What may stand as the advantage of a stage: one of this file, or one of the user's own."""
 
 
 def group_advantage(
