@@ -102,7 +102,7 @@ def run(args: Bench) -> dict:
     from jaxr1.sampling.draw import prompt_key
     from jaxr1.sampling.sampler import Sampler, SamplingOptions
     from jaxr1.stages import Context, Rl
-    from jaxr1.stages.rl import policy_learner
+    from jaxr1.stages.learners import policy_learner
 
     pixels = args.image**2
     model, params = jaxr1.load_model(args.model, dtype=args.dtype)

@@ -26,7 +26,8 @@ def forward_flops(model: Model, prompt: EncodedPrompt, responses: Iterable[int])
       responses: their lengths in tokens; each token is predicted by the output matrix.
     """
     p = len(prompt)
-    sizes, head = _sizes(model), model.text.vocab * model.text.width
+    sizes = _sizes(model)
+    head = model.text.width * (1 if model.has_value else model.text.vocab)
     per_pair = 4 * model.text.layers * model.text.heads * model.text.head_size  # q k^T and p v
     flops = dict.fromkeys(model.parts, 0)
     flops[DECODER] = 2 * sizes[DECODER] * p + per_pair * _triangle(p)

@@ -77,6 +77,16 @@ def load_model(
     return model, nest(flat)
 
 
+def describe_model(path: str | os.PathLike, like: Model) -> Model:
+    """The description of a model that is computed as another one is; reads no weights.
+
+    Raises:
+      CheckpointError: as `load_model`.
+    """
+    raw = huggingface.read_config(resolve(path))
+    return describe(raw, dtype=like.dtype, rules=like.rules, remat=like.remat)
+
+
 def load_processor(
     path: str | os.PathLike,
     min_pixels: int | None = None,

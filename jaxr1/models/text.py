@@ -146,6 +146,13 @@ def text_table(cfg: TextConfig, names: TextNames) -> Table:
     return table
 
 
+def value_kernel(width: int) -> Param:
+    """The value head: one row without a bias, drawn with a deviation of 1 / (width + 1), as in
+    OpenRLHF.
+    """
+    return Param((width,), (None,), "value_head.weight", (1, width), scale=1 / (width + 1))
+
+
 def head_matrix(params: dict) -> jax.Array:
     """[V, D]: the output matrix, which is the embedding where they are tied."""
     return params.get("head", params["embed"])

@@ -29,6 +29,8 @@ DTYPES = ("float32", "bfloat16", "float16")
 DECODER = "decoder"
 """The part of a model that reads tokens; the other parts are those of its towers."""
 
+VALUE = "value"  # the part of a critic that makes a number of a hidden state
+
 
 @dataclasses.dataclass(frozen=True)
 class Tower:
@@ -59,6 +61,7 @@ class Model:
       rules: logical axes to mesh axes.
       remat: rematerialise layers in the backward pass.
       lora: the adapters that the parameters hold, if any.
+      has_value: a critic: it has a value head in place of an output matrix of its own.
       raw_config: the config.json it came from, as text, to write it back; takes no part in
         comparisons.
     """
@@ -70,6 +73,7 @@ class Model:
     rules: Rules = DEFAULT_RULES
     remat: bool = False
     lora: Lora | None = None
+    has_value: bool = False
     raw_config: str = dataclasses.field(default="{}", compare=False, repr=False)
 
     @property
@@ -105,6 +109,9 @@ class Model:
         table: Table = {}
         for part, entries in parts.items():
             table |= {f"{part}/{path}": param for path, param in entries.items()}
+        if self.has_value:
+            table.pop("decoder/head", None)
+            table[f"{VALUE}/kernel"] = text.value_kernel(self.text.width)
         return table
 
     def axes(self) -> dict[str, tuple[str | None, ...]]:
@@ -360,19 +367,23 @@ def said(
 
     Args:
       strips: some of the prompts' strips, or all (`inputs.strips.cut_strips`).
-      reads: "logp" (of the target), "entropy"; see `nn.logprob.REDUCTIONS`.
+      reads: of `nn.logprob.REDUCTIONS`, and of a critic "value": of the state that predicts.
     """
     hidden = extend(model, params, prompt, strips)
     shape = strips.target_bst.shape
-    found = reduce_tokens(
-        hidden.reshape(shape[0], -1, hidden.shape[-1]),
-        head(params),
-        strips.target_bst.reshape(shape[0], -1),
-        reads,
-        temperature=temperature,
-        forbidden=forbidden,
-        rules=model.rules,
-    )
+    found = {}
+    if of_vocabulary := tuple(name for name in reads if name != VALUE):
+        found = reduce_tokens(
+            hidden.reshape(shape[0], -1, hidden.shape[-1]),
+            head(params),
+            strips.target_bst.reshape(shape[0], -1),
+            of_vocabulary,
+            temperature=temperature,
+            forbidden=forbidden,
+            rules=model.rules,
+        )
+    if VALUE in reads:
+        found[VALUE] = hidden.astype(jnp.float32) @ params[VALUE]["kernel"]
     real = strips.segment_bst > 0
     return {name: jnp.where(real, x.reshape(shape), 0.0) for name, x in found.items()}
 

@@ -43,8 +43,8 @@ class Episodes:
       grades: grades[b][g]; () before grading.
       reward_bg: float64[B, G], in the units of the rewards; 0 where there is none.
       reward_weights: {name of a reward: its weight in the sum}.
-      baseline_b: float64[B], the reward of one more response to each prompt, drawn greedily and
-        outside the group; NaN where it has none. None where there is no such response.
+      baseline: one more response to each prompt, outside its group; graded and written down, never
+        packed or counted. None where there is none.
       views: {learner: the prompts as it sees them}, with what its frozen parts made of their media.
       valid_bg: bool[B, G], responses that have a reward (all, where responses are given ones).
     """
@@ -58,7 +58,7 @@ class Episodes:
     grades: Sequence[Sequence[Grade]] = ()
     reward_bg: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    baseline_b: np.ndarray | None = None
+    baseline: Episodes | None = None
     views: dict[str, list[EncodedPrompt]] = dataclasses.field(default_factory=dict)
 
     # --- making ---------------------------------------------------------------------------------
@@ -128,13 +128,32 @@ class Episodes:
             grades=self.grades[first:last],
             reward_bg=self.reward_bg[first:last],
             reward_weights=self.reward_weights,
-            baseline_b=None if self.baseline_b is None else self.baseline_b[first:last],
+            baseline=None if self.baseline is None else self.baseline._part(first, last),
             views={name: prompts[first:last] for name, prompts in self.views.items()},
         )
 
     def seen_by(self, learner: str) -> list[EncodedPrompt]:
         """The prompts as a learner sees them; with their pixels where nothing else was computed."""
         return self.views.get(learner) or [draw.prompt for draw in self.draws]
+
+    # --- one more response outside the group ----------------------------------------------------
+    def set_apart(self) -> Episodes:
+        """These without the last sample of each prompt, which becomes their `baseline`.
+
+        samples    [ 0 1 2 3 ]   ->   [ 0 1 2 ]    baseline [ 3 ]
+        """
+        inside = Episodes.sampled(self.draws, [group[:-1] for group in self.groups], self.views)
+        inside.baseline = Episodes.sampled(self.draws, [group[-1:] for group in self.groups])
+        if self.grades:
+            inside.grade(list(itertools.chain.from_iterable(g[:-1] for g in self.grades)))
+            inside.baseline.grade([group[-1] for group in self.grades])
+        return inside
+
+    @property
+    def baseline_b(self) -> np.ndarray:
+        """float64[B]: the reward of the response outside each group; NaN where it has none."""
+        assert self.baseline is not None
+        return np.where(self.baseline.valid_bg, self.baseline.reward_bg, np.nan)[:, 0]
 
     # --- arithmetic -----------------------------------------------------------------------------
     def spread(self, value_bg: np.ndarray) -> np.ndarray:
@@ -180,39 +199,40 @@ class Episodes:
         return said
 
     def rows(self) -> list[dict[str, Any]]:
-        """One JSON object per response, as `rollouts/` keeps them."""
-        rows = []
+        """One JSON object per response, as `rollouts/` keeps them; a prompt's baseline last."""
+        rows, samples = [], self.counts_bg.shape[1]
         advantage_bg = None
         if "advantage" in self.columns:
             # The mean over its tokens, which are all equal but where credit is given token by
             # token.
             advantage_bg = self.sums(self.columns["advantage"]) / np.maximum(self.counts_bg, 1)
-        for b, (draw, group) in enumerate(zip(self.draws, self.groups, strict=True)):
-            for g, completion in enumerate(group):
-                grade = self.grades[b][g]
-                row = {
-                    "draw": draw.position,
-                    "sample": g,
-                    "source": draw.example.source,
-                    "prompt": draw.example.question,
-                    "answer": draw.example.answer,
-                    "response": draw.prompt.prefix + completion.text,
-                    "rewards": grade.by_name,
-                    "reward": grade.total,
-                    "status": grade.status,
-                    "detail": grade.detail,
-                }
+        for b in range(len(self.draws)):
+            for g in range(samples):
+                row = self._row(b, g)
                 if advantage_bg is not None:
                     row["advantage"] = float(advantage_bg[b, g])
-                rows.append(
-                    row
-                    | {
-                        "length": len(completion.token_ids),
-                        "finish_reason": completion.finish_reason,
-                        "media": list(draw.prompt.hashes),
-                    }
-                )
+                rows.append(row)
+            if self.baseline is not None:
+                rows.append(self.baseline._row(b, 0) | {"sample": samples, "role": "baseline"})
         return rows
+
+    def _row(self, b: int, g: int) -> dict[str, Any]:
+        draw, completion, grade = self.draws[b], self.groups[b][g], self.grades[b][g]
+        return {
+            "draw": draw.position,
+            "sample": g,
+            "source": draw.example.source,
+            "prompt": draw.example.question,
+            "answer": draw.example.answer,
+            "response": draw.prompt.prefix + completion.text,
+            "rewards": grade.by_name,
+            "reward": grade.total,
+            "status": grade.status,
+            "detail": grade.detail,
+            "length": len(completion.token_ids),
+            "finish_reason": completion.finish_reason,
+            "media": list(draw.prompt.hashes),
+        }
 
     def unscored(self) -> list[tuple[str, str]]:
         """(source, reason) of each response without a reward."""

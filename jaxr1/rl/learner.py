@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxr1.inputs.batch import Buckets, EncodedPrompt
-from jaxr1.models.vlm import Model
+from jaxr1.models.vlm import VALUE, Model
 from jaxr1.nn.lora import ADAPTERS, adapter_table, without_adapters
 from jaxr1.parallel import mesh_of, put
 from jaxr1.rl.episodes import Episodes
@@ -71,14 +71,14 @@ def check_freeze(freeze: Sequence[str], parts: Sequence[str]) -> None:
 
 
 def split_params(params: dict, freeze: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trainable, frozen) by part; of a model with adapters only these are trained.
+    """(trainable, frozen) by part; of a model with adapters these are trained, and a value head.
 
     Raises:
       ValueError: as `check_freeze`.
     """
     parts = tuple(part for part in params if part != ADAPTERS)
     if ADAPTERS in params:
-        freeze = parts
+        freeze = tuple(part for part in parts if part != VALUE)
     else:
         check_freeze(freeze, parts)
     trainable = {part: tree for part, tree in params.items() if part not in freeze}
@@ -161,7 +161,7 @@ class Learner:
         table = model.table()
         adapted = {path.partition("/")[0] for path in adapter_table(table, model.lora)}
         parts = dict.fromkeys(path.partition("/")[0] for path in table)
-        return tuple(part for part in parts if part not in adapted)
+        return tuple(part for part in parts if part not in adapted and part != VALUE)
 
     def init(self, params: dict) -> TrainState:
         """A fresh state; see `init_state`."""

@@ -21,7 +21,7 @@ from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.step import Sums, TrainBatch, accumulate, apply, zero_sums
 from jaxr1.rl.work import Padding, Work
-from jaxr1.sampling.scoring import score_plans
+from jaxr1.sampling.scoring import READS, score_plans
 
 # Describes the rollout, so of several updates only the first one's counts: later ones compare two
 # policies, not two computations.
@@ -56,22 +56,24 @@ def score(
     placed_bg: np.ndarray,
     work: Work,
     check: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Log-probs of responses under given parameters, without gradient.
+    reads: tuple[str, ...] = READS,
+) -> dict[str, np.ndarray]:
+    """What a model says of responses under given parameters, without gradient.
 
     Args:
       params: the learner's, or a reference's.
       placed_bg: bool[B, G], responses to score.
       work: what is computed is added to it.
       check: called before each micro-batch.
+      reads: what is asked, see `vlm.said`.
 
     Returns:
-      float32[N]; 0 for the other responses.
+      {name: float32[N]}; 0 for the other responses.
     """
     prompts = episodes.seen_by(learner.name)
     plans = plan_episodes(learner, params, episodes, placed_bg)
     work.flops += sum(sum(plan_flops(learner.model, p, prompts).values()) for p in plans)
-    found = score_plans(
+    return score_plans(
         learner.model,
         params,
         prompts,
@@ -81,9 +83,9 @@ def score(
         temperature=learner.objective.temperature,
         forbidden=learner.objective.forbidden,
         check=check,
+        reads=reads,
         placed=work.rows(learner.name),
     )
-    return found["logp"]
 
 
 def gradients(

@@ -12,8 +12,9 @@ from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import ADAPTERS, Lora, init_adapters, merged
 from jaxr1.parallel import mesh_of
+from jaxr1.run.kept import Kept
 from jaxr1.run.options import stored_dtype
-from jaxr1.run.state import Checkpoints, Kept
+from jaxr1.run.state import Checkpoints, Progress
 from jaxr1.stages import POLICY
 
 
@@ -29,7 +30,7 @@ def checkpoint_params(
       like: what the run started from; gives frozen parts that no stage has trained.
     """
     model, params = like.model, like.params
-    frozen = Kept(folder, stage, begun=True).read_frozen(POLICY, params)
+    frozen = Kept(folder, stage, Progress()).read_frozen(POLICY, params)
     base = {**params, **frozen}
     if lora is None:
         return {**base, **checkpoints.trainable(step, POLICY, base)}

@@ -18,6 +18,7 @@ from jaxr1.checkpoints.huggingface import COMPANIONS
 from jaxr1.checkpoints.tensors import fingerprint
 from jaxr1.data import Dataset
 from jaxr1.evaluation.heldout import Evaluation
+from jaxr1.models import load
 from jaxr1.rewards.spec import Reward
 from jaxr1.run.console import Console
 from jaxr1.run.machine import environment
@@ -49,6 +50,8 @@ def inputs_of(
     for path, (options, dataset) in parts.items():
         read = {file: fingerprint_of(Path(file)) for file in files_of(options.data)}
         found[f"{path}.data"] = {"rows": len(dataset), **read}
+        for name in getattr(options, "models", ()):
+            found[f"{path}.model"] = {name: fingerprint(load.resolve(name))}
         graded = _reward_files(getattr(options, "rewards", ()), folder)
         if graded:
             found[f"{path}.rewards"] = {file.name: fingerprint_of(file) for file in graded}

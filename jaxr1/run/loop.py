@@ -13,18 +13,19 @@ from jaxr1.base.jsonl import read_jsonl, write_rows
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
-from jaxr1.nn.lora import ADAPTERS, init_adapters, merged
+from jaxr1.nn.lora import merged
 from jaxr1.parallel import is_main, joined, on_main
 from jaxr1.report.report import write_report
 from jaxr1.run.console import Console
 from jaxr1.run.export import Loaded, checkpoint_params
+from jaxr1.run.kept import Kept
 from jaxr1.run.machine import memory_metrics, state_metrics
 from jaxr1.run.opening import FINISHED, Opened
 from jaxr1.run.options import Config
 from jaxr1.run.resume import check_shared, only_process
 from jaxr1.run.saving import Saver, States, check_skipped
 from jaxr1.run.signals import Interrupted, Signals
-from jaxr1.run.state import Kept, Progress
+from jaxr1.run.state import Progress
 from jaxr1.run.watch import count_streaks, warn
 from jaxr1.stages import POLICY, Stage, Worker, build
 
@@ -125,28 +126,26 @@ class Run:
 
     def _stage(self, number: int) -> None:
         """A stage from its beginning, or from the checkpoint that is to be loaded."""
-        stage, model, params = self.config.stages[number], self.at.model, self.params
+        stage = self.config.stages[number]
         if number > self.progress.stage:
             self.progress = self.progress.next_stage(number)
-        if stage.lora is not None:
-            seed, rules = self.config.seed + number, model.rules
-            adapters = init_adapters(model.table(), stage.lora, seed, self.at.mesh, rules)
-            params = {**params, ADAPTERS: adapters}
-            model = dataclasses.replace(model, lora=stage.lora)
-        kept = Kept(self.at.dir, stage.name, begun=self.progress.step > 0)
-        context = self.at.context(number, model, kept.snapshot, self.signals.check)
+        model, params = self.at.adapted(number, self.params)
+        kept = Kept(self.at.dir, stage.name, self.progress)
+        context = self.at.context(number, model, kept, self.signals.check)
         with build(stage, context) as worker:
             states = kept.frozen(worker.init(params), self.progress.moved)
             if self.to_load is not None:
                 states, self.to_load = self.at.checkpoints.load(self.to_load, states), None
             # From here the states own the parameters; another reference would keep the first ones.
             self.params = self.at.params = {}
+            worker.resume(self.progress.scalars, self.progress.reference_step)
             worker.begin(states)
             self.states = states
-            place = (number + 1, len(self.config.stages))
-            self.console.stage(stage.name, worker.steps, self.progress.step, place)
-            listed = self.at.programs(number, worker)
-            self.console.programs(lambda: self.at.compiles.programs, len(listed))
+            self.console.stage(
+                stage.name, worker.steps, self.progress.step, (number + 1, len(self.config.stages))
+            )
+            listed = len(self.at.programs(number, worker))
+            self.console.programs(lambda: self.at.compiles.programs, listed)
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)
@@ -189,7 +188,7 @@ class Run:
         ahead = 0 if last else worker.draws
         began = time.perf_counter()
         position, drawn = draws.take(self.progress.position, worker.draws, ahead)
-        waited = {"time/draws_wait_s": time.perf_counter() - began}
+        waited = time.perf_counter() - began
         states, metrics = worker.step(self.states, drawn, step)
         progress = dataclasses.replace(
             self.progress,
@@ -199,12 +198,13 @@ class Run:
             evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
             streaks=count_streaks(stage, self.progress.streaks, metrics),
+            scalars=worker.scalars,
+            reference_step=worker.reference_step,
         )
-        metrics |= waited | memory_metrics() | state_metrics(states)
+        metrics |= memory_metrics() | state_metrics(states) | {"time/draws_wait_s": waited}
         metrics |= self.at.compiles.metrics(since=compiled)
         self._write(stage.name, progress, metrics)
-        if is_main():
-            warn(self.at, stage, progress, metrics)
+        warn(self.at, stage, progress, metrics)
         self.states, self.progress = states, progress
         if self.saver.due(stage, step, last):
             self.saver.save(states, progress)

@@ -21,15 +21,17 @@ from jaxr1.evaluation.heldout import Evaluation, HeldOut
 from jaxr1.inputs.draws import Draws
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
+from jaxr1.nn.lora import ADAPTERS, init_adapters
 from jaxr1.parallel import batch_multiple, is_main, on_main
 from jaxr1.run.console import Console
 from jaxr1.run.dropped import Dropped, answer_problem, unparsable_rows
 from jaxr1.run.inputs import check_inputs, inputs_of, kept_inputs, note_environment, write_inputs
+from jaxr1.run.kept import Kept
 from jaxr1.run.machine import CompileCounter
 from jaxr1.run.metrics import MetricsLog
 from jaxr1.run.options import Config
 from jaxr1.run.resume import check_config, check_same, differences, resolved, write_config
-from jaxr1.run.state import Checkpoints, Progress, ResumeError, tidy
+from jaxr1.run.state import KEPT, Checkpoints, Progress, ResumeError, tidy
 from jaxr1.sampling.draw import RandomStream
 from jaxr1.sampling.programs import Program
 from jaxr1.stages import POLICY, Context, Stage, Worker
@@ -99,7 +101,7 @@ class Opened:
         self.data = [stage.data.load() for stage in config.stages]
         for number, stage in enumerate(config.stages):
             path = f"stages.{number}"
-            stage.check(path, self.model, self.dir)
+            stage.check(path, self.model, self.processor, self.dir)
             for warning in stage.warnings(self.model, batch_multiple(self.mesh, self.model.rules)):
                 self.console.print(f"warning: {path}: {warning}")
         self._check_steps()
@@ -206,7 +208,7 @@ class Opened:
                 if step.isdecimal() and int(step) > begun:
                     file.unlink()
             if begun == 0:
-                for kept in ("reference", "frozen"):
+                for kept in KEPT:
                     shutil.rmtree(self.dir / kept / stage.name, ignore_errors=True)
 
     def _report_rows(self) -> None:
@@ -217,14 +219,23 @@ class Opened:
             self.dropped.report(options, data, unparsable_rows(options, data))
 
     # --- for a stage ----------------------------------------------------------------------------
+    def adapted(self, number: int, params: dict) -> tuple[Model, dict]:
+        """The model as a stage trains it, with fresh adapters where it has some."""
+        lora, model = self.config.stages[number].lora, self.model
+        if lora is None:
+            return model, params
+        seed = self.config.seed + number
+        adapters = init_adapters(model.table(), lora, seed, self.mesh, model.rules)
+        return dataclasses.replace(model, lora=lora), {**params, ADAPTERS: adapters}
+
     def context(
         self,
         number: int,
         model: Model,
-        snapshot: Callable[[dict], dict],
+        kept: Kept,
         check: Callable[[], None],
     ) -> Context:
-        """What a stage gets of the run; `snapshot` and `check` as in `Context`."""
+        """What a stage gets of the run; `check` as in `Context`."""
         stage, data = self.config.stages[number], self.data[number]
         limits = (stage.max_prompt_tokens, stage.max_response_tokens)
         return Context(
@@ -238,8 +249,14 @@ class Opened:
             phase=self.console.phase,
             check=check,
             drop=functools.partial(self.dropped.drop, stage.name),
-            snapshot=snapshot,
+            snapshot=kept.snapshot,
+            keep=functools.partial(self._keep, kept),
         )
+
+    def _keep(self, kept: Kept, step: int, last: int, tree: dict) -> None:
+        """Keeps a reference that has moved, and those that a checkpoint on disk names."""
+        saved = map(self.checkpoints.progress, self.checkpoints.steps())
+        kept.keep(step, tree, {last, *(progress.reference_step for progress in saved)})
 
     def programs(self, number: int, worker: Worker) -> list[Program]:
         """The programs that a stage and the held-out sets may compile.

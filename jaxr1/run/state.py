@@ -1,9 +1,10 @@
-"""What a resume needs: how far the run is, and its checkpoints. All Orbax calls are here.
+"""What a resume needs: how far the run is, and its checkpoints. Orbax is called here and in `kept`.
 
     checkpoints/STEP/   learners  {name: {trainable, optimiser, step}}       arrays
                         progress  {..., model, moved, config, layout}        everything else
     frozen/STAGE/       parts that an earlier stage trained and this one keeps as they are
-    reference/STAGE/    what the stage began with, where a KL term asks
+    reference/STAGE/    what the stage began with, where a KL asks
+    moving/STAGE/STEP/  that reference where it follows the policy, as it was moved last
 
 Frozen parts are named, not copied: they are those of the model's directory, which is known by the
 fingerprint of its weights, or those in frozen/STAGE.
@@ -26,12 +27,13 @@ import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from jaxr1.base.errors import UserError
-from jaxr1.parallel import agree, is_parted, together
+from jaxr1.parallel import is_parted, together
 from jaxr1.rl.learner import TrainState
 
 LAYOUT = 2  # of what a checkpoint holds
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the names of what Orbax has not finished
 RELEASES = {1: "0.1"}  # the last release that reads an older layout
+KEPT = ("reference", "frozen", "moving")  # folders of what is written beside the checkpoints
 READ_BYTES = 64 << 20  # arrays of so many bytes, or the largest one, are read at the same time
 
 
@@ -58,6 +60,8 @@ class Progress:
       moved: parts that earlier stages have trained: they are no longer the model directory's.
       skipped: steps in a row, up to this one, whose gradients were not finite.
       streaks: {kind of warning: steps in a row, up to this one, that call for it}; see `run.watch`.
+      scalars: coefficients that move from step to step.
+      reference_step: of the stage, in which its reference moved last; 0 is never.
     """
 
     stage: int = 0
@@ -70,10 +74,19 @@ class Progress:
     moved: list[str] = dataclasses.field(default_factory=list)
     skipped: int = 0
     streaks: dict[str, int] = dataclasses.field(default_factory=dict)
+    scalars: dict[str, float] = dataclasses.field(default_factory=dict)
+    reference_step: int = 0
 
     def next_stage(self, number: int) -> Progress:
         """At the beginning of another stage."""
-        return dataclasses.replace(self, stage=number, step=0, position=0, skipped=0, streaks={})
+        return Progress(
+            stage=number,
+            total_step=self.total_step,
+            offsets=self.offsets,
+            evaluate=self.evaluate,
+            model=self.model,
+            moved=self.moved,
+        )
 
 
 def abstract(tree) -> Any:
@@ -196,7 +209,7 @@ class Checkpoints:
     def _told(self) -> Iterator[None]:
         """What fails inside is said as a SaveError."""
         try:
-            with _saving(f"{self.folder}: the checkpoint of step {self.saving}"):
+            with saving(f"{self.folder}: the checkpoint of step {self.saving}"):
                 yield
         except SaveError:
             self.failed = True
@@ -292,7 +305,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _saving(what: str) -> Iterator[None]:
+def saving(what: str) -> Iterator[None]:
     """What fails inside is said as a SaveError, which begins with `what`."""
     try:
         yield
@@ -303,73 +316,10 @@ def _saving(what: str) -> Iterator[None]:
         ) from e
 
 
-class Kept:
-    """Parameters of a stage that are written once, beside its checkpoints.
-
-    Args:
-      folder: the run directory.
-      stage: name of the stage.
-      begun: whether the stage has done steps already.
-    """
-
-    def __init__(self, folder: Path, stage: str, begun: bool):
-        self.reference, self.parts = folder / "reference" / stage, folder / "frozen" / stage
-        self.stage, self.begun = stage, begun
-
-    def snapshot(self, tree: dict) -> dict:
-        """Parameters as they were when the stage began.
-
-        Raises:
-          ResumeError: the stage was begun without asking for them.
-        """
-        if self.begun and not agree([self.reference.is_dir()])[0]:
-            raise ResumeError(
-                f"stage {self.stage!r} was begun without a KL term: there is no reference in "
-                f"{self.reference}"
-            )
-        return _once(self.reference, tree)
-
-    def frozen(self, states: dict[str, TrainState], moved: list[str]) -> dict[str, TrainState]:
-        """The states, with frozen parts that earlier stages have moved as these left them.
-
-        Args:
-          moved: such parts; the others are as in the model's directory.
-        """
-        kept = {}
-        for name, state in states.items():
-            own = {part: tree for part, tree in state.frozen.items() if part in moved}
-            if own:
-                own = _once(self.parts / name, own)
-            kept[name] = dataclasses.replace(state, frozen={**state.frozen, **own})
-        return kept
-
-    def read_frozen(self, learner: str, like: dict) -> dict:
-        """The frozen parts of a learner that are kept here; {} where all are the model's.
-
-        Args:
-          like: parameters of all parts.
-        """
-        folder = self.parts / learner
-        if not folder.is_dir():
-            return {}
-        parts = ocp.metadata(folder.absolute()).metadata
-        wanted = {part: abstract(like[part]) for part in parts}
-        return read_in_parts(functools.partial(ocp.load, folder.absolute()), wanted)
-
-
-def _once(folder: Path, tree: dict) -> dict:
-    """Writes a tree where nothing is yet; what is there, placed like it."""
-    if not agree([folder.exists()])[0]:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with _saving(str(folder)), uncompressed():
-            ocp.save(folder.absolute(), tree)
-    return read_in_parts(functools.partial(ocp.load, folder.absolute()), abstract(tree))
-
-
 def tidy(folder: Path) -> None:
     """Removes what killed saves and exports left behind in a run directory; needs its lock."""
     left: list[Path] = []
-    for kept in ("reference", "frozen"):
+    for kept in KEPT:
         left += (folder / kept).glob(f"**/*{UNFINISHED}*")
     exports = list(folder.glob(".export.*.partial"))
     if (folder / "export").is_dir():  # else the old one is the only one

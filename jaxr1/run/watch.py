@@ -13,6 +13,7 @@ from typing import Any
 
 from jaxr1.base.jsonl import read_jsonl
 from jaxr1.inputs.wording import Wording
+from jaxr1.parallel import is_main
 from jaxr1.rewards.builtin import BUILT_IN
 from jaxr1.rewards.format import TAGS
 from jaxr1.rewards.spec import Reward
@@ -57,7 +58,12 @@ def is_due(steps: int) -> bool:
 
 
 def warn(at: Opened, stage: Stage, progress: Progress, metrics: Mapping[str, float]) -> None:
-    """Tells what has lasted too long: with one response, what was read in it, what to change."""
+    """Tells what has lasted too long: with one response, what was read in it, what to change.
+
+    The main host does, which has the rollouts.
+    """
+    if not is_main():
+        return
     for kind, steps in progress.streaks.items():
         if is_due(steps):
             file = at.dir / "rollouts" / f"{stage.name}_{progress.step}.jsonl"

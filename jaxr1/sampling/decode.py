@@ -31,6 +31,7 @@ class Static:
     filters: Filters
     forbidden: tuple[int, ...]
     stops: tuple[int, ...]
+    mixes_greedy: bool = False  # whether some responses are drawn greedily, beside others
 
 
 @struct.dataclass
@@ -49,6 +50,7 @@ class DecodeState:
     entropy_bsc: Any  # float32[B, S, C]
     length_bs: Any  # int32[B, S]
     done_bs: Any  # bool[B, S]
+    greedy_bs: Any  # bool[B, S]
     key_bs2: Any  # uint32[B, S, 2]
     own_kv: Any  # per layer, keys and values [B, S, K, C, H]
 
@@ -69,9 +71,13 @@ def run_prefill(model: Model, params: dict, batch: PromptBatch, tokens_at_once: 
         return vlm.prefill(model, vlm.cast(model, params), batch, tokens_at_once)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "samples", "slots"))
-def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots: int):
-    """A fresh state for S responses a row, and the prompt's cache as decoding reads it."""
+@functools.partial(jax.jit, static_argnames=("model", "samples", "slots", "greedy"))
+def start(
+    model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots: int, greedy: int = 0
+):
+    """A fresh state for S responses a row, the last of them greedy ones where some are, and the
+    prompt's cache as decoding reads it.
+    """
     keys, values = (jnp.swapaxes(x, 2, 3) for x in prompt.kv)  # [L, B, K, P, H]
     kv = [(keys[i], values[i]) for i in range(model.text.layers)]
     rows, width = prompt.last_bd.shape
@@ -85,6 +91,7 @@ def start(model: Model, prompt: Prefilled, key_bs2, done_bs, samples: int, slots
         entropy_bsc=jnp.zeros((rows, samples, slots), jnp.float32),
         length_bs=jnp.zeros((rows, samples), jnp.int32),
         done_bs=done_bs,
+        greedy_bs=jnp.broadcast_to(jnp.arange(samples) >= samples - greedy, (rows, samples)),
         key_bs2=key_bs2,
         own_kv=[(zero(), zero()) for _ in range(model.text.layers)],
     )
@@ -172,6 +179,8 @@ def decode_until(
             s.hidden_bsd.reshape(-1, width), weights.head, temperature, static.forbidden
         )
         token = draw(logit, s.key_bs2.reshape(-1, 2), s.step, static.filters)
+        if static.mixes_greedy:
+            token = jnp.where(s.greedy_bs.ravel(), jnp.argmax(logit, -1).astype(jnp.int32), token)
         of_token = reduce_logits(logit, token, ("logp", "entropy"))
         token, logp, entropy = (
             x.reshape(rows, samples) for x in (token, of_token["logp"], of_token["entropy"])
@@ -247,6 +256,7 @@ def select(model: Model, state: DecodeState, prompt: PromptCache, row_r, slot_rs
         entropy_bsc=pick(state.entropy_bsc),
         length_bs=pick(state.length_bs),
         done_bs=pick(state.done_bs) | done_rs,
+        greedy_bs=pick(state.greedy_bs),
         key_bs2=pick(state.key_bs2),
         own_kv=[(pick(k), pick(v)) for k, v in state.own_kv],
     )

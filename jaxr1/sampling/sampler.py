@@ -138,6 +138,7 @@ class Sampler:
         keys: Sequence[np.ndarray],
         n: int,
         *,
+        greedy: int = 0,
         weights: Weights | None = None,
         on_tokens: OnTokens | None = None,
         every: int = 0,
@@ -147,6 +148,7 @@ class Sampler:
 
         Args:
           keys: of the prompts, from `prompt_key`.
+          greedy: so many more for each prompt, the last ones, take the likeliest token.
           weights: what `weights` made of the parameters, where several calls share it.
           on_tokens: called every `every` tokens, and at the end of each chunk.
           check: called every few seconds; what it raises ends the drawing.
@@ -156,6 +158,7 @@ class Sampler:
         """
         if check is not None:
             check()
+        n += greedy
         # Prompt rows are rounded up; those that fill the shape are done before they begin.
         mesh, rules = mesh_of(params), self.model.rules
         multiple, hosts = batch_multiple(mesh, rules), batch_hosts(mesh, rules)
@@ -180,10 +183,11 @@ class Sampler:
             prompt = decode.run_prefill(self.model, params, placed, self.tokens_at_once)
             key = sample_keys(key_b2, np.tile(np.arange(n), (rows, 1)))
             key, done = place_rows((key, done), mesh, rules)
-            state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0])
+            state, cache = decode.start(self.model, prompt, key, done, n, self.slots[0], greedy)
             self.note_cache(state, cache)
             del prompt  # its keys live on in the cache's layout
-            flight = InFlight(self, state, cache, at, n, multiple, check)
+            static = dataclasses.replace(self.static, mixes_greedy=greedy > 0)
+            flight = InFlight(self, state, cache, at, n, multiple, check, static)
             flight.run(weights or self.weights(params), on_tokens, every)
         return self._completions(prompts, [flight.group(i) for i in range(len(prompts))])
 
@@ -250,7 +254,9 @@ class InFlight:
         samples: int,
         multiple: int,
         check: Check | None = None,
+        static: decode.Static | None = None,
     ):
+        self.static = static or sampler.static
         self.sampler, self.state, self.cache, self.check = sampler, state, cache, check
         self.prompts, self.samples, self.multiple = len(at), samples, multiple
         self.finished: dict[tuple[int, int], Drawn] = {}
@@ -295,7 +301,7 @@ class InFlight:
                 self.state,
                 np.int32(limit),
                 sampler.temperature,
-                sampler.static,
+                self.static,
             )
             done = fetch(self.state.done_bs).copy()
             drawn = max(1, int(self.state.step) - step)

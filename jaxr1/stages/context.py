@@ -67,7 +67,10 @@ class Context:
       phase: shows what is going on.
       check: raises Interrupted when a signal came; called only where nothing is lost.
       drop: writes down something left out, (source, reason).
-      snapshot: parameters as they were when the stage began; kept on disk, given back on resume.
+      snapshot: parameters as they were when the stage began, or as `keep` has kept them since; on
+        disk, given back on resume.
+      keep: the reference as it is after a step, given the step of the one before: each stays as
+        long as a checkpoint may name it.
     """
 
     model: Model
@@ -81,6 +84,7 @@ class Context:
     check: Callable[[], None] = lambda: None
     drop: Callable[[str, str], None] = lambda source, reason: None
     snapshot: Callable[[dict], dict] = lambda tree: tree
+    keep: Callable[[int, int, dict], None] = lambda step, last, tree: None
 
 
 class Worker(contextlib.ExitStack):
@@ -91,6 +95,8 @@ class Worker(contextlib.ExitStack):
       learners: {name: what learns}; their states are what a checkpoint holds.
       steps: how many it has.
       draws: examples that a step takes.
+      scalars: coefficients that move from step to step.
+      reference_step: in which the reference moved last; 0 is never.
     """
 
     def __init__(self, context: Context, learners: dict[str, Learner], steps: int, draws: int):
@@ -98,10 +104,17 @@ class Worker(contextlib.ExitStack):
         for name in learners:
             check_name(name, "learner ")
         self.context, self.learners, self.steps, self.draws = context, learners, steps, draws
+        self.scalars: dict[str, float] = {}
+        self.reference_step = 0
 
     def init(self, params: dict) -> dict[str, TrainState]:
         """Fresh states; `params` are what the stage begins with."""
         return {name: learner.init(params) for name, learner in self.learners.items()}
+
+    def resume(self, scalars: dict[str, float], reference_step: int) -> None:
+        """Takes over what a checkpoint holds beside the states, before `begin`."""
+        self.scalars = {**self.scalars, **scalars}
+        self.reference_step = reference_step
 
     def begin(self, states: dict[str, TrainState]) -> None:
         """Called once with the states that the stage begins or goes on with."""

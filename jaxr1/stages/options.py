@@ -3,146 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from jaxr1.base.checks import check_least, check_positive, check_types, option
-from jaxr1.base.names import REWARD_STATISTICS, check_name
-from jaxr1.data import Source
-from jaxr1.inputs.sizes import BucketOptions
+from jaxr1.base.checks import check_least, check_positive, option
+from jaxr1.base.names import REWARD_STATISTICS
+from jaxr1.inputs.processor import Processor
 from jaxr1.models.vlm import Model
-from jaxr1.nn.lora import Lora, adapter_table
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.advantages import Advantage, AnyEstimator
-from jaxr1.rl.learner import check_freeze
+from jaxr1.rl.controllers import AdaptiveKl, Controller
+from jaxr1.rl.corrections import Correction
 from jaxr1.rl.objectives import Kl, Ppo, Surrogate
 from jaxr1.rl.optimizer import Optimizer
+from jaxr1.rl.penalty import KlReward
+from jaxr1.rl.reference import Reference
+from jaxr1.rl.update import read
 from jaxr1.rl.weights import Aggregation
-
-ADAPTER_RATE = 1e-5  # the lowest learning rate that is usual for low-rank adapters
-
-
-@dataclasses.dataclass(frozen=True)
-class StageOptions:
-    """What every stage can be told.
-
-    Attributes:
-      data: the examples.
-      name: of the stage, in metrics and files.
-      max_prompt_tokens: examples with a longer prompt are dropped and written down.
-      max_response_tokens: limit of a response.
-      micro_batch_tokens: padded tokens, prompts and strips, that a device differentiates at once.
-      optimizer: AdamW and its schedule.
-      freeze: parts that stay as they are: "vision", "merger", "decoder".
-      lora: train low-rank adapters instead of the model; they are merged into it at the end of the
-        stage.
-      eval_every: steps between evaluations; 0 is only at the end.
-      save_every: steps between checkpoints; 0 is by time (`Config.save_minutes`) and at the end.
-      max_skipped_steps: the run stops when so many steps in a row had no finite gradient; 0 is
-        never.
-      buckets: static sizes.
-    """
-
-    data: Source
-    name: str = ""
-    max_prompt_tokens: int = 1024
-    max_response_tokens: int = 1024
-    micro_batch_tokens: int = 8192
-    optimizer: Optimizer = Optimizer()
-    freeze: tuple[str, ...] = ()
-    lora: Lora | None = None
-    eval_every: int = 0
-    save_every: int = 0
-    max_skipped_steps: int = 10
-    buckets: BucketOptions = BucketOptions()
-
-    reads_response: ClassVar[bool] = False
-    """Whether examples need a worked response."""
-
-    def __post_init__(self):
-        check_types(self, self.path)
-        check_least(
-            self,
-            self.path,
-            max_prompt_tokens=1,
-            max_response_tokens=1,
-            micro_batch_tokens=1,
-            eval_every=0,
-            save_every=0,
-            max_skipped_steps=0,
-        )
-        check_name(self.name, f"{self.path}the name ")
-        if self.name.startswith("eval_"):
-            raise ValueError(f"{self.path}files of evaluations begin with eval_: take another name")
-        for what in ("prompt", "response"):
-            sizes, limit = getattr(self.buckets, what), getattr(self, f"max_{what}_tokens")
-            if sizes and max(sizes) < limit:
-                raise ValueError(
-                    f"{self.path}buckets.{what} must reach max_{what}_tokens, {limit}; the largest "
-                    f"is {max(sizes)}"
-                )
-
-    @property
-    def path(self) -> str:
-        """What messages about an option begin with."""
-        return f"stage {self.name!r}: "
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether no response is right where the reference answer cannot be parsed."""
-        return False
-
-    @property
-    def leaves_out(self) -> bool:
-        """Whether such rows are left out."""
-        return False
-
-    def count_steps(self, examples: int) -> int:
-        """How many steps the stage has with so many examples."""
-        raise NotImplementedError
-
-    def check(self, path: str, model: Model, folder: Path) -> None:
-        """Raises OptionError for what the stage could not work with, before any stage runs.
-
-        Args:
-          path: of the stage in the configuration.
-          folder: where the sources of reward functions without a file of their own are written.
-        """
-        if self.lora is None:
-            with option(f"{path}.freeze"):
-                check_freeze(self.freeze, model.parts)
-        else:
-            with option(f"{path}.lora"):
-                adapter_table(model.table(), self.lora)
-
-    @property
-    def prompts_at_once(self) -> int:
-        """Prompts of an optimiser step, which devices share."""
-        raise NotImplementedError
-
-    def warnings(self, model: Model, devices: int = 1) -> list[str]:
-        """What works, but may not be meant.
-
-        Args:
-          devices: that share a batch.
-        """
-        found = []
-        if self.prompts_at_once < devices:
-            found.append(
-                f"an optimiser step has {self.prompts_at_once} prompts for {devices} devices: in "
-                f"scoring and updates {devices - self.prompts_at_once} of them have nothing to do"
-            )
-        longest = self.max_prompt_tokens + self.max_response_tokens
-        if 0 < model.text.context < longest:
-            found.append(f"up to {longest} tokens, but the model was made for {model.text.context}")
-        rate = self.optimizer.learning_rate
-        if self.lora is not None and rate < ADAPTER_RATE:
-            found.append(
-                f"optimizer.learning_rate is {rate:g}, which hardly moves adapters: from "
-                f"{ADAPTER_RATE:g} to 1e-4 is usual"
-            )
-        return found
+from jaxr1.stages.common import StageOptions
+from jaxr1.stages.context import POLICY
+from jaxr1.stages.critic import CRITIC, Critic, check_critic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,11 +72,23 @@ class Rl(StageOptions):
       top_p: of sampling; log-probs are before this filter.
       top_k: of sampling, 0 is off; log-probs are before this filter.
       waves: parts a rollout is sampled in; one is graded while the next is sampled.
-      updates_per_rollout: optimiser steps per rollout, on disjoint groups; over 1, old log-probs
-        are computed first.
+      updates_per_rollout: optimiser steps that one pass over a rollout takes, on disjoint groups;
+        over 1, old log-probs are computed first. verl's ppo_mini_batch_size is prompts_per_step /
+        updates_per_rollout; OpenRLHF's train_batch_size is group_size times that.
+      inner_epochs: passes over a rollout.
+      kl_stop: the rest of a rollout's updates is left out when one finds the policy this far from
+        the one that sampled (mean of old - new log-probs of a token); 0 is off.
+      old_logp: what ratios and clips compare with: "trainer" scores the sampling policy again where
+        several updates follow; "sampler" takes the log-probs that the sampler reported (verl's
+        bypass mode).
       advantage: how rewards become advantages.
       surrogate: the policy loss.
-      kl: the penalty to the reference.
+      corrections: multiply the policy loss of each token: weights for a sampler that differs from
+        the trainer, and masks (`rl.corrections`).
+      kl: the penalty to the reference, in the loss.
+      kl_reward: the penalty to the reference, in the reward of each token.
+      reference: whether the reference follows the policy.
+      critic: what expects the return of each token, for an advantage that asks (`Gae`): PPO.
       entropy_coef: weight of the entropy bonus.
       aggregation: how tokens are averaged, see `rl.weights.token_weights`.
       length_norm: the constant of "seq-mean-token-sum-norm" (Dr. GRPO), in tokens; 0 is
@@ -219,9 +113,16 @@ class Rl(StageOptions):
     top_k: int = 0
     waves: int = 2
     updates_per_rollout: int = 1
+    inner_epochs: int = 1
+    kl_stop: float = 0.0
+    old_logp: Literal["trainer", "sampler"] = "trainer"
     advantage: AnyEstimator = Advantage()
     surrogate: Surrogate = Ppo()
+    corrections: tuple[Correction, ...] = ()
     kl: Kl = Kl()
+    kl_reward: KlReward = KlReward()
+    reference: Reference = Reference()
+    critic: Critic | None = None
     entropy_coef: float = 0.0
     aggregation: Aggregation = "token-mean"
     length_norm: float = 0.0
@@ -243,6 +144,8 @@ class Rl(StageOptions):
             top_k=0,
             waves=1,
             updates_per_rollout=1,
+            inner_epochs=1,
+            kl_stop=0,
             reward_workers=1,
             strips_at_once=0,
             length_norm=0,
@@ -262,6 +165,104 @@ class Rl(StageOptions):
         if not self.rewards:
             raise ValueError(f"{self.path}no rewards")
         check_labels(self.rewards, self.path, REWARD_STATISTICS)
+        for name, problem in self._meaningless():
+            raise ValueError(f"{self.path}{name} {problem}")
+
+    def _meaningless(self) -> list[tuple[str, str]]:
+        """(option, why another one makes it meaningless)."""
+        found = []
+        if self.length_norm and self.aggregation != "seq-mean-token-sum-norm":
+            found.append(("length_norm", f"is not read with aggregation {self.aggregation!r}"))
+        if self.kl_stop and self.updates == 1:
+            found.append(("kl_stop", "has nothing to stop: one update follows a rollout"))
+        if self.reference.every and not self.needs_ref:
+            found.append(
+                (
+                    "reference.every",
+                    "moves a reference that nothing asks for: kl and kl_reward are 0",
+                )
+            )
+        if self.old_logp == "sampler" and "old_logp" in self.corrected:
+            found.append(
+                ("corrections", "compare sampler and trainer, but old_logp is the sampler's itself")
+            )
+        needs_critic = "old_value" in self.advantage.needs
+        if self.critic is not None and not needs_critic:
+            found.append(("critic", f"is not read by {type(self.advantage).__name__}: take Gae"))
+        if self.critic is None and needs_critic:
+            found.append(("advantage", f"{type(self.advantage).__name__} needs a critic"))
+        if self.critic is not None and self.critic.warmup >= self.steps:
+            found.append(("critic.warmup", f"leaves no step of {self.steps} for the policy"))
+        responses = self.prompts_at_once * self.group_size
+        if responses == 1 and getattr(self.advantage, "whiten", "none") != "none":
+            found.append(("advantage.whiten", "needs more than one response in a step"))
+        return found
+
+    # --- what follows from the options ----------------------------------------------------------
+    @property
+    def updates(self) -> int:
+        """Most optimiser steps that follow a rollout."""
+        return self.updates_per_rollout * self.inner_epochs
+
+    @property
+    def is_on_policy(self) -> bool:
+        """Whether the ratio is exactly 1: one update, compared with the policy at hand."""
+        return self.updates == 1 and self.old_logp == "trainer"
+
+    @property
+    def policy_steps(self) -> int:
+        """Steps in which the policy moves."""
+        return self.steps - (self.critic.warmup if self.critic is not None else 0)
+
+    def learns(self, learner: str, step: int) -> bool:
+        """Whether a learner is updated in a step, counted from 1."""
+        if learner == CRITIC:
+            return self.critic is not None
+        return step > self.steps - self.policy_steps
+
+    def has_moved_far(self, updates: Mapping[str, list[dict]]) -> bool:
+        """Whether the last update found the policy over `kl_stop` from the one that sampled."""
+        if not updates.get(POLICY):
+            return False
+        return read(updates[POLICY][-1:])[f"{POLICY}/approx_kl"] > self.kl_stop
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Other models that the stage reads."""
+        return (self.critic.model,) if self.critic is not None and self.critic.model else ()
+
+    @property
+    def greedy(self) -> int:
+        """Responses to each prompt that are drawn greedily, outside its group."""
+        return int(getattr(self.advantage, "greedy_baseline", False))
+
+    @property
+    def credited(self) -> tuple[str, ...]:
+        """Columns that credit is made of."""
+        return (*self.advantage.needs, *(["ref_logp"] if self.kl_reward.coef else []))
+
+    @property
+    def corrected(self) -> tuple[str, ...]:
+        """Columns that corrections are made of."""
+        return tuple(sorted({name for one in self.corrections for name in one.needs}))
+
+    @property
+    def needs_ref(self) -> bool:
+        """Whether anything asks for a reference model."""
+        return bool(self.kl.coef) or "ref_logp" in self.credited
+
+    @property
+    def controllers(self) -> tuple[Controller, ...]:
+        """What moves coefficients after a step."""
+        if not self.kl_reward.target:
+            return ()
+        samples = self.prompts_per_step * self.group_size
+        return (AdaptiveKl(self.kl_reward.target, self.kl_reward.horizon, samples),)
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """Coefficients that move from step to step, as they begin."""
+        return {"kl_coef": self.kl_reward.coef} if self.kl_reward.target else {}
 
     @property
     def needs_reference(self) -> bool:
@@ -274,8 +275,11 @@ class Rl(StageOptions):
     def count_steps(self, examples: int) -> int:
         return self.steps
 
-    def check(self, path: str, model: Model, folder: Path) -> None:
-        super().check(path, model, folder)
+    def check(self, path: str, model: Model, processor: Processor, folder: Path) -> None:
+        super().check(path, model, processor, folder)
+        if self.critic is not None:
+            with option(f"{path}.critic"):
+                check_critic(self.critic, model, processor)
         for i, reward in enumerate(self.rewards):
             with option(f"{path}.rewards.{i}"):
                 reward.resolve(folder)

@@ -499,7 +499,7 @@ def test_frozen_features_are_the_same_model(world, rng, frozen):
     tokens = [[rng.integers(20, 400, 6).astype(np.int32)] for _ in prompts]
     buckets = fitting_buckets(prompts, 8)
     policy, episodes = learner(model, processor, (Ppo(),), buckets), given(prompts, tokens)
-    scored = lambda params: score(policy, params, episodes, episodes.valid_bg, Work())
+    scored = lambda params: score(policy, params, episodes, episodes.valid_bg, Work())["logp"]
     whole = scored(params)
     kept = with_features(model, params, prompts, buckets, frozen)
     assert {p.held for p in kept if p.grids} == {"merger" if len(frozen) == 2 else "tower"}

@@ -118,7 +118,7 @@ def numbers(seed: int) -> dict[str, np.ndarray]:
         episodes.views = {"policy": policy.see(state, prompts, work)}
         episodes.columns |= BatchStd()(episodes).columns | policy.weights(episodes)
         seen = (episodes, episodes.valid_bg, work)
-        episodes.columns["old_logp"] = score(policy, state.params, *seen) + np.float32(0.01)
+        episodes.columns["old_logp"] = score(policy, state.params, *seen)["logp"] + np.float32(0.01)
         sums = gradients(policy, state, episodes, work)
         out |= {
             f"{name} {key}": episodes.columns[key] for key in ("advantage", "weight", "old_logp")

@@ -40,7 +40,7 @@ class Step:
         state, found = self.policy.init(self.params), []
         for _ in range(2):
             every = self.episodes.valid_bg
-            found.append(score(self.policy, self.params, self.episodes, every, work))
+            found.append(score(self.policy, self.params, self.episodes, every, work)["logp"])
             uploaded.append(placed.uploaded - sum(uploaded))
         sums = gradients(self.policy, state, self.episodes, work)
         uploaded.append(placed.uploaded - sum(uploaded))

@@ -34,18 +34,18 @@ from jaxr1.evaluation import heldout
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl import update
 from jaxr1.run.state import Checkpoints
-from jaxr1.stages import rl
+from jaxr1.stages import rollout
 
 # Where a process may die: (module, class or "", function).
 HOOKS = {
     "sampling": ("jaxr1.sampling.decode", "", "decode_until"),
-    "grading": ("jaxr1.stages.rl", "", "wait_for"),
+    "grading": ("jaxr1.stages.rollout", "", "wait_for"),
     "journal": ("jaxr1.rl.journal", "", "write_rows"),
     "gradients": ("jaxr1.rl.update", "", "accumulate"),
     "update": ("jaxr1.rl.update", "", "apply"),
     "metrics": ("jaxr1.run.metrics", "MetricsLog", "write"),
     "saving": ("jaxr1.run.state", "Checkpoints", "save"),
-    "once": ("jaxr1.run.state", "", "_once"),
+    "once": ("jaxr1.run.kept", "", "_once"),
     "evaluation": ("jaxr1.evaluation.heldout", "HeldOut", "evaluate"),
     # Inside an evaluation: a batch drawn and on its way to the graders, a picture, the answers.
     "asked": ("jaxr1.evaluation.heldout", "Asked", "_graded"),
@@ -68,7 +68,7 @@ def die():
 def arm(phase: str, folder: Path) -> None:
     """Patches one function so that the process dies inside that phase."""
     if phase == "sampling":
-        sample, calls = rl.Sampler.__call__, []
+        sample, calls = rollout.Sampler.__call__, []
 
         def dying(self, params, prompts, keys, n, **kw):
             if n > 1:  # not the evaluation
@@ -77,9 +77,9 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return sample(self, params, prompts, keys, n, **kw)
 
-        rl.Sampler.__call__ = dying
+        rollout.Sampler.__call__ = dying
     elif phase == "grading":
-        wait, calls = rl.wait_for, []
+        wait, calls = rollout.wait_for, []
 
         def dying(*args):
             calls.append(1)
@@ -87,7 +87,7 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return wait(*args)
 
-        rl.wait_for = dying
+        rollout.wait_for = dying
     elif phase == "update":
         apply, calls = update.apply, []
 

@@ -24,8 +24,8 @@ from jaxr1.run.opening import Opened
 from jaxr1.sampling import decode, sampler, scoring
 from jaxr1.sampling.sampler import Drawn, Sampler, SamplingOptions
 from jaxr1.stages import Context
+from jaxr1.stages.learners import policy_learner
 from jaxr1.stages.programs import list_learning, list_programs
-from jaxr1.stages.rl import policy_learner
 
 LIMIT, PROMPTS, GROUP, DEVICES = 2048, 32, 8, 1
 GEOMETRY = PatchGeometry(merge=2, values=6, frames=2)  # Qwen2-VL's, with small patches

@@ -29,7 +29,7 @@ NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # before training writes the first line, each step one more.
 PLACES = {
     "sampling": ("jaxr1.sampling.decode", "decode_until", 2, 1),
-    "grading": ("jaxr1.stages.rl", "wait_for", 2, 1),
+    "grading": ("jaxr1.stages.rollout", "wait_for", 2, 1),
     "scoring": ("jaxr1.rl.update", "score_plans", 2, 1),
     "gradients": ("jaxr1.rl.update", "accumulate", 2, 1),
     "applying": ("jaxr1.rl.update", "apply", 2, 2),
