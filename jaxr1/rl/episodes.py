@@ -184,9 +184,11 @@ class Episodes:
         rows = []
         advantage_bg = None
         if "advantage" in self.columns:
-            # The mean over its tokens, which are all equal but where credit is given token by
+            # The mean over its own tokens, which are all equal but where credit is given token by
             # token.
-            advantage_bg = self.sums(self.columns["advantage"]) / np.maximum(self.counts_bg, 1)
+            own = self.columns["own"]
+            advantage_bg = self.sums(self.columns["advantage"] * own)
+            advantage_bg = advantage_bg / np.maximum(self.sums(own), 1)
         for b, (draw, group) in enumerate(zip(self.draws, self.groups, strict=True)):
             for g, completion in enumerate(group):
                 grade = self.grades[b][g]
