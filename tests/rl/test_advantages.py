@@ -85,6 +85,8 @@ def ragged(rng, **options):
         grades[b][g] = Grade(None, {"right": None, "form": None}, "timeout")
     grades[4] = [grade_of(0.1, 0.3)] * 4
     grades[5][2] = Grade(0.7, {"right": 0.7, "form": None})
+    grades[5][0] = Grade(0.1, {"right": None, "form": 0.4})
+    grades[7][:2] = [Grade(0.1, {"right": None, "form": 0.4}), grade_of(1.0, 0.0)]
     episodes.grade([grade for group in grades for grade in group])
     episodes.baseline_b[6] = np.nan
     return episodes
@@ -143,7 +145,7 @@ def to_go(values, decay=1.0):
     ]
 
 
-def responsewise(formula):
+def responsewise(formula, gamma=1.0):
     """From formula(rewards of a group, the groups, its responses) -> a number for each."""
 
     def of_step(groups):
@@ -152,12 +154,12 @@ def responsewise(formula):
             known = scored(group)
             numbers = iter(formula([r.reward for r in known], groups, known)) if known else iter(())
             values.append([None if r.reward is None else next(numbers) for r in group])
-        return with_penalties(groups, values)
+        return with_penalties(groups, values, gamma)
 
     return of_step
 
 
-def with_penalties(groups, values, gamma=1.0):
+def with_penalties(groups, values, gamma):
     out = []
     for group, row in zip(groups, values, strict=True):
         add = lambda r, a: (
@@ -406,6 +408,7 @@ ESTIMATORS = [
         shaped(responsewise(dr_grpo), lambda r: float(np.clip(2 * r.reward, -0.9, 0.9))),
     ),
     (DrGrpo(), responsewise(dr_grpo)),
+    (DrGrpo(gamma=0.8), responsewise(dr_grpo, 0.8)),
     (LitePpo(), responsewise(lite)),
     (Rloo(), responsewise(rloo)),
     (Rloo(whiten="tokens", whiten_unbiased=False), as_tokens(responsewise(rloo), 0)),
