@@ -203,9 +203,11 @@ class Episodes:
         rows, samples = [], self.counts_bg.shape[1]
         advantage_bg = None
         if "advantage" in self.columns:
-            # The mean over its tokens, which are all equal but where credit is given token by
+            # The mean over its own tokens, which are all equal but where credit is given token by
             # token.
-            advantage_bg = self.sums(self.columns["advantage"]) / np.maximum(self.counts_bg, 1)
+            own = self.columns["own"]
+            advantage_bg = self.sums(self.columns["advantage"] * own)
+            advantage_bg = advantage_bg / np.maximum(self.sums(own), 1)
         for b in range(len(self.draws)):
             for g in range(samples):
                 row = self._row(b, g)

@@ -1,21 +1,17 @@
-"""Advantages, terms and weights against float64 numpy written from the formulas.
+"""Terms and weights against float64 numpy written from the formulas.
 
-A new term or estimator joins with one row of `TERMS` or `ESTIMATORS`.
+A new term joins with one row of `TERMS`.
 """
 
 import dataclasses
 import inspect
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import given
 
-from jaxr1.inputs.exchange import Draw
-from jaxr1.rl import advantages, objectives
-from jaxr1.rl.advantages import Advantage, Estimator, group_advantage
+from jaxr1.rl import objectives
 from jaxr1.rl.objectives import (
     CrossEntropy,
     Entropy,
@@ -120,14 +116,10 @@ def test_a_term_equals_its_formula(rng, term, formula):
         assert found[at] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
 
 
-def test_every_term_and_estimator_is_in_a_list():
-    """What a file defines is what the lists below and above hold."""
-    for module, base, rows in ((objectives, Term, TERMS), (advantages, Estimator, ESTIMATORS)):
-        classes = inspect.getmembers(module, inspect.isclass)
-        home = module.__name__
-        own = [cls for _, cls in classes if cls.__module__.startswith(home)]
-        defined = {cls for cls in own if issubclass(cls, base) and cls is not base}
-        assert {type(row[0]) for row in rows} == defined
+def test_every_term_is_in_the_list():
+    classes = [cls for _, cls in inspect.getmembers(objectives, inspect.isclass)]
+    defined = {cls for cls in classes if issubclass(cls, Term) and cls is not Term}
+    assert {type(row[0]) for row in TERMS} == defined
 
 
 def test_a_term_that_reads_what_it_did_not_name_says_so(rng):
@@ -175,99 +167,10 @@ def test_sums_over_responses_and_labels(rng):
     np.testing.assert_allclose(found[label == 1], x[label == 1].sum(), rtol=1e-5)
 
 
-# ---------------------------------------------------------------- advantages
-
-
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
-@pytest.mark.parametrize("scale", ["std", "none"])
-def test_group_advantage_equals_the_formulas(rng, baseline, scale):
-    reward = rng.normal(size=(6, 8))
-    valid = rng.random((6, 8)) < 0.8
-    valid[0], valid[1, 1:], reward[2] = False, False, 0.3
-    eps = float(rng.choice([1e-4, 1e-6, 1e-9]))
-    ours = group_advantage(reward, valid, Advantage(baseline, scale, eps))
-    for b in range(6):
-        r = reward[b, valid[b]]
-        if len(r) < 2 or np.ptp(r) == 0:
-            assert (ours[b] == 0).all()
-            continue
-        for i, g in enumerate(np.flatnonzero(valid[b])):
-            base = r.mean() if baseline == "mean" else np.delete(r, i).mean()
-            want = (r[i] - base) / (r.std(ddof=1) + eps if scale == "std" else 1.0)
-            assert ours[b, g] == pytest.approx(want, abs=1e-5)
-        assert (ours[b, ~valid[b]] == 0).all()
-    assert ours.dtype == np.float32
-
-
-def grpo(reward):
-    return (reward - reward.mean(-1, keepdims=True)) / (
-        reward.std(-1, ddof=1, keepdims=True) + 1e-4
-    )
-
-
-def rloo(reward):
-    others = (reward.sum(-1, keepdims=True) - reward) / (reward.shape[1] - 1)
-    return reward - others
-
-
-ESTIMATORS = [
-    (Advantage(eps=1e-4), grpo),
-    (Advantage("leave_one_out", "none"), rloo),
-]
-
-
-def graded(rng, prompts=3, group=4):
-    """Episodes of random lengths with random rewards."""
-    prompt = SimpleNamespace(prefix="")
-    responses = [[np.ones(n, np.int32) for n in rng.integers(1, 7, group)] for _ in range(prompts)]
-    episodes = given([prompt] * prompts, responses)
-    assert all(isinstance(draw, Draw) for draw in episodes.draws)
-    episodes.reward_bg = rng.normal(size=(prompts, group))
-    return episodes
-
-
-@pytest.mark.parametrize(
-    ("estimator", "formula"), ESTIMATORS, ids=lambda x: str(x) if isinstance(x, Estimator) else ""
-)
-def test_an_estimator_equals_its_formula(rng, estimator, formula):
-    """One number a response, the same at each of its tokens, in the order of columns."""
-    episodes = graded(rng)
-    column = estimator(episodes).columns["advantage"]
-    assert column.dtype == np.float32 and column.shape == episodes.token_n.shape
-    want = np.repeat(formula(episodes.reward_bg).ravel(), episodes.counts_bg.ravel())
-    np.testing.assert_allclose(column, want, rtol=1e-4, atol=1e-5)
-
-
-def test_permuting_prompts_and_samples_permutes_advantages(rng):
-    reward, valid = rng.normal(size=(5, 4)), np.ones((5, 4), bool)
-    rows, columns = rng.permutation(5), rng.permutation(4)
-    whole = group_advantage(reward, valid)
-    np.testing.assert_allclose(
-        group_advantage(reward[rows][:, columns], valid), whole[rows][:, columns], atol=1e-6
-    )
-
-
-def test_equal_rewards_have_exactly_no_advantage(rng):
-    """0.1 three times has a mean that is not 0.1: the difference must not be blown up by a tiny
-    deviation.
-    """
-    reward = np.full((1, 3), 0.1)
-    assert (group_advantage(reward, np.ones((1, 3), bool), Advantage(eps=1e-9)) == 0).all()
-    episodes = graded(rng)
-    episodes.reward_bg[1] = 0.1
-    assert episodes.zero_std_b.tolist() == [False, True, False]
-
-
 # ---------------------------------------------------------------- options
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(
-        ValueError, match=r"Advantage\.baseline must be 'mean' \| 'leave_one_out', got 'median'"
-    ):
-        Advantage(baseline="median")
-    with pytest.raises(ValueError, match=r"Advantage\.scale"):
-        Advantage(scale="max")
     with pytest.raises(ValueError, match=r"Kl\.estimator"):
         Kl(0.1, "k4")
     with pytest.raises(ValueError, match="estimator must be"):

@@ -47,5 +47,10 @@ class Estimator:
         """Whether it compares the responses of a prompt, so that there must be two at least."""
         return True
 
+    @property
+    def greedy_baseline(self) -> bool:
+        """Whether it reads `Episodes.baseline_b`, for which each prompt is answered once more."""
+        return False
+
     def __call__(self, episodes: Episodes) -> Credit:
         raise NotImplementedError
