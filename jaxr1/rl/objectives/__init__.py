@@ -8,12 +8,15 @@ A new loss is a new class in one of these files: a frozen dataclass that names w
 """
 
 from jaxr1.rl.objectives.entropy import *
+from jaxr1.rl.objectives.entropy import CovLoss
 from jaxr1.rl.objectives.kl import *
 from jaxr1.rl.objectives.measures import *
 from jaxr1.rl.objectives.policy import *
 from jaxr1.rl.objectives.policy import TokenLoss
+from jaxr1.rl.objectives.sequence import *
+from jaxr1.rl.objectives.sequence import SequenceLoss
 from jaxr1.rl.objectives.supervised import *
 from jaxr1.rl.terms import Term
 
-Surrogate = TokenLoss | Term
+Surrogate = TokenLoss | SequenceLoss | CovLoss | Term
 """What may stand as the policy loss of a stage: one of these files, or one of the user's own."""
