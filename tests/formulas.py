@@ -43,6 +43,7 @@ class Numbers:
             "ref_logp": logp + rng.normal(0.0, 0.4, SHAPE),
             "sampled_logp": logp + rng.normal(0.0, 0.3, SHAPE),
             "advantage": numbers.spread(rng.normal(size=100)),
+            "kl_full": rng.uniform(0.0, 1.0, SHAPE),
             "cov_mask": (rng.random(SHAPE) < 0.3) * own,
             "value": rng.normal(size=SHAPE),
             "old_value": rng.normal(size=SHAPE),
@@ -204,3 +205,23 @@ def clip_cov(n, low, high):
 
 def kl_cov(n, beta):
     return -ratio(n) * n.advantage + beta * n.cov_mask * np.abs(n.logp - n.old_logp)
+
+
+# --- of a reference, and of a critic ------------------------------------------------------------
+def k1(n):
+    return n.logp - n.ref_logp
+
+
+def k2(n):
+    return k1(n) ** 2 / 2
+
+
+def k3(n):
+    bounded = np.clip(-k1(n), -20, 20)
+    return np.clip(np.exp(bounded) - 1 - bounded, -10, 10)
+
+
+def value_loss(n, clip):
+    aim = n.values["return"]
+    near = np.clip(n.value, n.old_value - clip, n.old_value + clip)
+    return 0.5 * np.maximum((n.value - aim) ** 2, (near - aim) ** 2)

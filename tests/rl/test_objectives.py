@@ -18,6 +18,7 @@ from reference import given
 from jaxr1.inputs.exchange import Draw
 from jaxr1.rl import advantages, objectives
 from jaxr1.rl.advantages import Advantage, Estimator, group_advantage
+from jaxr1.rl.controllers import AdaptiveEntropy, AdaptiveKl
 from jaxr1.rl.objectives import (
     Cispo,
     ClipCov,
@@ -36,6 +37,7 @@ from jaxr1.rl.objectives import (
     Ppo,
     Reinforce,
     Sapo,
+    ValueLoss,
     Vespo,
     clipped_surrogate,
     kl_estimate,
@@ -43,12 +45,6 @@ from jaxr1.rl.objectives import (
 from jaxr1.rl.optimizer import Optimizer
 from jaxr1.rl.terms import Objective, Term, Tokens
 from jaxr1.rl.weights import Aggregation, Weighting, token_weights
-
-
-def k3(n):
-    d = n.logp - n.ref_logp
-    return np.clip(np.exp(-d) - 1 + d, -10, 10)
-
 
 TERMS = [
     (Ppo(0.2, 0.28), f.ppo),
@@ -76,10 +72,21 @@ TERMS = [
     (Vespo(is_corrected=True), lambda n: f.vespo(n, True)),
     (ClipCov(0.1, 0.2), lambda n: f.clip_cov(n, 0.1, 0.2)),
     (KlCov(beta=0.7), lambda n: f.kl_cov(n, 0.7)),
-    (Kl(0.3, "k1"), lambda n: 0.3 * (n.logp - n.ref_logp)),
-    (Kl(0.3, "k2"), lambda n: 0.3 * (n.logp - n.ref_logp) ** 2 / 2),
-    (Kl(0.3, "k3"), lambda n: 0.3 * k3(n)),
+    (Kl(0.3, "k1"), lambda n: 0.3 * f.k1(n)),
+    (Kl(0.3, "abs"), lambda n: 0.3 * np.abs(f.k1(n))),
+    (Kl(0.3, "k2"), lambda n: 0.3 * f.k2(n)),
+    (Kl(0.3, "k3"), lambda n: 0.3 * f.k3(n)),
+    (Kl(0.3, "k1+"), lambda n: 0.3 * (f.k1(n.sg) + f.k2(n) - f.k2(n.sg))),
+    (Kl(0.3, "abs+"), lambda n: 0.3 * (np.abs(f.k1(n.sg)) + f.k2(n) - f.k2(n.sg))),
+    (Kl(0.3, "k3+"), lambda n: 0.3 * (f.k3(n.sg) + f.k2(n) - f.k2(n.sg))),
+    (Kl(0.3, "k3", is_corrected=True), lambda n: 0.3 * f.k3(n) * f.ratio(n)),
+    (Kl(0.3, "k1", is_corrected=True), lambda n: 0.3 * f.k1(n) * f.ratio(n)),
+    (Kl(0.3, adaptive=True), lambda n: 0.3 * f.k3(n)),
+    (Kl(0.3, "full"), lambda n: 0.3 * n.kl_full),
+    (ValueLoss(), lambda n: f.value_loss(n, 0.2)),
+    (ValueLoss(0.0), lambda n: f.value_loss(n, np.inf)),
     (Entropy(0.1), lambda n: -0.1 * n.entropy),
+    (Entropy(0.1, adaptive=True), lambda n: 0.0 * n.entropy),
     (CrossEntropy(), lambda n: -n.logp),
     (PolicyStats(), lambda n: 0.0 * n.logp),
 ]
@@ -195,6 +202,46 @@ def test_sums_over_responses_and_labels(rng):
     label = np.int32([[[1, 1, 1, 2, 2, 2, 0], [2, 2, 1, 1, 1, 0, 0]]])
     found = np.asarray(tokens.sum_by(jnp.asarray(label), jnp.asarray(x)))
     np.testing.assert_allclose(found[label == 1], x[label == 1].sum(), rtol=1e-5)
+
+
+# ---------------------------------------------------------------- scalars
+
+
+def test_an_adaptive_coefficient_is_a_scalar(rng):
+    """What a controller says is what multiplies; the term itself stays the same."""
+    numbers = Numbers.draw(rng)
+    for term, scalars, coef in (
+        (Entropy(0.1, adaptive=True), {"entropy_coef": 0.7, "entropy_on": 1.0}, -0.7),
+        (Entropy(0.1, adaptive=True), {"entropy_coef": 0.7, "entropy_on": 0.0}, 0.0),
+        (Kl(0.1, "k2", adaptive=True), {"kl_coef": 0.7}, 0.7),
+    ):
+        assert term.scalars.keys() == scalars.keys()
+        loss = term(Tokens(*numbers.tokens(term, scalars)))[0]
+        one = numbers.entropy if isinstance(term, Entropy) else f.k2(numbers)
+        np.testing.assert_allclose(loss, coef * one, rtol=1e-4, atol=1e-6)
+
+
+def test_adaptive_entropy_moves_to_its_target_and_is_on_under_it():
+    control = AdaptiveEntropy(step=0.3, target=0.2, low=0.1, high=0.5)
+    scalars, seen = {"entropy_coef": 0.2, "entropy_on": 0.0, "kl_coef": 3.0}, []
+    for entropy in (0.2, 0.1, float("nan"), 0.3, 0.9):
+        scalars = control(scalars, {"policy/entropy": entropy})
+        seen.append((round(scalars["entropy_coef"], 9), scalars["entropy_on"]))
+    assert seen == [(0.5, 1.0), (0.5, 1.0), (0.5, 1.0), (0.2, 0.0), (0.1, 0.0)]
+    assert scalars["kl_coef"] == 3.0 and control(scalars, {}) == scalars
+    with pytest.raises(ValueError, match=r"AdaptiveEntropy\.high must be at least 0.6, got 0.5"):
+        AdaptiveEntropy(low=0.6, high=0.5)
+
+
+def test_adaptive_kl_moves_with_a_bounded_error(rng):
+    control = AdaptiveKl(target=0.1, samples=500, horizon=10000)
+    for kl, error in ((0.11, 0.1), (0.1, 0.0), (5.0, 0.2), (0.0, -0.2), (-1.0, -0.2)):
+        coef = float(rng.uniform(1e-3, 1))
+        after = control({"kl_coef": coef, "entropy_on": 1.0}, {"policy/kl": kl})
+        assert after == {"kl_coef": pytest.approx(coef * (1 + error * 0.05)), "entropy_on": 1.0}
+    assert control({"kl_coef": 0.3}, {"policy/kl": float("nan")}) == {"kl_coef": 0.3}
+    with pytest.raises(ValueError, match=r"AdaptiveKl\.target must be over 0, got 0"):
+        AdaptiveKl(target=0.0, samples=8)
 
 
 # ---------------------------------------------------------------- covariances
@@ -382,6 +429,8 @@ def test_unknown_names_are_refused():
         Dro(0.0)
     with pytest.raises(ValueError, match=r"Dppo\.kind must be 'tv' \| 'kl', got 'js'"):
         Dppo("js")
+    with pytest.raises(ValueError, match=r"Kl\.is_corrected goes with .*, got 'k3\+'"):
+        Kl(0.1, "k3+", is_corrected=True)
 
 
 # ---------------------------------------------------------------- losses
@@ -429,7 +478,8 @@ def test_a_stale_ratio_stays_finite():
 def test_kl_estimates(rng):
     p, q = rng.normal(size=200), rng.normal(size=200)
     d = p - q
-    for name, want in (("k1", d), ("k2", d * d / 2), ("k3", np.exp(-d) - 1 + d)):
+    k3 = np.exp(-d) - 1 + d
+    for name, want in (("k1", d), ("abs", abs(d)), ("k2", d * d / 2), ("k3", k3), ("abs+", abs(d))):
         got = kl_estimate(jnp.float32(p), jnp.float32(q), name)
         np.testing.assert_allclose(
             got, np.clip(want, -10, 10) if name == "k3" else want, rtol=1e-4, atol=1e-5

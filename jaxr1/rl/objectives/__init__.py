@@ -1,7 +1,9 @@
 """Losses: the terms that objectives are made of.
 
     GRPO    (Ppo(), Kl(0.04), PolicyStats())
+    GSPO    (Gspo(), PolicyStats())
     SFT     (CrossEntropy(),)
+    critic  (ValueLoss(),)
 
 A new loss is a new class in one of these files: a frozen dataclass that names what it takes
 (`rl.terms.Term`) and is called on `Tokens`; its file names it in `__all__`.
@@ -16,6 +18,7 @@ from jaxr1.rl.objectives.policy import TokenLoss
 from jaxr1.rl.objectives.sequence import *
 from jaxr1.rl.objectives.sequence import SequenceLoss
 from jaxr1.rl.objectives.supervised import *
+from jaxr1.rl.objectives.values import *
 from jaxr1.rl.terms import Term
 
 Surrogate = TokenLoss | SequenceLoss | CovLoss | Term

@@ -63,9 +63,7 @@ def clipped_sides(
     return low.astype(jnp.float32), high.astype(jnp.float32)
 
 
-def clip_metrics(
-    low: jax.Array, high: jax.Array, ratio: jax.Array, own: jax.Array
-) -> Metrics:
+def clip_metrics(low: jax.Array, high: jax.Array, ratio: jax.Array, own: jax.Array) -> Metrics:
     """Shares of tokens at the bounds, and the mean ratio."""
     return {
         "clip_frac": Mean.of(low + high, own),

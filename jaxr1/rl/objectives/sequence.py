@@ -134,8 +134,8 @@ class Gmpo(Term):
         u = sign * jnp.minimum(sign * z, sign * bounded)
         ratio = ratio_of(response_sum(tokens, u) / count)
         loss = -response_sum(tokens, advantage) / count * ratio
-        low, high = (advantage < 0) & (z < -self.clip_low), (advantage > 0) & (z > self.clip_high)
-        low, high = low.astype(jnp.float32), high.astype(jnp.float32)
+        low = ((z < -self.clip_low) & (advantage < 0)).astype(jnp.float32)
+        high = ((z > self.clip_high) & (advantage > 0)).astype(jnp.float32)
         return loss, clip_metrics(low, high, ratio, tokens.own)
 
 
@@ -186,9 +186,8 @@ class Vespo(Term):
         k = jnp.where(advantage >= 0, self.k_positive, self.k_negative)
         bend = jnp.where(advantage >= 0, self.lambda_positive, self.lambda_negative)
         phi = jnp.exp(bend + k * log_w - bend * jnp.exp(log_w))
-        loss = -phi * advantage * tokens.logp
-        metrics = {"phi": Mean.of(phi, tokens.own), "ratio": Mean.of(jnp.exp(log_w), tokens.own)}
-        return loss, metrics
+        loss, own = -phi * advantage * tokens.logp, tokens.own
+        return loss, {"phi": Mean.of(phi, own), "ratio": Mean.of(jnp.exp(log_w), own)}
 
 
 SequenceLoss = Gspo | Luspo | Gmpo | Vespo
