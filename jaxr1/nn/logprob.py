@@ -36,28 +36,39 @@ class Reduction:
     """What is asked of a distribution over the vocabulary: a sum over it, and what that means.
 
     Attributes:
-      part: (logit [..., V], exp(logit - top) [..., V], is the target [..., V]) -> [..., V], summed.
+      part: (logit [..., V], exp(logit - top) [..., V], is the target [..., V], the reference's
+        logit [..., V]) -> [..., V], summed.
       weighted: the sum is of things that are proportional to exp(-top).
-      result: (sum, log of the normaliser, normaliser / exp(top)) -> [...].
+      result: (sum, log of the normaliser, normaliser / exp(top), log of the reference's normaliser)
+        -> [...].
+      of_two: it compares with a reference; what this gives is None for the others.
     """
 
-    part: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    part: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
     weighted: bool
-    result: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    result: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
+    of_two: bool = False
 
 
 REDUCTIONS = {
     # A sum, not a gather: the vocabulary may be split over devices, and a gather brings it
     # together.
     "logp": Reduction(
-        part=lambda logit, weight, chosen: jnp.where(chosen, logit, 0.0),
+        part=lambda logit, weight, chosen, other: jnp.where(chosen, logit, 0.0),
         weighted=False,
-        result=lambda x, log_total, total: x - log_total,
+        result=lambda x, log_total, total, log_other: x - log_total,
     ),
     "entropy": Reduction(
-        part=lambda logit, weight, chosen: weight * logit,
+        part=lambda logit, weight, chosen, other: weight * logit,
         weighted=True,
-        result=lambda x, log_total, total: log_total - x / total,
+        result=lambda x, log_total, total, log_other: log_total - x / total,
+    ),
+    # KL(policy, reference), of all ids: sum of p (log p - log q).
+    "kl_full": Reduction(
+        part=lambda logit, weight, chosen, other: weight * (logit - other),
+        weighted=True,
+        result=lambda x, log_total, total, log_other: x / total - (log_total - log_other),
+        of_two=True,
     ),
 }
 """By name; in nats."""
@@ -70,15 +81,30 @@ class Running:
     top: Any  # the highest logit
     total: Any  # the sum of exp(logit - top)
     sums: dict[str, Any]
+    other: Running | None = None  # of the reference
 
 
-def _nothing(shape: tuple[int, ...], reads: tuple[str, ...]) -> Running:
+def _nothing(shape: tuple[int, ...], reads: tuple[str, ...], compared: bool = False) -> Running:
+    """Of no ids yet; `compared` with a reference.
+
+    Raises:
+      ValueError: something of two distributions is asked for, and there is one.
+    """
+    if two := [name for name in reads if REDUCTIONS[name].of_two and not compared]:
+        raise ValueError(f"{two[0]!r} compares with a reference, and none is given")
     zero = jnp.zeros(shape, jnp.float32)
-    return Running(zero + FORBIDDEN, zero, dict.fromkeys(reads, zero))
+    other = _nothing(shape, ()) if compared else None
+    return Running(zero + FORBIDDEN, zero, dict.fromkeys(reads, zero), other)
 
 
-def _and(seen: Running, logit: jax.Array, target: jax.Array, id_v: jax.Array) -> Running:
-    """With the logits [..., V] of more ids."""
+def _and(
+    seen: Running,
+    logit: jax.Array,
+    target: jax.Array,
+    id_v: jax.Array,
+    other: jax.Array | None = None,
+) -> Running:
+    """With the logits [..., V] of more ids, and those of the reference."""
     top = jnp.maximum(seen.top, jax.lax.stop_gradient(logit.max(-1)))
     weight, scale = jnp.exp(logit - top[..., None]), jnp.exp(seen.top - top)
     chosen = id_v == target[..., None]
@@ -86,14 +112,23 @@ def _and(seen: Running, logit: jax.Array, target: jax.Array, id_v: jax.Array) ->
     for name, before in seen.sums.items():
         reduction = REDUCTIONS[name]
         before = before * scale if reduction.weighted else before
-        sums[name] = before + reduction.part(logit, weight, chosen).sum(-1)
-    return Running(top, seen.total * scale + weight.sum(-1), sums)
+        sums[name] = before + reduction.part(logit, weight, chosen, other).sum(-1)
+    of_other = None
+    if seen.other is not None and other is not None:
+        of_other = _and(seen.other, other, target, id_v)
+    return Running(top, seen.total * scale + weight.sum(-1), sums, of_other)
+
+
+def _log_total(seen: Running) -> jax.Array:
+    return seen.top + jnp.log(seen.total)
 
 
 def _results(seen: Running) -> dict[str, jax.Array]:
-    log_total = seen.top + jnp.log(seen.total)
+    log_total = _log_total(seen)
+    log_other = None if seen.other is None else _log_total(seen.other)
     return {
-        name: REDUCTIONS[name].result(x, log_total, seen.total) for name, x in seen.sums.items()
+        name: REDUCTIONS[name].result(x, log_total, seen.total, log_other)
+        for name, x in seen.sums.items()
     }
 
 
@@ -124,6 +159,7 @@ def reduce_tokens(
     temperature=1.0,
     forbidden: tuple[int, ...] = (),
     rules: Rules = DEFAULT_RULES,
+    reference: tuple[jax.Array, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
     """`reduce_logits` of each token, over chunks of the vocabulary with rematerialisation.
 
@@ -141,39 +177,55 @@ def reduce_tokens(
       temperature: of sampling; > 0.
       forbidden: ids outside the normaliser.
       rules: logical axes to mesh axes.
+      reference: the hidden states [B, M, D'] and the output matrix [V, D'] that "kl_full" compares
+        with, chunk by chunk beside the policy's; they have no gradient.
 
     Returns:
       {name: float32[B, M]}.
+
+    Raises:
+      ValueError: "kl_full" without a reference.
     """
-    vocab, width = head_vd.shape
+    vocab = head_vd.shape[0]
     ways = axis_shards("vocab", rules)
     tokens = -(-target_bm.size // axis_shards("batch", rules))
-    chunks = _chunks(vocab // ways if vocab % ways == 0 else vocab, -(-tokens * vocab // LOGITS))
+    logits = tokens * vocab * (1 if reference is None else 2)
+    chunks = _chunks(vocab // ways if vocab % ways == 0 else vocab, -(-logits // LOGITS))
     size = -(-vocab // (chunks * ways)) * ways
-    padded = jnp.pad(head_vd, ((0, chunks * size - vocab), (0, 0)))
-    # A device that keeps some ids has as many in every chunk.
-    head = jnp.swapaxes(padded.reshape(ways, chunks, size // ways, width), 0, 1)
-    head = constrain(head.reshape(chunks, size, width), rules, None, "vocab", "embed")
     each = np.arange(chunks * size).reshape(ways, chunks, size // ways)
     ids = jnp.asarray(np.swapaxes(each, 0, 1).reshape(chunks, size), jnp.int32)
     bias = jnp.pad(
         vocabulary_bias(vocab, forbidden), (0, chunks * size - vocab), constant_values=FORBIDDEN
     )
-    # The gradient of hidden states adds up over the chunks; bfloat16 would lose what the last add.
-    hidden, dtype = hidden_bmd.astype(jnp.float32), hidden_bmd.dtype
 
-    @jax.checkpoint
-    def one(seen: Running, chunk):
-        head_cd, id_c = chunk
+    def cut(head_vd: jax.Array) -> jax.Array:
+        width = head_vd.shape[1]
+        padded = jnp.pad(head_vd, ((0, chunks * size - vocab), (0, 0)))
+        # A device that keeps some ids has as many in every chunk.
+        head = jnp.swapaxes(padded.reshape(ways, chunks, size // ways, width), 0, 1)
+        return constrain(head.reshape(chunks, size, width), rules, None, "vocab", "embed")
+
+    def logits_of(hidden: jax.Array, head_cd: jax.Array, id_c: jax.Array, dtype) -> jax.Array:
         head_cd = constrain(head_cd.astype(dtype), rules, "vocab", None)
         logit = jnp.einsum(
             "bmd,cd->bmc", hidden.astype(dtype), head_cd, preferred_element_type=jnp.float32
         )
-        logit = logit / temperature + bias[id_c]
-        return _and(seen, logit, target_bm, id_c), None
+        return logit / temperature + bias[id_c]
 
-    seen, _ = jax.lax.scan(one, _nothing(target_bm.shape, reads), (head, ids))
-    return _results(seen)
+    # The gradient of hidden states adds up over the chunks; bfloat16 would lose what the last add.
+    hidden, dtype = hidden_bmd.astype(jnp.float32), hidden_bmd.dtype
+    ref_bmd, ref_vd = (None, None) if reference is None else jax.lax.stop_gradient(reference)
+
+    @jax.checkpoint
+    def one(seen: Running, chunk):
+        head_cd, id_c, ref_cd = chunk
+        logit = logits_of(hidden, head_cd, id_c, dtype)
+        other = None if ref_bmd is None else logits_of(ref_bmd, ref_cd, id_c, ref_bmd.dtype)
+        return _and(seen, logit, target_bm, id_c, other), None
+
+    first = _nothing(target_bm.shape, reads, reference is not None)
+    parts = (cut(head_vd), ids, None if ref_vd is None else cut(ref_vd))
+    return _results(jax.lax.scan(one, first, parts)[0])
 
 
 def _chunks(vocab: int, least: int) -> int:

@@ -45,6 +45,7 @@ class Episodes:
       reward_weights: {name of a reward: its weight in the sum}.
       baseline: one more response to each prompt, outside its group; graded and written down, never
         packed or counted. None where there is none.
+      baseline_b: float64[B], the rewards of these; NaN for one that has none.
       views: {learner: the prompts as it sees them}, with what its frozen parts made of their media.
       valid_bg: bool[B, G], responses that have a reward (all, where responses are given ones).
     """
@@ -59,6 +60,7 @@ class Episodes:
     reward_bg: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
     reward_weights: dict[str, float] = dataclasses.field(default_factory=dict)
     baseline: Episodes | None = None
+    baseline_b: np.ndarray | None = None
     views: dict[str, list[EncodedPrompt]] = dataclasses.field(default_factory=dict)
 
     # --- making ---------------------------------------------------------------------------------
@@ -129,6 +131,7 @@ class Episodes:
             reward_bg=self.reward_bg[first:last],
             reward_weights=self.reward_weights,
             baseline=None if self.baseline is None else self.baseline._part(first, last),
+            baseline_b=None if self.baseline_b is None else self.baseline_b[first:last],
             views={name: prompts[first:last] for name, prompts in self.views.items()},
         )
 
@@ -146,14 +149,10 @@ class Episodes:
         inside.baseline = Episodes.sampled(self.draws, [group[-1:] for group in self.groups])
         if self.grades:
             inside.grade(list(itertools.chain.from_iterable(g[:-1] for g in self.grades)))
-            inside.baseline.grade([group[-1] for group in self.grades])
+            outside = inside.baseline
+            outside.grade([group[-1] for group in self.grades])
+            inside.baseline_b = np.where(outside.valid_bg, outside.reward_bg, np.nan)[:, 0]
         return inside
-
-    @property
-    def baseline_b(self) -> np.ndarray:
-        """float64[B]: the reward of the response outside each group; NaN where it has none."""
-        assert self.baseline is not None
-        return np.where(self.baseline.valid_bg, self.baseline.reward_bg, np.nan)[:, 0]
 
     # --- arithmetic -----------------------------------------------------------------------------
     def spread(self, value_bg: np.ndarray) -> np.ndarray:

@@ -16,8 +16,8 @@ def policy_learner(options: Rl, context: Context) -> Learner:
     terms: list[Term] = [options.surrogate]
     if options.kl.coef:
         terms.append(options.kl)
-    if options.entropy_coef:
-        terms.append(Entropy(options.entropy_coef))
+    if options.entropy_coef or options.entropy is not None:
+        terms.append(Entropy(options.entropy_coef, adaptive=options.entropy is not None))
     objective = Objective(
         terms=(*terms, PolicyStats()),
         name=POLICY,

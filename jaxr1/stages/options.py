@@ -14,7 +14,7 @@ from jaxr1.models.vlm import Model
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.advantages import Advantage, AnyEstimator
-from jaxr1.rl.controllers import AdaptiveKl, Controller
+from jaxr1.rl.controllers import AdaptiveEntropy, AdaptiveKl, Controller
 from jaxr1.rl.corrections import Correction
 from jaxr1.rl.objectives import Kl, Ppo, Surrogate
 from jaxr1.rl.optimizer import Optimizer
@@ -59,6 +59,10 @@ class Sft(StageOptions):
         return max(1, -(-int(self.epochs * examples) // self.batch_size))
 
 
+KL_REWARD = "kl_reward_coef"
+"""The scalar that weighs the KL in the reward."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Rl(StageOptions):
     """Reinforcement learning from rules: group sampling, advantages, a policy loss, KL.
@@ -90,6 +94,7 @@ class Rl(StageOptions):
       reference: whether the reference follows the policy.
       critic: what expects the return of each token, for an advantage that asks (`Gae`): PPO.
       entropy_coef: weight of the entropy bonus.
+      entropy: how that weight moves; None keeps it as it is.
       aggregation: how tokens are averaged, see `rl.weights.token_weights`.
       length_norm: the constant of "seq-mean-token-sum-norm" (Dr. GRPO), in tokens; 0 is
         max_response_tokens.
@@ -124,6 +129,7 @@ class Rl(StageOptions):
     reference: Reference = Reference()
     critic: Critic | None = None
     entropy_coef: float = 0.0
+    entropy: AdaptiveEntropy | None = None
     aggregation: Aggregation = "token-mean"
     length_norm: float = 0.0
     rewards: tuple[Reward, ...] = (Reward("accuracy"), Reward("format", weight=0.5))
@@ -254,15 +260,28 @@ class Rl(StageOptions):
     @property
     def controllers(self) -> tuple[Controller, ...]:
         """What moves coefficients after a step."""
-        if not self.kl_reward.target:
-            return ()
-        samples = self.prompts_per_step * self.group_size
-        return (AdaptiveKl(self.kl_reward.target, self.kl_reward.horizon, samples),)
+        samples, found = self.prompts_per_step * self.group_size, list[Controller]()
+        if self.entropy is not None:
+            found.append(self.entropy)
+        if self.kl.target:
+            found.append(AdaptiveKl(self.kl.target, samples, self.kl.horizon))
+        if self.kl_reward.target:
+            name, metric = KL_REWARD, "reward/kl"
+            found.append(
+                AdaptiveKl(
+                    self.kl_reward.target,
+                    samples,
+                    self.kl_reward.horizon,
+                    metric=metric,
+                    scalar=name,
+                )
+            )
+        return tuple(found)
 
     @property
     def scalars(self) -> dict[str, float]:
-        """Coefficients that move from step to step, as they begin."""
-        return {"kl_coef": self.kl_reward.coef} if self.kl_reward.target else {}
+        """Coefficients that move from step to step beside those of the loss, as they begin."""
+        return {KL_REWARD: self.kl_reward.coef} if self.kl_reward.target else {}
 
     @property
     def needs_reference(self) -> bool:

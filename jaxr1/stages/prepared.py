@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
+from jaxr1.rl.corrections import correct
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner
 from jaxr1.rl.work import Work
@@ -69,11 +70,9 @@ class Prepared:
         self._add(part, asked, learner, sources, check)
         metrics: dict[str, float] = {}
         if objective.corrected:
-            weight = np.ones(len(part.token_n))
-            for correction in self.options.corrections:
-                found = correction(part)
-                weight, metrics = weight * found.column, metrics | found.metrics
-            part.columns["correction"] = weight.astype(np.float32)
+            found = correct(self.options.corrections, part)
+            part.columns["correction"] = found.column.astype(np.float32)
+            metrics = found.metrics
         noise = functools.partial(token_noise, self.context, part, index)
         for term in objective.terms:
             part.columns |= term.prepare(part, noise)

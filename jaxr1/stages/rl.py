@@ -29,7 +29,7 @@ from jaxr1.rl.work import Work
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.critic import CRITIC, critic_params
 from jaxr1.stages.learners import critic_of, policy_learner
-from jaxr1.stages.options import Rl
+from jaxr1.stages.options import KL_REWARD, Rl
 from jaxr1.stages.prepared import Prepared
 from jaxr1.stages.rollout import Rollouts
 from jaxr1.stages.scored import Source, scored
@@ -45,7 +45,7 @@ class RlStage(Worker):
             learners[CRITIC] = critic_of(options, options.critic, self.policy)
         super().__init__(context, learners, options.steps, options.prompts_per_step)
         self.rollouts = self.enter_context(Rollouts(options, context))
-        self.scalars = dict(options.scalars)
+        self.scalars = options.scalars | self.policy.objective.scalars
         self.reference: dict | None = None
 
     def init(self, params: dict) -> dict[str, TrainState]:
@@ -90,7 +90,7 @@ class RlStage(Worker):
         asked = (episodes, episodes.valid_bg, work, self.context.check)
         episodes.columns |= scored(options.credited, self.sources(states), *asked)
         if options.kl_reward.coef:
-            coef = self.scalars.get("kl_coef", options.kl_reward.coef)
+            coef = self.scalars.get(KL_REWARD, options.kl_reward.coef)
             episodes.columns["penalty"], found = penalty(episodes, options.kl_reward, coef)
             measured |= found
 
@@ -115,8 +115,9 @@ class RlStage(Worker):
                 check = self.context.check if is_first else lambda: None
                 learner, sources = self.learners[name], self.sources(states)
                 part, found = parts.ready(index, learner, sources, check)
+                scalars = {key: self.scalars[key] for key in learner.objective.scalars}
                 state, metrics = update(
-                    learner, states[name], part, work, scalars=self.scalars, check=check
+                    learner, states[name], part, work, scalars=scalars, check=check
                 )
                 states = {**states, name: state}
                 updates[name].append(metrics)

@@ -23,12 +23,12 @@ from jaxr1.rl.advantages import (
     Estimator,
     Gae,
     Gdpo,
-    Gpg,
+    GpgAdvantage,
     LitePpo,
     Opo,
     Otb,
     PassK,
-    Reinforce,
+    ReinforceAdvantage,
     ReinforcePlusPlus,
     ReinforcePlusPlusBaseline,
     ReMax,
@@ -414,7 +414,7 @@ ESTIMATORS = [
     (Rloo(whiten="tokens", whiten_unbiased=False), as_tokens(responsewise(rloo), 0)),
     (Opo(), responsewise(opo)),
     (ReinforcePlusPlusBaseline(), as_tokens(responsewise(dr_grpo), 1)),
-    (Gpg(2.0), responsewise(gpg)),
+    (GpgAdvantage(2.0), responsewise(gpg)),
     (PassK(), responsewise(pass_k)),
     (PassK("std"), responsewise(pass_k_std)),
     (PassK(single="reward"), responsewise(single(pass_k))),
@@ -422,8 +422,8 @@ ESTIMATORS = [
     (CpgdAdvantage("std"), responsewise(grpo(1e-6))),
     (CpgdAdvantage("none"), responsewise(dr_grpo)),
     (Gdpo(), gdpo),
-    (Reinforce(), as_tokens(returns, 0)),
-    (Reinforce(whiten="none", gamma=0.9), lambda groups: returns(groups, 0.9)),
+    (ReinforceAdvantage(), as_tokens(returns, 0)),
+    (ReinforceAdvantage(whiten="none", gamma=0.9), lambda groups: returns(groups, 0.9)),
     (ReinforcePlusPlus(), as_tokens(returns, 1)),
     (ReinforcePlusPlus(penalty_as="score"), as_tokens(as_score(returns), 1)),
     (ReMax(), remax),
@@ -433,7 +433,7 @@ ESTIMATORS = [
     (Otb(1.5), otb(1.5)),
 ]
 
-WITHOUT_GROUP = {Reinforce, ReinforcePlusPlus, ReMax, Gae}
+WITHOUT_GROUP = {ReinforceAdvantage, ReinforcePlusPlus, ReMax, Gae}
 
 rows = pytest.mark.parametrize(
     ("estimator", "formula"),
@@ -632,11 +632,14 @@ def test_the_fields_of_advantage_keep_their_places():
         ),
         (lambda: Advantage(scale="max"), r"Advantage\.scale"),
         (lambda: Rloo(eps=-1.0), r"Rloo\.eps must be at least 0"),
-        (lambda: Reinforce(gamma=1.5), r"Reinforce\.gamma must be at most 1, got 1\.5"),
+        (lambda: ReinforceAdvantage(gamma=1.5), r"Advantage\.gamma must be at most 1, got 1\.5"),
+            lambda: ReinforceAdvantage(gamma=1.5),
+            r"ReinforceAdvantage\.gamma must be at most 1, got 1\.5",
+        ),
         (lambda: Gae(2.0), r"Gae\.lam must be at most 1"),
         (lambda: Opo(whiten="batch"), r"Opo\.whiten must be 'none' \| 'tokens' \| 'responses'"),
         (lambda: Gdpo(penalty_as="score"), r"Gdpo\.penalty_as must be 'return'"),
-        (lambda: Gpg(0.0), r"Gpg\.f_norm must be over 0"),
+        (lambda: GpgAdvantage(0.0), r"GpgAdvantage\.f_norm must be over 0"),
         (lambda: CpgdAdvantage("STD"), r"CpgdAdvantage\.weight"),
     ],
 )

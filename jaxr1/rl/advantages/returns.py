@@ -11,11 +11,11 @@ from jaxr1.rl.advantages.rewarded import RewardEstimator, Whiten
 from jaxr1.rl.advantages.scored import Scored, to_go
 from jaxr1.rl.episodes import Episodes
 
-__all__ = ["ReMax", "Reinforce", "ReinforcePlusPlus"]
+__all__ = ["ReMax", "ReinforceAdvantage", "ReinforcePlusPlus"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Reinforce(RewardEstimator):
+class ReinforceAdvantage(RewardEstimator):
     """The return of each token, without a baseline, whitened (as OpenRLHF does).
 
         return_t = sum over s >= t of gamma^(s - t) x (penalty_s + reward at the last own token)
@@ -33,7 +33,7 @@ class Reinforce(RewardEstimator):
 
 
 @dataclasses.dataclass(frozen=True)
-class ReinforcePlusPlus(Reinforce):
+class ReinforcePlusPlus(ReinforceAdvantage):
     """The return of each token, whitened with the unbiased variance (arXiv:2501.03262, verl).
 
     Its KL is a penalty on tokens, the column "penalty".

@@ -12,11 +12,11 @@ from jaxr1.rl.advantages.group import centred, deviation, with_single
 from jaxr1.rl.advantages.rewarded import RewardEstimator, Whiten, component
 from jaxr1.rl.advantages.scored import Scored
 
-__all__ = ["CpgdAdvantage", "Gdpo", "Gpg", "PassK"]
+__all__ = ["CpgdAdvantage", "Gdpo", "GpgAdvantage", "PassK"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Gpg(RewardEstimator):
+class GpgAdvantage(RewardEstimator):
     """(responses of the step / those whose reward is not 0) x (r - mean) / f_norm (GPG).
 
     Attributes:
