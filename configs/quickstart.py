@@ -5,6 +5,11 @@ A cold start on worked examples, then GRPO:
     python -m jaxr1.train configs/quickstart.py             # seed 0
     python -m jaxr1.train configs/quickstart.py --seed 1
 
+Other methods on the same task (`notebooks/methods.md` has what they reached):
+
+    python -m jaxr1.train configs/quickstart.py:ppo         # with a critic
+    python -m jaxr1.train configs/quickstart.py:rloo        # and dr_grpo, reinforce_pp, gspo, ...
+
 Two controls, in which accuracy should stay at chance:
 
     python -m jaxr1.train configs/quickstart.py:blank       # blank pictures
@@ -15,8 +20,19 @@ import dataclasses
 
 from jaxr1.data import Arithmetic, Dataset
 from jaxr1.rewards import Reward
-from jaxr1.rl import Advantage, Optimizer
-from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
+from jaxr1.rl import (
+    Advantage,
+    Cispo,
+    Cpgd,
+    CpgdAdvantage,
+    DrGrpo,
+    Gae,
+    Gspo,
+    Optimizer,
+    ReinforcePlusPlus,
+    Rloo,
+)
+from jaxr1.run import BucketOptions, Config, Critic, Evaluation, Rl, Sft
 
 # Worked examples of the cold start: too few to read digits well; RL goes on with the rows after.
 WORKED = 208
@@ -80,6 +96,52 @@ def config() -> Config:
     )
 
 
+# --- other methods ------------------------------------------------------------------------------
+def _method(name: str, **fields) -> Config:
+    """The quickstart with fields of its second stage changed."""
+    whole = config()
+    cold, rl = whole.stages
+    rl = dataclasses.replace(rl, name=name, **fields)
+    return dataclasses.replace(whole, stages=(cold, rl), run_dir=f"runs/quickstart_{name}")
+
+
+def ppo() -> Config:
+    """PPO with a critic, as LMM-R1: the value of each token, advantages whitened over the batch."""
+    optimizer = Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95)
+    return _method("ppo", advantage=Gae(), critic=Critic(optimizer=optimizer, warmup=5))
+
+
+def rloo() -> Config:
+    """A response against the mean of the others."""
+    return _method("rloo", advantage=Rloo())
+
+
+def dr_grpo() -> Config:
+    """No division: neither by the group's deviation nor by a response's length."""
+    return _method("dr_grpo", advantage=DrGrpo(), aggregation="seq-mean-token-sum-norm")
+
+
+def reinforce_pp() -> Config:
+    """No baseline of the group: returns whitened over the batch."""
+    return _method("reinforce_pp", advantage=ReinforcePlusPlus())
+
+
+def gspo() -> Config:
+    """The ratio of a whole response, clipped in two updates of a rollout."""
+    return _method("gspo", surrogate=Gspo(), updates_per_rollout=2)
+
+
+def cispo() -> Config:
+    """Clipped weights instead of clipped gradients, in two updates of a rollout."""
+    return _method("cispo", surrogate=Cispo(), updates_per_rollout=2)
+
+
+def cpgd() -> Config:
+    """MM-Eureka's last one: clipped log-probs and a drift, in two updates of a rollout."""
+    return _method("cpgd", surrogate=Cpgd(), advantage=CpgdAdvantage("std"), updates_per_rollout=2)
+
+
+# --- controls -----------------------------------------------------------------------------------
 @dataclasses.dataclass(frozen=True)
 class OtherAnswers:
     """A control: the questions of a data set with the answers of the row after.

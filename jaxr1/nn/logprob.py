@@ -38,14 +38,14 @@ class Reduction:
     Attributes:
       part: (logit [..., V], exp(logit - top) [..., V], is the target [..., V], the reference's
         logit [..., V]) -> [..., V], summed.
-      weighted: the sum is of things that are proportional to exp(-top).
+      power: the sum is of things that are proportional to exp(-power top).
       result: (sum, log of the normaliser, normaliser / exp(top), log of the reference's normaliser)
         -> [...].
       of_two: it compares with a reference; what this gives is None for the others.
     """
 
     part: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
-    weighted: bool
+    power: int
     result: Callable[[jax.Array, jax.Array, jax.Array, Any], jax.Array]
     of_two: bool = False
 
@@ -55,18 +55,24 @@ REDUCTIONS = {
     # together.
     "logp": Reduction(
         part=lambda logit, weight, chosen, other: jnp.where(chosen, logit, 0.0),
-        weighted=False,
+        power=0,
         result=lambda x, log_total, total, log_other: x - log_total,
     ),
     "entropy": Reduction(
         part=lambda logit, weight, chosen, other: weight * logit,
-        weighted=True,
+        power=1,
         result=lambda x, log_total, total, log_other: log_total - x / total,
+    ),
+    # The sum of squared probabilities.
+    "sum_sq": Reduction(
+        part=lambda logit, weight, chosen, other: weight * weight,
+        power=2,
+        result=lambda x, log_total, total, log_other: x / total**2,
     ),
     # KL(policy, reference), of all ids: sum of p (log p - log q).
     "kl_full": Reduction(
         part=lambda logit, weight, chosen, other: weight * (logit - other),
-        weighted=True,
+        power=1,
         result=lambda x, log_total, total, log_other: x / total - (log_total - log_other),
         of_two=True,
     ),
@@ -111,7 +117,7 @@ def _and(
     sums = {}
     for name, before in seen.sums.items():
         reduction = REDUCTIONS[name]
-        before = before * scale if reduction.weighted else before
+        before = before * scale**reduction.power if reduction.power else before
         sums[name] = before + reduction.part(logit, weight, chosen, other).sum(-1)
     of_other = None
     if seen.other is not None and other is not None:
