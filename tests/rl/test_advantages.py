@@ -89,6 +89,9 @@ def ragged(rng, **options):
     grades[7][:2] = [Grade(0.1, {"right": None, "form": 0.4}), grade_of(1.0, 0.0)]
     episodes.grade([grade for group in grades for grade in group])
     episodes.baseline_b[6] = np.nan
+    # What is not known may be anything: it must not get into a sum.
+    for name in set(COLUMNS) & set(episodes.columns):
+        episodes.columns[name][episodes.spread(~episodes.valid_bg) > 0] = np.nan
     return episodes
 
 
