@@ -3,7 +3,9 @@
 from jaxr1.rewards.accuracy import accuracy_reward, parse_answer_problem
 from jaxr1.rewards.format import format_reward
 from jaxr1.rewards.grades import Grade, Pending, RewardError
+from jaxr1.rewards.length import cosine_reward, soft_overlong_reward, stop_properly_reward
 from jaxr1.rewards.pool import RewardPool
+from jaxr1.rewards.repetition import repetition_reward
 from jaxr1.rewards.spec import ResolvedReward, Reward
 from jaxr1.rewards.types import Completion, Example
 from jaxr1.rewards.workers import WorkerOptions
@@ -19,6 +21,10 @@ __all__ = [
     "RewardPool",
     "WorkerOptions",
     "accuracy_reward",
+    "cosine_reward",
     "format_reward",
     "parse_answer_problem",
+    "repetition_reward",
+    "soft_overlong_reward",
+    "stop_properly_reward",
 ]

@@ -14,8 +14,9 @@ from typing import Any, get_args
 class BuiltIn:
     """Where a built-in reward is, and what it is able to do.
 
-    Its options are the keyword-only parameters of its function. The annotation of each says what it
-    accepts: `Literal[...]`, `bool`, `int`, `float` or `str`.
+    Its options are the keyword-only parameters of its function; one without a default must be
+    given. The annotation of each says what it accepts: `Literal[...]`, `bool`, `int`, `float` or
+    `str`.
 
     Attributes:
       module: the module of its function, imported only when the reward is used.
@@ -42,8 +43,15 @@ class BuiltIn:
 
     def options(self) -> dict[str, Any]:
         """Its options by name, each with its annotation, in the order of the signature."""
+        return {p.name: p.annotation for p in self._parameters()}
+
+    def required(self) -> list[str]:
+        """The options that have no default."""
+        return [p.name for p in self._parameters() if p.default is p.empty]
+
+    def _parameters(self) -> list[inspect.Parameter]:
         parameters = inspect.signature(self.load(), eval_str=True).parameters.values()
-        return {p.name: p.annotation for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return [p for p in parameters if p.kind is p.KEYWORD_ONLY]
 
 
 BUILT_IN: dict[str, BuiltIn] = {
@@ -55,6 +63,16 @@ BUILT_IN: dict[str, BuiltIn] = {
         uses_math=True,
     ),
     "format": BuiltIn("jaxr1.rewards.format", "format_reward", "format_reading"),
+    "soft_overlong": BuiltIn("jaxr1.rewards.length", "soft_overlong_reward", "length_reading"),
+    "cosine": BuiltIn(
+        "jaxr1.rewards.length",
+        "cosine_reward",
+        "length_reading",
+        needs_reference=True,
+        uses_math=True,
+    ),
+    "stop_properly": BuiltIn("jaxr1.rewards.length", "stop_properly_reward", "length_reading"),
+    "repetition": BuiltIn("jaxr1.rewards.repetition", "repetition_reward", "repetition_reading"),
 }
 """The rewards that a config may name without a file."""
 
@@ -78,7 +96,8 @@ def check_builtin(name: str, options: Mapping[str, Any]) -> None:
     """Refuses a name that is not in the table, and options that its reward does not take.
 
     Raises:
-      ValueError: unknown name or option (near misses are named), or a value that is not accepted.
+      ValueError: unknown name or option (near misses are named), a value that is not accepted, or
+        an option that is missing.
     """
     if name not in BUILT_IN:
         hint = _did_you_mean(name, BUILT_IN)
@@ -98,6 +117,10 @@ def check_builtin(name: str, options: Mapping[str, Any]) -> None:
             )
         if wanted := wanted_instead(accepted[key], value):
             raise ValueError(f"the built-in reward {name!r}: {key} must be {wanted}, got {value!r}")
+    for key in BUILT_IN[name].required():
+        if key not in options:
+            wanted = wanted_instead(accepted[key], None)
+            raise ValueError(f"the built-in reward {name!r} needs the option {key!r}, {wanted}")
 
 
 def wanted_instead(annotation: Any, value: object) -> str:

@@ -1,6 +1,6 @@
 """Which reward functions a run uses, and how a worker process finds them again.
 
-    "accuracy", "format"          built in
+    "accuracy", "format", ...     built in, see `rewards.builtin`
     "my_rewards.py:brevity"       a function at the top level of a file
     brevity                       a Python function object: its file where it has one, else
                                   (notebook) its source is copied
@@ -65,10 +65,11 @@ class Reward:
     """One component of the reward of a stage.
 
     Attributes:
-      function: "accuracy", "format", "path.py:function" (relative to the working directory, or
-        absolute), or a Python function with the signature `def f(completion, example) -> float |
-        None`; see `jaxr1.rewards.types`. With the parameters `completions, examples` it takes lists
-        and returns one; an `async def` grades several items at the same time.
+      function: "accuracy", "format" or another of `rewards.builtin`, "path.py:function" (relative
+        to the working directory, or absolute), or a Python function with the signature
+        `def f(completion, example) -> float | None`; see `jaxr1.rewards.types`. With the parameters
+        `completions, examples` it takes lists and returns one; an `async def` grades several items
+        at the same time.
       weight: its factor in the total.
       name: its name in metrics and tables; by default the function's.
       options: keyword arguments for the function, as a mapping or as pairs, e.g. {"variant":

@@ -21,17 +21,19 @@ class Completion:
       text: the response; a prefix that the template put before it (such as an opening think tag) is
         part of it.
       finish_reason: "stop" if the model ended it, "length" if it was cut at the limit.
+      length: the tokens that the model said, its stop token among them; 0 where it is not known.
     """
 
     text: str
     finish_reason: FinishReason = "stop"
+    length: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        return {"text": self.text, "finish_reason": self.finish_reason}
+        return {"text": self.text, "finish_reason": self.finish_reason, "length": self.length}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Completion:
-        return cls(text=row["text"], finish_reason=row["finish_reason"])
+        return cls(row["text"], row["finish_reason"], row["length"])
 
 
 @dataclass(frozen=True)

@@ -186,7 +186,8 @@ class Episodes:
             asked = types.Example(e.question, e.answer, e.source, e.metadata)
             for c in group:
                 text = draw.prompt.prefix + c.text
-                seen.append((types.Completion(text, c.finish_reason), asked))
+                said = types.Completion(text, c.finish_reason, len(c.token_ids))
+                seen.append((said, asked))
         return seen
 
     def said(self) -> list[tuple[int, int, str]]:

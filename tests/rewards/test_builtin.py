@@ -11,23 +11,47 @@ from jaxr1.rewards import Completion, Example, Reward, accuracy_reward
 from jaxr1.rewards.builtin import BUILT_IN, name_of, wanted_instead
 from jaxr1.rewards.worker import Grader
 
+# What a right answer of 20 tokens gets, and the options that a reward must be given.
+RIGHT = {
+    "accuracy": (1.0, {}),
+    "format": (1.0, {}),
+    "soft_overlong": (-0.5, {"max_length": 24, "buffer": 8}),
+    "cosine": (0.75, {"max_length": 40}),
+    "stop_properly": (0.0, {}),
+    "repetition": (0.0, {}),
+}
+
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_row(name):
     row = BUILT_IN[name]
     function = row.load()
-    assert name_of(function) == name and Reward(function).function == name
-    assert Reward(name).needs_reference == row.needs_reference
-    assert Reward(name).resolve(".").where == f"built-in {name}"
+    assert name_of(function) == name
+    want, given = RIGHT[name]
+    assert row.required() == list(given)
+    reward = Reward(name, options=given)
+    assert reward.needs_reference == row.needs_reference
+    assert reward.resolve(".").where == f"built-in {name}"
     parameters = inspect.signature(function).parameters
     assert list(parameters)[:2] == ["completion", "example"]
     assert set(parameters) == {"completion", "example", *row.options()}
-    defaults = {key: parameters[key].default for key in row.options()}
+    defaults = {key: parameters[key].default for key in row.options()} | given
     for key, annotation in row.options().items():
         assert not wanted_instead(annotation, defaults[key]), key  # it accepts its own default
-    Reward(name, options=defaults)
-    answered = Completion("<think>1 + 1</think><answer>2</answer>")
-    assert function(answered, Example("1 + 1?", "2"), **defaults) == 1.0
+    assert Reward(function, options=defaults).function == name
+    answered = Completion("<think>1 + 1</think><answer>2</answer>", length=20)
+    example = Example("1 + 1?", "2")
+    assert function(answered, example, **defaults) == pytest.approx(want)
+    # A message may be about a response of which no more than its text is known.
+    for said in (answered, Completion(answered.text)):
+        assert row.explain()(said, example, **defaults).split()[0] in ("finds", "reads")
+
+
+def test_an_option_without_a_default_must_be_given():
+    with pytest.raises(ValueError, match=r"'cosine' needs the option 'max_length', a whole number"):
+        Reward("cosine")
+    with pytest.raises(ValueError, match=r"'soft_overlong' needs the option 'buffer'"):
+        Reward("soft_overlong", options={"max_length": 100})
 
 
 def test_options_are_read_from_the_signature():
@@ -59,7 +83,8 @@ def test_what_an_annotation_accepts(annotation, good, bad, words):
 
 def test_only_comparing_rewards_need_a_reference():
     assert Reward("accuracy").needs_reference and Reward(accuracy_reward).needs_reference
-    assert not Reward("format").needs_reference
+    assert Reward("cosine", options={"max_length": 9}).needs_reference
+    assert not Reward("format").needs_reference and not Reward("repetition").needs_reference
     assert not Reward("mine.py:accuracy").needs_reference
 
 

@@ -128,6 +128,7 @@ def test_rewards_see_the_prefix_and_rows_tell_all(step):
     episodes.grade(step.grades)
     completion, example = episodes.items()[5]
     assert completion.text == "<think>text 1 2"
+    assert completion.length == episodes.counts_bg[1, 2]
     assert (example.question, example.answer) == ("question 1", "1")
     assert example.metadata == {"level": 1} and example.source == "rows.jsonl:2"
     assert "advantage" not in episodes.rows()[0]

@@ -46,11 +46,13 @@ class RewardEstimator(Estimator):
         there is one: "return", a token's advantage gains the penalties from it on (OpenRLHF,
         LMM-R1); "score", their sum joins the reward of the response (verl).
       gamma: discount of what comes later, for each own token.
-      adora: multiplies the advantages of groups that teach little, see `_little`; 1 is off, 0.1 in
-        MM-Eureka.
+      adora: multiplies the advantages of groups that teach little (ADORA, 0.1 in MM-Eureka); 1 is
+        off. A group is kept as it is where no response is correct, where none is wrong, or where
+        the longest correct one is longer than the wrong ones in the mean.
       adora_reward: the reward that says whether a response is correct; "" is the whole reward.
       adora_threshold: correct responses are over it.
-      adora_limit: see `_little`, in tokens; 0 is off (MM-Eureka has 4094, of a limit of 4096).
+      adora_limit: tokens from which on the longest correct response is no reason to keep a group;
+        0 is off (MM-Eureka has 4094, of responses of at most 4096).
       whiten: advantages minus their mean, over their standard deviation: "tokens" counts each own
         token once (long responses count more), "responses" each response once.
       whiten_unbiased: the variance is over n - 1 (verl), or over n (OpenRLHF).
@@ -142,12 +144,7 @@ class RewardEstimator(Estimator):
         return reward
 
     def _little(self, scored: Scored) -> np.ndarray:
-        """bool[B]: the groups whose advantages ADORA scales.
-
-        A group is kept as it is where no response is correct, where none is wrong, or where the
-        longest correct response is longer than the wrong ones in the mean, and shorter than
-        `adora_limit`: thinking longer has helped there.
-        """
+        """bool[B]: groups that ADORA scales: thinking longer has not helped there."""
         valid_bg, counts_bg = scored.valid_bg, scored.counts_bg
         told_bg = self._told(scored.episodes)
         right_bg = valid_bg & (told_bg > self.adora_threshold)
