@@ -1,9 +1,15 @@
-"""What terms see, in float64, and policy losses written from their formulas in numpy."""
+"""What terms see, in float64; policy losses written from their formulas in numpy; and the checks
+that hold a term to its formula.
+"""
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+
+from jaxr1.rl.terms import Objective, Tokens
 
 SHAPE = (3, 2, 10)  # rows, strips, tokens
 
@@ -108,6 +114,55 @@ class Numbers:
         return given, columns, jnp.int32(self.segment), scalars
 
 
+# --- checks -------------------------------------------------------------------------------------
+def check_term(rng, numbers, term, formula, counted):
+    """The loss, its gradient by finite differences in float64, and that metrics count `counted`."""
+    objective = Objective((term,), on_policy=False)
+    total, metrics = objective(*numbers.tokens(term))
+    weight = numbers.values[term.weight]
+    want = (formula(numbers) * weight).sum()
+    assert float(total) == pytest.approx(want, rel=1e-5, abs=1e-5)
+    assert metrics.keys() == objective.no_metrics(tuple(term.scalars)).keys()
+    for metric in metrics.values():
+        assert float(metric.weight) == pytest.approx(counted, rel=1e-6)
+
+    read, step = term.reads[0], 1e-6
+    grad = jax.grad(lambda x: objective(*numbers.tokens(term, **{read: x}))[0])
+    found = np.asarray(grad(jnp.float32(numbers.values[read])))
+    for at in map(tuple, rng.integers(0, SHAPE, (20, 3))):
+        ends = [(formula(numbers.moved(read, at, by)) * weight).sum() for by in (step, -step)]
+        assert found[at] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def check_far_apart(rng, numbers, term, formula):
+    """Log ratios of +-50 at some tokens: the loss is that of its formula, the gradient finite."""
+    far = np.where(rng.random(SHAPE) < 0.2, rng.choice([-50.0, 50.0], SHAPE), 0.0)
+    for name in ("old_logp", "ref_logp"):
+        numbers.values[name] = np.minimum(numbers.values[name] + far, -1e-3)
+    loss, _ = term(Tokens(*numbers.tokens(term)))
+    if loss is not None:
+        where = numbers.values[term.weight] > 0
+        np.testing.assert_allclose(loss[where], formula(numbers)[where], rtol=1e-4, atol=1e-5)
+    objective, read = Objective((term,), on_policy=False), term.reads[0]
+    grad = jax.grad(lambda x: objective(*numbers.tokens(term, **{read: x}))[0])
+    assert np.isfinite(grad(jnp.float32(numbers.values[read]))).all()
+
+
+def check_no_tokens(numbers, term):
+    """Everything is masked, or padding: no loss, no gradient, and metrics that count nothing."""
+    numbers.own[:] = False
+    numbers.values[term.weight] = np.zeros(SHAPE)
+    objective, read = Objective((term,), on_policy=False), term.reads[0]
+    loss = lambda x: objective(*numbers.tokens(term, **{read: x}))
+    for segment in (numbers.segment, np.zeros(SHAPE, int)):
+        numbers.segment = segment
+        value = jax.value_and_grad(loss, has_aux=True)
+        (total, metrics), grad = value(jnp.float32(numbers.values[read]))
+        assert total == 0 and (grad == 0).all()
+        assert all(metric.weight == 0 for metric in metrics.values())
+
+
+# --- parts of formulas --------------------------------------------------------------------------
 def exp(x):
     return np.exp(np.clip(x, -20, 20))
 

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from formulas import SHAPE, Numbers
+from formulas import Numbers
+from pairs import PAIR_TERMS
 from reference import given
 
 from jaxr1.rl import objectives
@@ -95,62 +96,24 @@ conformance = pytest.mark.parametrize(
 
 @conformance
 def test_a_term_equals_its_formula(rng, term, formula):
-    """The loss, its metrics' weights, and its gradient by finite differences in float64."""
     numbers = Numbers.draw(rng)
-    objective = Objective((term,), on_policy=False)
-    total, metrics = objective(*numbers.tokens(term))
-    weight = numbers.values[term.weight]
-    want = (formula(numbers) * weight).sum()
-    assert float(total) == pytest.approx(want, rel=1e-5, abs=1e-5)
-    assert metrics.keys() == objective.no_metrics(tuple(term.scalars)).keys()
-    for metric in metrics.values():
-        assert float(metric.weight) == numbers.own.sum()
-
-    read = term.reads[0]
-    grad = jax.grad(lambda x: objective(*numbers.tokens(term, **{read: x}))[0])
-    found, step = np.asarray(grad(jnp.float32(numbers.values[read]))), 1e-6
-    for at in map(tuple, rng.integers(0, SHAPE, (20, 3))):
-        ends = [(formula(numbers.moved(read, at, by)) * weight).sum() for by in (step, -step)]
-        assert found[at] == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-3, abs=1e-4)
+    f.check_term(rng, numbers, term, formula, numbers.own.sum())
 
 
 @conformance
 def test_a_term_stays_finite_where_policies_are_far_apart(rng, term, formula):
-    """Log ratios of +-50 at some tokens: the loss is that of its formula, the gradient finite."""
-    numbers = Numbers.draw(rng)
-    far = np.where(rng.random(SHAPE) < 0.2, rng.choice([-50.0, 50.0], SHAPE), 0.0)
-    for name in ("old_logp", "ref_logp"):
-        numbers.values[name] = np.minimum(numbers.values[name] + far, -1e-3)
-    loss, _ = term(Tokens(*numbers.tokens(term)))
-    if loss is not None:
-        np.testing.assert_allclose(loss, formula(numbers), rtol=1e-4, atol=1e-5)
-    objective = Objective((term,), on_policy=False)
-    read = term.reads[0]
-    grad = jax.grad(lambda x: objective(*numbers.tokens(term, **{read: x}))[0])
-    assert np.isfinite(grad(jnp.float32(numbers.values[read]))).all()
+    f.check_far_apart(rng, Numbers.draw(rng), term, formula)
 
 
 @conformance
 def test_a_term_of_no_tokens_is_zero(rng, term, formula):
-    """Everything is padding, or masked: no loss, no gradient, and metrics that count nothing."""
-    numbers = Numbers.draw(rng)
-    numbers.own[:] = False
-    for name in ("weight", "token_weight", "response_weight"):
-        numbers.values[name] = np.zeros(SHAPE)
-    objective, read = Objective((term,), on_policy=False), term.reads[0]
-    loss = lambda x: objective(*numbers.tokens(term, **{read: x}))
-    for segment in (numbers.segment, np.zeros(SHAPE, int)):
-        numbers.segment = segment
-        value = jax.value_and_grad(loss, has_aux=True)
-        (total, metrics), grad = value(jnp.float32(numbers.values[read]))
-        assert total == 0 and (grad == 0).all()
-        assert all(metric.weight == 0 for metric in metrics.values())
+    f.check_no_tokens(Numbers.draw(rng), term)
 
 
 def test_every_term_is_in_the_list():
     classes = [cls for _, cls in inspect.getmembers(objectives, inspect.isclass)]
     defined = {cls for cls in classes if issubclass(cls, Term) and cls is not Term}
-    assert {type(row[0]) for row in TERMS} == defined
+    assert {type(row[0]) for row in (*TERMS, *PAIR_TERMS)} == defined
 
 
 def test_a_term_that_reads_what_it_did_not_name_says_so(rng):
