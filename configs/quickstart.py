@@ -21,6 +21,7 @@ import dataclasses
 from jaxr1.data import Arithmetic, Dataset
 from jaxr1.rewards import Reward
 from jaxr1.rl import (
+    MPO,
     Advantage,
     Cispo,
     Cpgd,
@@ -32,7 +33,16 @@ from jaxr1.rl import (
     ReinforcePlusPlus,
     Rloo,
 )
-from jaxr1.run import BucketOptions, Config, Critic, Evaluation, Rl, Sft
+from jaxr1.run import (
+    Answers,
+    BucketOptions,
+    Config,
+    Critic,
+    Evaluation,
+    Preference,
+    Rl,
+    Sft,
+)
 
 # Worked examples of the cold start: too few to read digits well; RL goes on with the rows after.
 WORKED = 208
@@ -139,6 +149,27 @@ def cispo() -> Config:
 def cpgd() -> Config:
     """MM-Eureka's last one: clipped log-probs and a drift, in two updates of a rollout."""
     return _method("cpgd", surrogate=Cpgd(), advantage=CpgdAdvantage("std"), updates_per_rollout=2)
+
+
+def mpo() -> Config:
+    """MM-Eureka's baseline, MPO: pairs of the model's own answers, right ones against wrong ones."""
+    whole = config()
+    cold = whole.stages[0]
+    preference = Preference(
+        name="mpo",
+        data=Arithmetic(count=2048, start=WORKED),
+        losses=MPO,
+        answers=Answers(rewards=(ACCURACY,)),
+        pairs=2,
+        epochs=2,
+        batch_size=32,
+        max_prompt_tokens=32,
+        max_response_tokens=18,
+        buckets=SIZES,
+        optimizer=Optimizer(learning_rate=2e-4, schedule="cosine", warmup=5, final=0.1, b2=0.95),
+        eval_every=32,
+    )
+    return dataclasses.replace(whole, stages=(cold, preference), run_dir="runs/quickstart_mpo")
 
 
 # --- controls -----------------------------------------------------------------------------------

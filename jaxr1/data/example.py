@@ -24,7 +24,8 @@ class Example:
         uint8 array [H, W, 3]} or {"type": "video", "video": path or bytes}. Bytes that stand in a
         file of rows stay there, and `StoredMedia` takes their place.
       answer: the reference answer that rewards compare with.
-      response: a worked response, for supervised stages.
+      response: a worked response, for supervised stages; for preference stages the better one.
+      rejected: the worse one.
       source: where it comes from, such as "train.jsonl:17" (rows count from 1); every error about
         it says so.
       metadata: the other columns, plain values without media; rewards see them.
@@ -35,6 +36,7 @@ class Example:
     response: str | None = None
     source: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    rejected: str | None = None
 
     @property
     def question(self) -> str:

@@ -31,6 +31,8 @@ class Files:
       answer: text or a number. Where it is missing it is the final assistant turn, or its answer
         block where that holds exactly one.
       response: a worked response; a final assistant turn of the messages counts as one.
+      chosen and rejected: two responses for preference stages, the better and the worse one; text,
+        or turns of which the last one counts.
       Any other column goes to `metadata` (values that hold bytes are left out).
 
     Attributes:

@@ -21,7 +21,18 @@ Path: TypeAlias = tuple[str | int, ...]
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
 
-_OWN_COLUMNS = ("messages", "prompt", "images", "image", "videos", "video", "answer", "response")
+_OWN_COLUMNS = (
+    "messages",
+    "prompt",
+    "images",
+    "image",
+    "videos",
+    "video",
+    "answer",
+    "response",
+    "chosen",
+    "rejected",
+)
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -47,9 +58,13 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
     for column in media.values():
         column.finish(name)
 
+    chosen, rejected = (_said(columns.get(side), side) for side in ("chosen", "rejected"))
     response = columns.get("response")
     if response is not None and not isinstance(response, str):
         raise BadField("response", f"must be text, got {type(response).__name__}")
+    if chosen is not None and response is not None:
+        raise BadField("chosen", "the row has a 'response' too: which of them is to be said?")
+    response = chosen if response is None else response
     if messages[-1]["role"] == "assistant":
         final = _text_of(messages.pop()["content"])
         response = final if response is None else response
@@ -59,7 +74,17 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
     answer = _answer(columns.get("answer"), response)
     if require_answer and not answer:
         raise BadField("answer", "missing, and there is no response to take it from")
-    return Example(tuple(messages), answer, response, row.source, _metadata(columns))
+    return Example(tuple(messages), answer, response, row.source, _metadata(columns), rejected)
+
+
+def _said(value: Any, name: str) -> str | None:
+    """A response: text, or chat turns of which the last one is the model's."""
+    if value is None or isinstance(value, str):
+        return value
+    last = value[-1] if isinstance(value, list) and value else None
+    if not isinstance(last, Mapping) or last.get("role") != "assistant":
+        raise BadField(name, f"expected text or turns that end with the model's, got {value!r:.80}")
+    return _text_of(last.get("content") or "")
 
 
 # --- messages -----------------------------------------------------------------------------------

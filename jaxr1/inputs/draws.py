@@ -24,6 +24,12 @@ from jaxr1.inputs.template import Prompt, PromptError, check_text
 from jaxr1.media.images import MediaError
 from jaxr1.parallel import host_count, host_index, owner
 
+NEEDS = {
+    "response": "a supervised stage needs one (or a final assistant turn)",
+    "chosen": "a preference stage needs one (or a final assistant turn)",
+    "rejected": "a preference stage needs one",
+}
+
 
 class Unfit(ValueError):
     """An example that could be encoded, and is left out for another reason."""
@@ -46,6 +52,7 @@ class Draws(contextlib.AbstractContextManager):
         max_response_tokens: int = 0,
         max_patches: int | None = None,
         with_response: bool = False,
+        with_rejected: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
         judge: Callable[[Example], str | None] = lambda example: None,
@@ -57,6 +64,7 @@ class Draws(contextlib.AbstractContextManager):
 
         Args:
           with_response: whether rows are trained on, and have a response.
+          with_rejected: whether they have another one beside it, which is the worse.
           on_drop: see above.
           unusable: rows that are passed over without a word.
           judge: a function of an example alone, which threads may call: what is wrong with it
@@ -67,7 +75,8 @@ class Draws(contextlib.AbstractContextManager):
           check: called before each draw is waited for; what it raises ends the taking, and a later
             one draws the same.
         """
-        self.dataset, self.processor, self.with_response = dataset, processor, with_response
+        self.dataset, self.processor = dataset, processor
+        self.with_response, self.with_rejected = with_response, with_rejected
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable, self.judge, self.on_stay = set(unusable), judge, on_stay
         self.max_patches, self.last_drop, self.check = max_patches, "", check
@@ -200,8 +209,8 @@ class Draws(contextlib.AbstractContextManager):
         problem = self.judge(example)
         if problem is not None and self.on_stay is None:
             raise Unfit(problem)
-        prompt, response = self.encode(example)
-        return Draw(position, row, example, prompt, response, problem)
+        prompt, response, rejected = self.encode(example)
+        return Draw(position, row, example, prompt, response, problem, rejected)
 
     def _told(self, draw: Draw) -> None:
         """Reports what is wrong with a row that is drawn all the same."""
@@ -214,23 +223,31 @@ class Draws(contextlib.AbstractContextManager):
         self.last_drop = f"{what.source}: {what.reason}"
         self.on_drop(what.source, what.reason)
 
-    def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray]:
-        """The prompt of an example, and its response's token ids where the stage trains on it."""
+    def encode(self, example: Example) -> tuple[EncodedPrompt, np.ndarray, np.ndarray]:
+        """The prompt of an example, and the token ids of its responses, where the stage trains on
+        them: the one to say, and the worse one.
+        """
         asked = Prompt(example.messages)
         prompt = self.processor.encode(asked, self.limits[0], self.max_patches)
-        if not self.with_response:
-            return prompt, np.zeros(0, np.int32)
-        if example.response is None:
-            raise PromptError(
-                "field 'response': a supervised stage needs "
-                "one (or a final assistant turn) in every row"
-            )
-        text = example.response
-        check_text(text, "field 'response'")
+        response = rejected = np.zeros(0, np.int32)
+        if self.with_response:
+            field = "chosen" if self.with_rejected else "response"
+            response = self._spoken(prompt, example.response, field)
+        if self.with_rejected:
+            rejected = self._spoken(prompt, example.rejected, "rejected")
+            if np.array_equal(response, rejected):
+                raise Unfit("fields 'chosen' and 'rejected' are equal: there is nothing to prefer")
+        return prompt, response, rejected
+
+    def _spoken(self, prompt: EncodedPrompt, text: str | None, field: str) -> np.ndarray:
+        """int32[n]: the token ids of a response, with its end."""
+        if text is None:
+            raise PromptError(f"field '{field}': {NEEDS[field]} in every row")
+        check_text(text, f"field '{field}'")
         if text.startswith(prompt.prefix.strip()):  # the prompt has opened it already
             text = text.removeprefix(prompt.prefix.strip())
             text = text.lstrip() if prompt.prefix[-1:].isspace() else text
         ids = [*self.processor.spoken_ids(text), self.processor.turn_end_id]
         if len(ids) > self.limits[1]:
-            raise TooLong(f"the response has {len(ids)} tokens, over the limit of {self.limits[1]}")
-        return prompt, np.asarray(ids, np.int32)
+            raise TooLong(f"the {field} has {len(ids)} tokens, over the limit of {self.limits[1]}")
+        return np.asarray(ids, np.int32)

@@ -27,7 +27,9 @@ class Draw:
         again is drawn anew.
       row: in the data set.
       example: on other hosts than the prompt's its question stands for its messages.
+      response: token ids of the response that is trained on.
       problem: what is wrong with the example, which is drawn all the same; None: nothing.
+      rejected: token ids of the worse one beside it.
     """
 
     position: int
@@ -36,6 +38,7 @@ class Draw:
     prompt: EncodedPrompt
     response: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     problem: str | None = None
+    rejected: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
 
     @property
     def is_own(self) -> bool:

@@ -150,7 +150,7 @@ class Run:
                 self.progress.evaluate = True
                 self.saver.save(states, self.progress)
             try:
-                draws = worker.enter_context(self.at.draws(number, context))
+                draws = worker.enter_context(self.at.draws(number, context, worker.unusable))
                 self._steps(stage, worker, draws, model)
             except Interrupted:
                 self.saver.stopped(self.states, self.progress)

@@ -208,6 +208,7 @@ class Opened:
                 if step.isdecimal() and int(step) > begun:
                     file.unlink()
             if begun == 0:
+                (self.dir / "answers" / f"{stage.name}.jsonl").unlink(missing_ok=True)
                 for kept in KEPT:
                     shutil.rmtree(self.dir / kept / stage.name, ignore_errors=True)
 
@@ -244,6 +245,8 @@ class Opened:
             buckets=self.processor.buckets(stage.buckets, *limits, videos=data.videos),
             folder=self.dir,
             examples=len(data),
+            dataset=data,
+            unusable=frozenset(self.unparsable[number].rows if stage.leaves_out else ()),
             seed=self.config.seed,
             stream=RandomStream.TRAINING + number,
             phase=self.console.phase,
@@ -265,11 +268,11 @@ class Opened:
         """
         policy, videos = worker.learners[POLICY], self.data[number].videos
         devices = batch_multiple(self.mesh, policy.model.rules)
-        stage = list_programs(self.config.stages[number], policy, devices, videos=videos)
+        stage = list_programs(self.config.stages[number], worker.learners, devices, videos=videos)
         return [*stage, *self.held_out.programs(policy.model, devices)]
 
-    def draws(self, number: int, context: Context) -> Draws:
-        """A stage's examples in their order."""
+    def draws(self, number: int, context: Context, unusable: frozenset[int]) -> Draws:
+        """A stage's examples in their order, without rows that it passes over."""
         stage = self.config.stages[number]
         seeds = np.random.SeedSequence([self.config.seed, number])
         return Draws(
@@ -280,8 +283,9 @@ class Opened:
             max_response_tokens=stage.max_response_tokens,
             max_patches=context.buckets.patches[-1],
             with_response=stage.reads_response,
+            with_rejected=stage.reads_rejected,
             on_drop=context.drop,
-            unusable=frozenset(self.unparsable[number].rows if stage.leaves_out else ()),
+            unusable=unusable,
             judge=functools.partial(answer_problem, stage),
             on_stay=None if stage.leaves_out else functools.partial(self.dropped.stay, stage.name),
             check=context.check,

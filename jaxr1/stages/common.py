@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
 
 from jaxr1.base.checks import check_least, check_types, option
 from jaxr1.base.names import check_name
@@ -53,8 +52,15 @@ class StageOptions:
     max_skipped_steps: int = 10
     buckets: BucketOptions = BucketOptions()
 
-    reads_response: ClassVar[bool] = False
-    """Whether examples need a worked response."""
+    @property
+    def reads_response(self) -> bool:
+        """Whether examples need a worked response."""
+        return False
+
+    @property
+    def reads_rejected(self) -> bool:
+        """Whether they need a worse one beside it."""
+        return False
 
     def __post_init__(self):
         check_types(self, self.path)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxr1.base.names import check_name
+from jaxr1.data import Dataset
 from jaxr1.inputs.exchange import Draw
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
@@ -62,6 +63,8 @@ class Context:
       buckets: static sizes.
       folder: the run directory.
       examples: how many the stage's data have.
+      dataset: these; None where they are not read.
+      unusable: rows of it that are passed over.
       seed: of the run.
       stream: number of the stage's random stream.
       phase: shows what is going on.
@@ -78,6 +81,8 @@ class Context:
     buckets: Buckets
     folder: Path
     examples: int = 0
+    dataset: Dataset | None = None
+    unusable: frozenset[int] = frozenset()
     seed: int = 0
     stream: int = 0
     phase: Callable[[str], None] = lambda text: None
@@ -97,6 +102,7 @@ class Worker(contextlib.ExitStack):
       draws: examples that a step takes.
       scalars: coefficients that move from step to step.
       reference_step: in which the reference moved last; 0 is never.
+      unusable: rows that the stage passes over, known when it has begun.
     """
 
     def __init__(self, context: Context, learners: dict[str, Learner], steps: int, draws: int):
@@ -106,6 +112,7 @@ class Worker(contextlib.ExitStack):
         self.context, self.learners, self.steps, self.draws = context, learners, steps, draws
         self.scalars: dict[str, float] = {}
         self.reference_step = 0
+        self.unusable = context.unusable
 
     def init(self, params: dict) -> dict[str, TrainState]:
         """Fresh states; `params` are what the stage begins with."""

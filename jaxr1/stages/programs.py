@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxr1.inputs.room import list_rooms
 from jaxr1.inputs.shapes import Limits, list_shapes
@@ -22,7 +22,9 @@ from jaxr1.models.vlm import Model
 from jaxr1.rl.learner import Learner
 from jaxr1.sampling.features import PATCHES_AT_ONCE
 from jaxr1.sampling.programs import Program, list_prefills, list_sampling
-from jaxr1.stages.options import Rl, Stage
+from jaxr1.stages.context import POLICY
+from jaxr1.stages.options import Preference, Rl, Stage
+from jaxr1.stages.scored import COLUMNS
 
 COMPILED = frozenset(
     {
@@ -84,17 +86,20 @@ def list_features(
 
 
 def list_programs(
-    options: Stage, policy: Learner, devices: int, *, videos: bool = False
+    options: Stage, learners: Mapping[str, Learner], devices: int, *, videos: bool = False
 ) -> set[Program]:
     """The programs that a stage may compile.
 
     Args:
-      policy: its learner.
+      learners: what learns in it.
       devices: that share a batch.
       videos: whether there are clips among its media.
     """
+    policy = learners[POLICY]
     if isinstance(options, Rl):
-        programs = list_reinforced(options, policy, devices)
+        programs = list_reinforced(options, learners, devices)
+    elif isinstance(options, Preference):
+        programs = list_preferred(options, policy, devices)
     else:
         programs = list_learning(policy, options.prompts_at_once, 1, devices)
     if videos:
@@ -109,20 +114,44 @@ def varied(programs: set[Program], what: str, names: frozenset[str] = READ_PROMP
     return {(f"{name} {what}", sizes) for name, sizes in programs if name in names}
 
 
-def list_reinforced(options: Rl, policy: Learner, devices: int) -> set[Program]:
+def list_reinforced(options: Rl, learners: Mapping[str, Learner], devices: int) -> set[Program]:
     """The programs of a stage of reinforcement learning: rollouts, what is scored, updates."""
-    scorings = {"old_logp", "ref_logp"}
-    scored = [options.prompts_at_once] if scorings & {*policy.objective.needs} else []
-    if scorings & {*options.advantage.needs}:
+    policy = learners[POLICY]
+    by_part = {*policy.objective.needs, *policy.objective.fresh, *options.corrected}
+    asked = by_part | {*options.credited}
+    scored = [options.prompts_at_once] if by_part & COLUMNS.keys() else []
+    if {*options.credited} & COLUMNS.keys():
         scored.append(options.prompts_per_step)
     group, prompts = options.group_size, options.prompts_per_step
     learning = list_learning(policy, options.prompts_at_once, group, devices, scored)
-    if scorings <= {*policy.objective.needs, *options.advantage.needs}:
-        learning |= varied(learning, "of the reference", frozenset({"score_batch"}))
+    # What is asked of other parameters, or something else of the same, is another program.
+    kinds = {COLUMNS[name] for name in asked & COLUMNS.keys()}
+    once = set(learning)
+    for source, read in sorted(kinds)[1:]:
+        learning |= varied(once, f"{read} of {source}", frozenset({"score_batch"}))
+    for name, learner in learners.items():
+        if name != POLICY:
+            own = list_learning(learner, options.prompts_at_once, group, devices, [prompts])
+            learning |= {(f"{program} of the {name}", sizes) for program, sizes in own}
 
     # The last wave may be smaller.
     wave = -(-prompts // options.waves)
     sizes = {wave, prompts % wave or wave}
     rows = sorted({rows_for(size, devices) for size in sizes})
     most, media = options.max_response_tokens, policy.model.media
-    return learning | list_sampling(rows, group, most, policy.buckets, media, devices)
+    samples = group + options.greedy
+    return learning | list_sampling(rows, samples, most, policy.buckets, media, devices)
+
+
+def list_preferred(options: Preference, policy: Learner, devices: int) -> set[Program]:
+    """The programs of a stage of preference learning: answers, what is scored, updates."""
+    prompts = options.prompts_at_once
+    learning = list_learning(policy, prompts, 2 * options.pairs, devices, [prompts])
+    if policy.objective.fresh:
+        learning |= varied(learning, "of the policy at hand", frozenset({"score_batch"}))
+    if (asked := options.answers) is None:
+        return learning
+    # The last batch may have any number of rows.
+    rows = sorted({rows_for(count, devices) for count in range(1, asked.batch_rows + 1)})
+    most, media = options.max_response_tokens, policy.model.media
+    return learning | list_sampling(rows, asked.samples, most, policy.buckets, media, devices)

@@ -29,8 +29,9 @@ from jaxr1.rl.work import Work
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.critic import CRITIC, critic_params
 from jaxr1.stages.learners import critic_of, policy_learner
-from jaxr1.stages.options import KL_REWARD, Rl
+from jaxr1.stages.options import Rl
 from jaxr1.stages.prepared import Prepared
+from jaxr1.stages.rl_options import KL_REWARD
 from jaxr1.stages.rollout import Rollouts
 from jaxr1.stages.scored import Source, scored
 

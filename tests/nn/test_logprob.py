@@ -35,6 +35,7 @@ class World:
         return {
             "logp": np.take_along_axis(log_p, self.target[..., None], -1)[..., 0],
             "entropy": -(p * some_p).sum(-1),
+            "sum_sq": (p**2).sum(-1),
             "kl_full": (p * (some_p - some_q)).sum(-1),
         }
 

@@ -161,7 +161,7 @@ def test_a_run_of_natural_sizes_has_few_programs(tiny, monkeypatch):
         kl=Kl(0.1),
     )
     policy = policy_learner(options, Context(model, processor, buckets, Path()))
-    listed = list_programs(options, policy, DEVICES)
+    listed = list_programs(options, {"policy": policy}, DEVICES)
     print(f"{len(listed)} programs listed")
 
     seen: list = []

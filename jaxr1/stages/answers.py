@@ -1,0 +1,234 @@
+"""Answers of a model to rows of a data set: n each, graded, drawn once and kept.
+
+    rows not there yet -> drawn in batches -> graded -> answers/STAGE.jsonl, a line a row
+
+A killed run draws what is missing, and the same: an answer is a function of the run's seed, the
+stage, the row and its number. Preference pairs are made of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxr1.base.checks import check_least, check_positive, check_types
+from jaxr1.base.jsonl import AppendLog, read_jsonl
+from jaxr1.base.names import REWARD_STATISTICS
+from jaxr1.data.example import DataError, Dataset, refusal
+from jaxr1.inputs.ahead import in_batches
+from jaxr1.inputs.exchange import Draw, LeftOut, share
+from jaxr1.inputs.sizes import TooLong
+from jaxr1.inputs.template import Prompt, PromptError
+from jaxr1.media.images import MediaError
+from jaxr1.parallel import gather, host_index, is_main, on_main, owner
+from jaxr1.rewards.grades import Pending
+from jaxr1.rewards.pool import RewardPool
+from jaxr1.rewards.spec import Reward, check_labels
+from jaxr1.rewards.workers import WorkerOptions
+from jaxr1.rl.episodes import Episodes
+from jaxr1.rl.grading import submit, wait_for
+from jaxr1.sampling.draw import prompt_key
+from jaxr1.sampling.sampler import Sampler, SamplingOptions
+from jaxr1.stages.context import Context
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """How rows are answered.
+
+    Attributes:
+      samples: answers to each row.
+      temperature: of sampling.
+      top_p: of sampling.
+      top_k: of sampling, 0 is off.
+      batch_rows: rows in flight.
+      rewards: what answers are graded by.
+      reward_workers: worker processes that grade.
+      reward_timeout_s: seconds before a worker is killed.
+      reward_options: what workers may use, and how often an item is tried.
+    """
+
+    samples: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    batch_rows: int = 64
+    rewards: tuple[Reward, ...] = (Reward("accuracy"),)
+    reward_workers: int = 1
+    reward_timeout_s: float = 10.0
+    reward_options: WorkerOptions = WorkerOptions()
+
+    def __post_init__(self):
+        check_types(self)
+        check_least(self, samples=1, top_k=0, batch_rows=1, reward_workers=1)
+        check_positive(self, "temperature", "reward_timeout_s")
+        if not self.rewards:
+            raise ValueError("Answers: no rewards")
+        check_labels(self.rewards, "answers: ", REWARD_STATISTICS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One answer to a row.
+
+    Attributes:
+      token_ids: of the response, its end included.
+      reward: weighted sum; None where it was not scored.
+      rewards: {name: value or None}.
+      text: of the response.
+    """
+
+    token_ids: tuple[int, ...]
+    reward: float | None
+    rewards: dict[str, float | None]
+    text: str
+
+
+Answered = dict[int, list[Answer]]
+"""{row: its answers}; rows that cannot be asked are not in it."""
+
+
+def answers(
+    options: Answers,
+    params: dict,
+    dataset: Dataset,
+    context: Context,
+    name: str,
+    limits: tuple[int, int],
+    unusable: frozenset[int] = frozenset(),
+) -> Answered:
+    """The answers to all rows of a data set, those in answers/NAME.jsonl and the missing ones.
+
+    Args:
+      params: of the model that answers.
+      name: of the stage.
+      limits: most tokens of a prompt and of a response.
+      unusable: rows that are not asked.
+
+    Raises:
+      DataError: a row that cannot be asked, in a data set that leaves none out.
+    """
+    file = context.folder / "answers" / f"{name}.jsonl"
+    found = kept_answers(file)
+    rows = [row for row in range(len(dataset)) if row not in found and row not in unusable]
+    if not rows:
+        return found
+    asked = _Asked(options, dataset, context, limits)
+    on_main(lambda: file.parent.mkdir(exist_ok=True))
+    log = AppendLog(file) if is_main() else None
+    pool = RewardPool.of(options, context.folder)
+    try:
+        for episodes in asked.all(params, rows, pool):
+            for draw, group in zip(episodes.draws, _answers_of(episodes), strict=True):
+                found[draw.row] = group
+                on_main(functools.partial(_write, log, draw, group))
+    finally:
+        pool.close()
+        if log is not None:
+            log.close()
+    return found
+
+
+def kept_answers(file: Path) -> Answered:
+    """What a file holds; nothing where there is none. The main host reads it for all."""
+    read = lambda: read_jsonl(file) if is_main() and file.is_file() else []
+    found: Answered = {}
+    for row in gather(read)[0]:
+        found[row["row"]] = [
+            Answer(tuple(one["token_ids"]), one["reward"], one["rewards"], one["text"])
+            for one in row["answers"]
+        ]
+    return found
+
+
+def _write(log: AppendLog | None, draw: Draw, group: list[Answer]) -> None:
+    assert log is not None
+    rows = [dataclasses.asdict(answer) for answer in group]
+    log.write({"row": draw.row, "source": draw.example.source, "answers": rows})
+
+
+def _answers_of(episodes: Episodes) -> Iterator[list[Answer]]:
+    """Those to each prompt."""
+    for group, grades in zip(episodes.groups, episodes.grades, strict=True):
+        yield [
+            Answer(tuple(said.token_ids.tolist()), grade.total, grade.by_name, said.text)
+            for said, grade in zip(group, grades, strict=True)
+        ]
+
+
+def _numbered(rows: Sequence[int], encoded: Iterator[list[Draw | LeftOut]]) -> dict[int, Any]:
+    """The next batch, which is of these rows."""
+    return dict(zip(rows, next(encoded), strict=True))
+
+
+class _Asked:
+    """Rows that are being asked."""
+
+    def __init__(
+        self, options: Answers, dataset: Dataset, context: Context, limits: tuple[int, int]
+    ):
+        self.options, self.dataset, self.context, self.limits = options, dataset, context, limits
+        sampling = SamplingOptions(limits[1], options.temperature, options.top_p, options.top_k)
+        self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
+        self._reading = threading.Lock()  # a user's data set need not know of threads
+
+    def all(self, params: dict, rows: Sequence[int], pool: RewardPool) -> Iterator[Episodes]:
+        """Graded answers, batch by batch; one is graded while the next one is drawn."""
+        size, context = self.options.batch_rows, self.context
+        weights = self.sampler.weights(params)
+        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
+        own = [[row for i, row in enumerate(b) if owner(i) == host_index()] for b in batches]
+        encoded = in_batches(self._draw, own)
+        waiting: list[tuple[Episodes, Pending]] = []
+        for number, (batch, mine) in enumerate(zip(batches, own, strict=True)):
+            context.phase(f"answers {number + 1}/{len(batches)}")
+            found = share(functools.partial(_numbered, mine, encoded))
+            context.check()
+            draws = []
+            for row in batch:
+                one = found[row]
+                if isinstance(one, LeftOut):
+                    context.drop(one.source, one.reason)
+                else:
+                    draws.append(one)
+            if draws:
+                waiting.append(self._drawn(params, weights, draws, pool))
+            if len(waiting) > 1:
+                yield self._graded(*waiting.pop(0))
+        for some in waiting:
+            yield self._graded(*some)
+
+    def _drawn(
+        self, params: dict, weights: Any, draws: list[Draw], pool: RewardPool
+    ) -> tuple[Episodes, Pending]:
+        context = self.context
+        keys = [prompt_key(context.seed, context.stream, f"answers/{d.row}") for d in draws]
+        prompts = [draw.prompt for draw in draws]
+        n, check = self.options.samples, context.check
+        groups = self.sampler(params, prompts, keys, n, weights=weights, check=check)
+        episodes = Episodes.sampled(draws, groups)
+        return episodes, submit(pool, episodes)
+
+    def _graded(self, episodes: Episodes, pending: Pending) -> Episodes:
+        episodes.grade(episodes.graded(wait_for([pending], self.context.check)))
+        return episodes
+
+    def _draw(self, row: int) -> Draw | LeftOut:
+        """A row, encoded; called in threads, ahead of its turn."""
+        with self._reading:
+            example = self.dataset[row]
+        limits = (self.limits[0], self.sampler.buckets.patches[-1])
+        try:
+            prompt = self.context.processor.encode(Prompt(example.messages), *limits)
+            return Draw(row, row, example, prompt)
+        except TooLong as e:
+            return LeftOut(example.source, str(e))
+        except (MediaError, PromptError) as e:
+            refused: DataError | None = refusal(self.dataset, example, e)
+            if refused is not None:
+                raise refused from e
+            return LeftOut(example.source, str(e))
