@@ -152,7 +152,7 @@ def cpgd() -> Config:
 
 
 def mpo() -> Config:
-    """MM-Eureka's baseline, MPO: pairs of the model's own answers, right ones against wrong ones."""
+    """MM-Eureka's baseline, MPO: pairs of the model's own answers, right against wrong."""
     whole = config()
     cold = whole.stages[0]
     preference = Preference(

@@ -103,8 +103,11 @@ def test_near_misses(tmp_path):
             ["stage 'rl': steps must be int, got 'ten'", "mine.py:5"],
         ),
         ("Config(stages=(Rl(Arithmetic(8)),), seed=1.5)", ["seed must be int, got 1.5"]),
-        ("Config(stages=Rl(Arithmetic(8)))", ["stages must be tuple[Sft | Rl, ...], got Rl("]),
-        ("Config(stages=(3,))", ["stages.0 must be Sft | Rl, got 3"]),
+        (
+            "Config(stages=Rl(Arithmetic(8)))",
+            ["stages must be tuple[Sft | Rl | Preference, ...], got Rl("],
+        ),
+        ("Config(stages=(3,))", ["stages.0 must be Sft | Rl | Preference, got 3"]),
         (
             "Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
             ["Optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"],

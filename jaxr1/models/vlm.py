@@ -26,9 +26,7 @@ from jaxr1.parallel import DEFAULT_RULES, Rules, constrain, map_rows
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-DECODER = "decoder"
-"""The part of a model that reads tokens; the other parts are those of its towers."""
-
+DECODER = "decoder"  # the part of a model that reads tokens; others are those of its towers
 VALUE = "value"  # the part of a critic that makes a number of a hidden state
 
 
@@ -62,8 +60,7 @@ class Model:
       remat: rematerialise layers in the backward pass.
       lora: the adapters that the parameters hold, if any.
       has_value: a critic: it has a value head in place of an output matrix of its own.
-      raw_config: the config.json it came from, as text, to write it back; takes no part in
-        comparisons.
+      raw_config: the text of its config.json, to write it back; takes no part in comparisons.
     """
 
     family: str

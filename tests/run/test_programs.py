@@ -43,7 +43,7 @@ def cache_of(state, cache) -> tuple[int, ...]:
 
 KEYS = {
     "run_prefill": lambda model, params, batch, at_once: (*batch.token_bp.shape, *media_of(batch)),
-    "start": lambda model, prompt, key, done, samples, slots: (
+    "start": lambda model, prompt, key, done, samples, slots, greedy: (
         *prompt.kv[0].shape[1:3],
         samples,
         slots,
