@@ -6,8 +6,8 @@ from pathlib import Path
 from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
-from jaxr1.rl import Kl, Optimizer
-from jaxr1.run import BucketOptions, Config, Evaluation, Rl, Sft
+from jaxr1.rl import Gae, Kl, KlReward, Optimizer, Reference
+from jaxr1.run import BucketOptions, Config, Critic, Evaluation, Rl, Sft
 
 REWARDS = Path(__file__).with_name("small_rewards.py")
 
@@ -79,3 +79,14 @@ def frozen() -> Config:
 def bfloat16() -> Config:
     """Parameters that are rounded stochastically."""
     return dataclasses.replace(config(), param_dtype="bfloat16")
+
+
+def ppo() -> Config:
+    """PPO: a critic, KL in the reward with a weight that moves, a reference that moves."""
+    return _second(
+        kl=Kl(),
+        kl_reward=KlReward(0.05, target=0.02, horizon=50),
+        reference=Reference(every=1, alpha=0.5),
+        advantage=Gae(lam=0.9),
+        critic=Critic(optimizer=Optimizer(learning_rate=1e-3), warmup=1, freeze=("vision",)),
+    )

@@ -112,7 +112,7 @@ class Pretended:
         rows, width = batch.token_bp.shape
         return types.SimpleNamespace(kv=(np.zeros((1, rows, width)),))
 
-    def start(self, model, prompt, key, done, samples, slots):
+    def start(self, model, prompt, key, done, samples, slots, greedy):
         rows, width = prompt.kv[0].shape[1:3]
         length = np.full((rows, samples), 0)
         length[: len(self.lengths_bs)] = self.lengths_bs
