@@ -143,7 +143,7 @@ def _reading(reward: Reward, row: dict) -> str:
     builtin = BUILT_IN.get(reward.function) if isinstance(reward.function, str) else None
     if builtin is None:
         return ""
-    completion = Completion(row["response"], row["finish_reason"])
+    completion = Completion(row["response"], row["finish_reason"], row["length"])
     example = Example(row["prompt"], row["answer"], row["source"])
     return f": {builtin.explain()(completion, example, **dict(reward.options))}"
 

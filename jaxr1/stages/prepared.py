@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from jaxr1.rl.corrections import correct
+from jaxr1.rl.corrections import correct, mismatch_metrics
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner
 from jaxr1.rl.work import Work
@@ -73,6 +73,8 @@ class Prepared:
             found = correct(self.options.corrections, part)
             part.columns["correction"] = found.column.astype(np.float32)
             metrics = found.metrics
+            if "old_logp" in self.options.corrected:
+                metrics = metrics | mismatch_metrics(part)
         noise = functools.partial(token_noise, self.context, part, index)
         for term in objective.terms:
             part.columns |= term.prepare(part, noise)
