@@ -201,7 +201,7 @@ D = Arithmetic(count=8)
         (lambda: Kl(target=0.1), r"Kl\.target moves a weight: it needs a coef over 0"),
         (
             lambda: Rl(D, reference=Reference(every=2)),
-            r"reference\.every moves a reference that nothing asks for",
+            r"reference\.every moves a reference that nothing",
         ),
         (lambda: Rl(D, kl_stop=0.1), "kl_stop has nothing to stop: one update"),
         (
