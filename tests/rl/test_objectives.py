@@ -62,6 +62,8 @@ TERMS = [
     (Cpgd(0.1, 0.3, 0.5, 0.2), lambda n: f.cpgd(n, 0.1, 0.3, 0.5, 0.2)),
     (Dppo("tv", 0.02, 0.03), lambda n: f.dppo_tv(n, 0.02, 0.03)),
     (Dppo("kl", 0.002, 0.003, 1.2), lambda n: f.dppo_kl(n, 0.002, 0.003, 1.2)),
+    (Dppo(), lambda n: f.dppo_tv(n, 0.15, 0.15)),
+    (Dppo("kl"), lambda n: f.dppo_kl(n, 0.05, 0.05)),
     (Dro(0.3), lambda n: f.dro(n, 0.3)),
     (Gspo(), lambda n: f.gspo(n, 3e-4, 4e-4)),
     (Gspo(0.1, 0.2), lambda n: f.gspo(n, 0.1, 0.2)),
