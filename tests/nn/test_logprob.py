@@ -2,6 +2,8 @@
 divide it.
 """
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from jaxr1.nn import logprob
 from jaxr1.nn.logprob import REDUCTIONS, reduce_tokens
+from jaxr1.parallel import make_mesh
 
 FORBIDDEN = (3, 17)
 
@@ -114,3 +117,20 @@ def test_no_logits_of_all_tokens_exist_at_once(rng, monkeypatch):
     total = lambda hidden: world.reduce(hidden, head, reference)["kl_full"].sum()
     text = jax.jit(jax.grad(total)).lower(hidden).as_text()
     assert "2x5x5x" in text and "2x5x37x" not in text
+
+
+def test_a_vocabulary_in_parts_on_devices_gives_the_same(rng, monkeypatch):
+    """Rows of a batch over devices, and ids of both output matrices; in chunks of these."""
+    monkeypatch.setattr(logprob, "LOGITS", 40)
+    mesh = make_mesh((2, 1, 2), jax.devices())
+    world = World(rng, vocab=38)
+    arrays = jax.tree.map(jnp.float32, (world.hidden, world.head, world.reference))
+    total = lambda *given: sum(x.sum() for x in world.reduce(*given).values())
+    found = {}
+    for where in (None, mesh):
+        with jax.set_mesh(where) if where else contextlib.nullcontext():
+            found[where] = jax.jit(jax.value_and_grad(total, (0, 1)))(*arrays)
+    for one, many in zip(*map(jax.tree.leaves, found.values()), strict=True):
+        np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-4)
+    want = sum(x.sum() for x in world.formula(world.hidden, world.head).values())
+    assert float(found[mesh][0]) == pytest.approx(want, rel=1e-4)

@@ -60,6 +60,8 @@ TERMS = [
     (Cpgd(0.1, 0.3, 0.5, 0.2), lambda n: f.cpgd(n, 0.1, 0.3, 0.5, 0.2)),
     (Dppo("tv", 0.02, 0.03), lambda n: f.dppo_tv(n, 0.02, 0.03)),
     (Dppo("kl", 0.002, 0.003, 1.2), lambda n: f.dppo_kl(n, 0.002, 0.003, 1.2)),
+    (Dppo(), lambda n: f.dppo_tv(n, 0.15, 0.15)),
+    (Dppo("kl"), lambda n: f.dppo_kl(n, 0.05, 0.05)),
     (Dro(0.3), lambda n: f.dro(n, 0.3)),
     (Gspo(), lambda n: f.gspo(n, 3e-4, 4e-4)),
     (Gspo(0.1, 0.2), lambda n: f.gspo(n, 0.1, 0.2)),
@@ -219,7 +221,8 @@ def scored(rng, prompts=4, group=5, policy_moved=True):
         "now_logp": now,
     }
     if policy_moved:
-        episodes.columns["old_logp"] = now + rng.normal(0, 0.4, count).astype(np.float32)
+        far = rng.choice([0, 200], count, p=[0.9, 0.1])
+        episodes.columns["old_logp"] = now - far + rng.normal(0, 0.4, count).astype(np.float32)
     return episodes, rng.random(count)
 
 
@@ -237,7 +240,7 @@ def test_clip_cov_draws_among_tokens_between_its_bounds(rng, policy_moved):
     term = ClipCov(0.1, 0.2, share=0.1, cov_low=0.2, cov_high=4.0)
     where, cov = true_covariance(episodes)
     c = episodes.columns
-    ratio = np.exp(c["now_logp"] - c.get("old_logp", c["now_logp"]))
+    ratio = f.exp(c["now_logp"] - c.get("old_logp", c["now_logp"]))
     clipped = np.where(c["advantage"] > 0, ratio > 1.2, (ratio < 0.9) & (c["advantage"] < 0))
     among = np.flatnonzero(where & ~clipped & (cov > 0.2) & (cov < 4.0))
     want = np.zeros(len(noise))

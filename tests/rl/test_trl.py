@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("trl", reason="trl is not installed: pip install 'jaxr1[trl]'")
 import torch
 from trl import DPOTrainer, GRPOTrainer
+from trl.experimental.gmpo import GMPOTrainer
 
 from jaxr1.rl.controllers import AdaptiveEntropy
 from jaxr1.rl.objectives import (
@@ -30,6 +31,7 @@ from jaxr1.rl.objectives import (
     DpoNorm,
     Entropy,
     ExoPair,
+    Gmpo,
     Gspo,
     Hinge,
     Ipo,
@@ -79,6 +81,8 @@ class Responses:
             "sampled_logp": each(0.2),
             "advantage": np.repeat(rng.normal(size=(count, 1)), LENGTH, 1),
         }
+        # Of no tokens GMPO's ratio is 1 in TRL: a constant that has no gradient.
+        self.columns["advantage"][~self.own.any(-1)] = 0
         self.entropy = rng.uniform(0.1, 2, (count, LENGTH))
 
     def weight(self, aggregation, count_empty=True):
@@ -128,7 +132,7 @@ class Responses:
 
 def grpo_trainer(loss_type, **changes):
     """A trainer that only computes losses; `changes` are its attributes, or those of its `args`."""
-    trainer = object.__new__(GRPOTrainer)
+    trainer = object.__new__(GMPOTrainer if loss_type == "gmpo" else GRPOTrainer)
     args = {
         "use_bias_correction_kl": False,
         "delta": None,
@@ -192,6 +196,7 @@ CASES = [
     ("vespo", {"corrected": True}, (Vespo(is_corrected=True),), MEAN),
     ("grpo", {**WIDE, **SEQUENCE}, (Gspo(0.1, 0.2),), MEAN),
     ("luspo", {**WIDE, **SEQUENCE}, (Luspo(0.1, 0.2),), MEAN),
+    ("gmpo", {"epsilon_low": 0.1, "epsilon_high": 0.3}, (Gmpo(0.1, 0.3),), MEAN),
     ("dapo", {"on_policy": True}, (Ppo(),), MEAN),
     ("dapo", {"on_policy": True}, (Reinforce(),), MEAN),
     (

@@ -14,7 +14,13 @@ import numpy as np
 
 from jaxr1.base.checks import check_least, check_types
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.objectives.policy import clip_metrics, clipped_sides, ratio_of, surrogate
+from jaxr1.rl.objectives.policy import (
+    LOG_RATIO_LIMIT,
+    clip_metrics,
+    clipped_sides,
+    ratio_of,
+    surrogate,
+)
 from jaxr1.rl.terms import Mean, Metrics, Noise, Term, Tokens
 
 __all__ = ["ClipCov", "Entropy", "KlCov"]
@@ -100,7 +106,8 @@ class ClipCov(Term):
     def prepare(self, episodes: Episodes, noise: Noise) -> dict[str, np.ndarray]:
         now = episodes.columns["now_logp"]
         # On policy nobody has scored the old policy: it is the one at hand.
-        ratio = np.exp(now - episodes.columns.get("old_logp", now))
+        z = now - episodes.columns.get("old_logp", now)
+        ratio = np.exp(np.clip(z, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
         advantage = episodes.columns["advantage"]
         too_high = (ratio > 1.0 + self.clip_high) & (advantage > 0)
         too_low = (ratio < 1.0 - self.clip_low) & (advantage < 0)

@@ -267,14 +267,14 @@ class Dppo(Term):
     Attributes:
       kind: how far it moved: "tv" is the difference of the two probabilities, "kl" the divergence
         KL(old, new) of this token against all others.
-      clip_low: bound where A <= 0.
-      clip_high: bound where A > 0.
+      clip_low: bound where A <= 0; None is 0.15 for "tv" and 0.05 for "kl".
+      clip_high: bound where A > 0; None likewise.
       ratio_cap: upper bound of the ratio.
     """
 
     kind: Literal["tv", "kl"] = "tv"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float | None = None
+    clip_high: float | None = None
     ratio_cap: float = 20.0
 
     corrected: ClassVar[bool] = True
@@ -283,13 +283,17 @@ class Dppo(Term):
 
     def __post_init__(self):
         check_types(self)
-        check_least(self, clip_low=0, clip_high=0)
+        given = [name for name in ("clip_low", "clip_high") if getattr(self, name) is not None]
+        check_least(self, **dict.fromkeys(given, 0))
         check_positive(self, "ratio_cap")
 
     def __call__(self, tokens: Tokens) -> tuple[jax.Array, Metrics]:
         advantage, own = tokens.advantage, tokens.own
         logp, old_logp = jax.lax.stop_gradient(tokens.logp), tokens.old_logp
         up, down = logp > old_logp, logp < old_logp
+        usual = {"tv": 0.15, "kl": 0.05}[self.kind]
+        low_bound = usual if self.clip_low is None else self.clip_low
+        high_bound = usual if self.clip_high is None else self.clip_high
         if self.kind == "tv":
             moved = jnp.abs(jnp.exp(logp) - jnp.exp(old_logp))
         else:
@@ -298,8 +302,8 @@ class Dppo(Term):
             )
             moved = jnp.exp(old_logp) * (old_logp - logp)
             moved = moved + old_other * (jnp.log(old_other) - jnp.log(other))
-        high = (up & (moved > self.clip_high) & (advantage > 0)).astype(jnp.float32)
-        low = (down & (moved > self.clip_low) & (advantage <= 0)).astype(jnp.float32)
+        high = (up & (moved > high_bound) & (advantage > 0)).astype(jnp.float32)
+        low = (down & (moved > low_bound) & (advantage <= 0)).astype(jnp.float32)
         ratio = ratio_of(logp - old_logp)
         inside = 1.0 - low - high
         loss = -advantage * jnp.minimum(ratio, self.ratio_cap) * inside * tokens.logp
