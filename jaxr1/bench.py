@@ -32,6 +32,7 @@ class Bench:
       steps: measured steps, after a first one that compiles.
       dtype: of the computation.
       micro_batch_tokens: padded tokens that are differentiated at once.
+      critic: PPO: values of all responses, and an update of a critic beside the policy's.
       json: print the result as one JSON line at the end.
     """
 
@@ -43,6 +44,7 @@ class Bench:
     steps: int = 3
     dtype: Literal["float32", "bfloat16"] = "float32"
     micro_batch_tokens: int = 8192
+    critic: bool = False
     json: bool = False
 
     def __post_init__(self):
@@ -93,7 +95,7 @@ def run(args: Bench) -> dict:
     from jaxr1.models import vlm
     from jaxr1.parallel import mesh_of, place_rows
     from jaxr1.rewards.grades import Grade
-    from jaxr1.rl import Optimizer
+    from jaxr1.rl import Advantage, Gae, Optimizer
     from jaxr1.rl.episodes import Episodes
     from jaxr1.rl.update import score, update
     from jaxr1.rl.work import Work
@@ -102,7 +104,10 @@ def run(args: Bench) -> dict:
     from jaxr1.sampling.draw import prompt_key
     from jaxr1.sampling.sampler import Sampler, SamplingOptions
     from jaxr1.stages import Context, Rl
-    from jaxr1.stages.learners import policy_learner
+    from jaxr1.stages.context import POLICY
+    from jaxr1.stages.critic import CRITIC, Critic, critic_params
+    from jaxr1.stages.learners import critic_of, policy_learner
+    from jaxr1.stages.scored import Source, scored
 
     pixels = args.image**2
     model, params = jaxr1.load_model(args.model, dtype=args.dtype)
@@ -126,6 +131,8 @@ def run(args: Bench) -> dict:
     buckets = Buckets((-(-longest // 8) * 8,), (args.tokens,), (patches,))
     options = Rl(
         data=Arithmetic(count=1),  # not read: the pictures are made here
+        advantage=Gae() if args.critic else Advantage(),
+        critic=Critic() if args.critic else None,
         steps=args.steps + 1,
         group_size=args.group,
         max_response_tokens=args.tokens,
@@ -135,7 +142,12 @@ def run(args: Bench) -> dict:
     learner = policy_learner(options, Context(model, processor, buckets, Path()))
     full_length = SamplingOptions(args.tokens, temperature=1.0, ignore_stops=True)
     sampler = Sampler(model, processor, full_length, buckets, args.micro_batch_tokens)
-    state, mesh = learner.init(params), mesh_of(params)
+    states, mesh = {POLICY: learner.init(params)}, mesh_of(params)
+    learners = {POLICY: learner}
+    if options.critic is not None:
+        learners[CRITIC] = critic_of(options, options.critic, learner)
+        own = critic_params(options.critic, learners[CRITIC], params, 0)
+        states[CRITIC] = learners[CRITIC].init(own)
     encode = jax.jit(vlm.encode, static_argnums=0)
     times: dict[str, list[float]] = {}
 
@@ -153,11 +165,19 @@ def run(args: Bench) -> dict:
         episodes.grade(
             [Grade(float(i % args.group % 7), {}) for i in range(args.prompts * args.group)]
         )
+        sources = {name: Source(one, states[name].params) for name, one in learners.items()}
+        asked = (episodes, episodes.valid_bg, Work(), lambda: None)
+        episodes.columns |= scored(options.credited, sources, *asked)
         episodes.columns |= options.advantage(episodes).columns
         episodes.columns |= learner.weights(episodes)
         return episodes
 
+    def learn(name: str, episodes: Episodes) -> None:
+        states[name], _ = update(learners[name], states[name], episodes, Work())
+        jax.block_until_ready(states[name])
+
     for number in range(args.steps + 1):
+        state = states[POLICY]
         draws = first if number == 0 else questions()
         prompts = [draw.prompt for draw in draws]
         rows = rows_for(len(prompts), 1)
@@ -174,10 +194,13 @@ def run(args: Bench) -> dict:
         spent = time.perf_counter() - began - times.pop("again")[0]
         times.setdefault("decode", []).append(spent)
         timed("score", score, learner, state.params, episodes, episodes.valid_bg, Work())
-        state, _ = timed("update", update, learner, state, episodes, Work())
+        del state  # an update takes it over
+        for name in reversed(learners):
+            timed("update" if name == POLICY else name, learn, name, episodes)
         began = time.perf_counter()
-        state, _ = update(learner, state, rollout(questions(), state.params), Work())
-        jax.block_until_ready(state)
+        episodes = rollout(questions(), states[POLICY].params)
+        for name in reversed(learners):
+            learn(name, episodes)
         times.setdefault("step", []).append(time.perf_counter() - began)
 
     phases: dict[str, dict] = {}

@@ -61,17 +61,19 @@ def used_chunks(strips: Strips, size: int) -> Any:
     return -(-last // size)
 
 
-def map_chunks(function: Callable[[Strips], Any], strips: Strips, size: int) -> Any:
+def map_chunks(function: Callable[[Any], Any], whole: Any, strips: Strips, size: int) -> Any:
     """`function` of some strips of each row after the others, up to the last used one; 0 behind it.
 
     Args:
-      function: of strips; gives arrays [B, size, T, ...].
+      function: of arrays [B, size, T, ...] as `whole` has them of all strips; gives such arrays.
+      whole: the strips themselves, or what lies in them.
+      strips: say which are used.
       size: strips of a row at once; divides S.
 
     Returns:
       Arrays [B, S, T, ...].
     """
-    chunks = cut_strips(strips, size)
+    chunks = cut_strips(whole, size)
     like = jax.eval_shape(function, jax.tree.map(operator.itemgetter(0), chunks))
     count = strips.token_bst.shape[1] // size
     out = jax.tree.map(lambda x: jnp.zeros((count, *x.shape), x.dtype), like)
@@ -135,8 +137,10 @@ class Plan:
 
 
 def fill(plan: Plan, column: np.ndarray) -> np.ndarray:
-    """[B, S, T]: the tokens' numbers of a column, each at its response's place; 0 at padding."""
-    out = np.zeros((plan.rows, plan.strips, plan.strip_len), column.dtype)
+    """[B, S, T, ...]: the tokens' numbers of a column [N, ...], each at its response's place; 0 at
+    padding.
+    """
+    out = np.zeros((plan.rows, plan.strips, plan.strip_len, *column.shape[1:]), column.dtype)
     for p in plan.places:
         out[p.row, p.strip, p.offset : p.offset + p.length] = column[p.start : p.start + p.length]
     return out

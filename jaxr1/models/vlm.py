@@ -18,7 +18,7 @@ from jaxr1.inputs.strips import Strips
 from jaxr1.models import text, vit
 from jaxr1.models.families.table import FAMILIES
 from jaxr1.models.spare import where_used
-from jaxr1.nn.logprob import reduce_tokens, tempered_logits
+from jaxr1.nn.logprob import tempered_logits
 from jaxr1.nn.lora import ADAPTERS, Lora, adapter_table, attach
 from jaxr1.nn.params import Table, flatten, nest
 from jaxr1.parallel import DEFAULT_RULES, Rules, constrain, map_rows
@@ -346,43 +346,6 @@ def extend(model: Model, params: dict, prompt: Prefilled, strips: Strips) -> jax
     segment = strips.segment_bst
     first = segment != jnp.pad(segment, ((0, 0), (0, 0), (1, 0)))[:, :, :-1]
     return jnp.where(first[..., None], prompt.last_bd[:, None, None], before)
-
-
-def said(
-    model: Model,
-    params: dict,
-    prompt: Prefilled,
-    strips: Strips,
-    reads: tuple[str, ...],
-    *,
-    temperature,
-    forbidden: tuple[int, ...],
-) -> dict[str, jax.Array]:
-    """What the model says of every response token, {name: float32[B, S, T]}; 0 at padding.
-
-    `params` are from `cast`. Sampling reports the same numbers from its cache (invariant 2).
-
-    Args:
-      strips: some of the prompts' strips, or all (`inputs.strips.cut_strips`).
-      reads: of `nn.logprob.REDUCTIONS`, and of a critic "value": of the state that predicts.
-    """
-    hidden = extend(model, params, prompt, strips)
-    shape = strips.target_bst.shape
-    found = {}
-    if of_vocabulary := tuple(name for name in reads if name != VALUE):
-        found = reduce_tokens(
-            hidden.reshape(shape[0], -1, hidden.shape[-1]),
-            head(params),
-            strips.target_bst.reshape(shape[0], -1),
-            of_vocabulary,
-            temperature=temperature,
-            forbidden=forbidden,
-            rules=model.rules,
-        )
-    if VALUE in reads:
-        found[VALUE] = hidden.astype(jnp.float32) @ params[VALUE]["kernel"]
-    real = strips.segment_bst > 0
-    return {name: jnp.where(real, x.reshape(shape), 0.0) for name, x in found.items()}
 
 
 def head(params: dict) -> jax.Array:

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxr1.inputs.batch import PromptBatch
 from jaxr1.inputs.strips import Strips, cut_strips, map_chunks, used_chunks
 from jaxr1.models import vlm
+from jaxr1.models.said import Other, said
 from jaxr1.models.vlm import Model, Prefilled
 from jaxr1.nn.params import flatten, nest
 from jaxr1.parallel import constrain, mesh_of
@@ -39,6 +40,7 @@ class TrainBatch:
     prompt: PromptBatch
     strips: Strips
     columns: dict[str, Any]  # {name: float32[B, S, T]}
+    ref_head: Any = None  # [V, D], the reference's output matrix, beside the column "ref_hidden"
 
 
 @struct.dataclass
@@ -56,6 +58,10 @@ class Part:
 
     strips: Strips
     columns: dict[str, Any]
+
+
+REF_HIDDEN = "ref_hidden"
+"""The column, bfloat16[N, D], of the reference's states that predict each token."""
 
 
 CARRIED = ("kv", "last_bd", "media_nd")
@@ -117,17 +123,21 @@ def _add_gradient(
         made = vlm.prefill(model, params(own), batch.prompt)
         return _carried(made, batch), made
 
-    def say(own: dict, carried: tuple, strips: Strips) -> dict[str, jax.Array]:
+    def say(own: dict, carried: tuple, part: Part) -> dict[str, jax.Array]:
         narrow = jax.tree.map(lambda x, like: x.astype(like.dtype), carried, seen)
         prompt = dataclasses.replace(made, **dict(zip(CARRIED, narrow, strict=True)))
-        return vlm.said(
+        other = None
+        if REF_HIDDEN in part.columns:
+            other = Other(part.columns[REF_HIDDEN], batch.ref_head)
+        return said(
             model,
             params(own),
             prompt,
-            strips,
+            part.strips,
             objective.reads,
             temperature=objective.temperature,
             forbidden=objective.forbidden,
+            other=other,
         )
 
     def add(total: dict, found: dict) -> dict:
@@ -136,8 +146,8 @@ def _add_gradient(
         own = {path: constrain(g, model.rules, *axes[path]) for path, g in flat.items()}
         return jax.tree.map(jnp.add, total, nest(own))
 
-    def loss_of(said: dict[str, jax.Array], part: Part) -> tuple[jax.Array, Metrics]:
-        return objective(said, part.columns, part.strips.segment_bst, scalars)
+    def loss_of(told: dict[str, jax.Array], part: Part) -> tuple[jax.Array, Metrics]:
+        return objective(told, part.columns, part.strips.segment_bst, scalars)
 
     seen: tuple
     made: Prefilled
@@ -149,16 +159,16 @@ def _add_gradient(
     # What the loss of whole rows says of each token; else a chunk's part has a loss of its own.
     d_said = None
     if by_chunk and objective.whole_rows:
-        said = map_chunks(lambda some: say(trainable, wide, some), batch.strips, at_once)
+        every = map_chunks(lambda some: say(trainable, wide, some), whole, batch.strips, at_once)
         differentiate = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, metrics), d_said = differentiate(said, whole)
+        (loss, metrics), d_said = differentiate(every, whole)
 
     def of_part(part: Part, d_said: dict | None) -> tuple[tuple, tuple]:
         """Gradients for parameters and prompts; loss and metrics."""
-        said, back = jax.vjp(lambda own, seen: say(own, seen, part.strips), trainable, wide)
+        told, back = jax.vjp(lambda own, seen: say(own, seen, part), trainable, wide)
         found: tuple = ()
         if d_said is None:
-            found, d_said = jax.value_and_grad(loss_of, has_aux=True)(said, part)
+            found, d_said = jax.value_and_grad(loss_of, has_aux=True)(told, part)
         return back(d_said), found
 
     if by_chunk:

@@ -7,6 +7,7 @@ Every stage updates through `update`; what is computed is counted here, in `Work
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -65,7 +66,7 @@ def score(
       placed_bg: bool[B, G], responses to score.
       work: what is computed is added to it.
       check: called before each micro-batch.
-      reads: what is asked, see `vlm.said`.
+      reads: what is asked, see `models.said`.
 
     Returns:
       {name: float32[N]}; 0 for the other responses.
@@ -96,6 +97,7 @@ def gradients(
     *,
     scalars: Mapping[str, float] | None = None,
     check: Callable[[], None] = lambda: None,
+    ref_head: jax.Array | None = None,
 ) -> Sums:
     """The gradient of the loss over all episodes, which hold every column that the objective takes.
 
@@ -103,6 +105,7 @@ def gradients(
       work: what is computed is added to it.
       scalars: coefficients that move, by name; a new value compiles nothing.
       check: called before each micro-batch, and when the last one is done.
+      ref_head: [V, D], the reference's output matrix, where a loss compares whole distributions.
     """
     model, objective = learner.model, learner.objective
     prompts = episodes.seen_by(learner.name)
@@ -123,6 +126,7 @@ def gradients(
             batch = make_batch(learner, plan, prompts, episodes, rows.batch)
             work.padding.append(Padding.of(plan, rows.waste, batch.strips))
             placed = place_rows(batch, mesh, model.rules)
+            placed = dataclasses.replace(placed, ref_head=ref_head)
             # The host is one micro-batch ahead, and no more: a signal is heard when it comes.
             jax.block_until_ready(sums.loss)
             check()
@@ -149,6 +153,7 @@ def update(
     *,
     scalars: Mapping[str, float] | None = None,
     check: Callable[[], None] = lambda: None,
+    ref_head: jax.Array | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on all episodes; see `gradients`.
 
@@ -159,7 +164,9 @@ def update(
     Returns:
       The new state, and metrics on the device (`read`).
     """
-    sums = gradients(learner, state, episodes, work, scalars=scalars, check=check)
+    sums = gradients(
+        learner, state, episodes, work, scalars=scalars, check=check, ref_head=ref_head
+    )
     return apply(learner.tx, learner.rate, state, sums, learner.name)
 
 

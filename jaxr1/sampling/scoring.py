@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxr1.inputs.ahead import in_batches
@@ -18,6 +19,7 @@ from jaxr1.inputs.sizes import Buckets
 from jaxr1.inputs.strips import Plan, Prompts, Strips, gather, make_strips, map_chunks
 from jaxr1.inputs.template import Prompt
 from jaxr1.models import vlm
+from jaxr1.models.said import HIDDEN, said
 from jaxr1.models.vlm import Model
 from jaxr1.parallel import batch_hosts, batch_multiple, fetch, mesh_of, place_rows
 from jaxr1.sampling.generate import Asked
@@ -36,7 +38,7 @@ def score_batch(
     forbidden: tuple[int, ...],
     at_once: int,
 ) -> dict[str, jax.Array]:
-    """What the model says of packed responses, {name: float32[B, S, T]}.
+    """What the model says of packed responses, {name: [B, S, T]}; see `models.said`.
 
     Args:
       at_once: strips of a row that are computed together (`Plan.at_once`).
@@ -45,10 +47,10 @@ def score_batch(
     asked = dict(temperature=temperature, forbidden=forbidden)
     with vlm.exactly(model, "score"):
         prompt = vlm.prefill(model, params, batch)
-        said = lambda some: vlm.said(model, params, prompt, some, reads, **asked)
+        ask = lambda some: said(model, params, prompt, some, reads, **asked)
         if at_once >= strips.token_bst.shape[1]:
-            return said(strips)
-        return map_chunks(said, strips, at_once)
+            return ask(strips)
+        return map_chunks(ask, strips, strips, at_once)
 
 
 def score_plans(
@@ -70,16 +72,18 @@ def score_plans(
     Args:
       prompts: the prompts that the plans' numbers refer to.
       token_n: int32[N], the tokens of all responses.
-      reads: names of the columns; see `vlm.said`.
+      reads: names of the columns; see `models.said`.
       check: called before each micro-batch; what it raises ends the scoring.
       placed: the plans' prompt rows that are on the devices already, and where they are kept for
         the next pass; None keeps none.
 
     Returns:
-      {name: float32[N]}.
+      {name: float32[N]}; "hidden" is bfloat16[N, D].
     """
     mesh, placed = mesh_of(params), PlacedRows(0) if placed is None else placed
     columns = {name: np.zeros(len(token_n), np.float32) for name in reads}
+    if HIDDEN in reads:
+        columns[HIDDEN] = np.zeros((len(token_n), model.text.width), jnp.bfloat16)
     for plan in plans:
         check()
         strips = make_strips(plan, prompts, token_n)

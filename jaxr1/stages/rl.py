@@ -33,7 +33,7 @@ from jaxr1.stages.options import Rl
 from jaxr1.stages.prepared import Prepared
 from jaxr1.stages.rl_options import KL_REWARD
 from jaxr1.stages.rollout import Rollouts
-from jaxr1.stages.scored import Source, scored
+from jaxr1.stages.scored import Source, ref_head, scored
 
 
 class RlStage(Worker):
@@ -118,7 +118,13 @@ class RlStage(Worker):
                 part, found = parts.ready(index, learner, sources, check)
                 scalars = {key: self.scalars[key] for key in learner.objective.scalars}
                 state, metrics = update(
-                    learner, states[name], part, work, scalars=scalars, check=check
+                    learner,
+                    states[name],
+                    part,
+                    work,
+                    scalars=scalars,
+                    check=check,
+                    ref_head=ref_head(learner, sources),
                 )
                 states = {**states, name: state}
                 updates[name].append(metrics)

@@ -275,6 +275,13 @@ class Rl(StageOptions):
 
     def warnings(self, model: Model, devices: int = 1) -> list[str]:
         found = super().warnings(model, devices)
+        if self.kl.coef and self.kl.estimator == "full":
+            tokens = self.prompts_per_step * self.group_size * self.max_response_tokens
+            gib = 2 * tokens * model.text.width / 2**30
+            found.append(
+                "kl.estimator 'full' keeps the reference's last hidden states in the memory of "
+                f"each host: up to {gib:.3g} GiB in a step"
+            )
         if self.top_p < 1 or self.top_k:
             found.append(
                 "top_p and top_k filter the draw, but not the log-probs that are trained on"

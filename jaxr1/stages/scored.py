@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
+import jax
 import numpy as np
 
+from jaxr1.models import vlm
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner
+from jaxr1.rl.step import REF_HIDDEN
 from jaxr1.rl.update import score
 from jaxr1.rl.work import Work
 
@@ -19,6 +22,7 @@ COLUMNS = {
     "now_logp": ("now", "logp"),
     "now_entropy": ("now", "entropy"),
     "ref_logp": ("reference", "logp"),
+    "ref_hidden": ("reference", "hidden"),
     "old_value": ("critic", "value"),
 }
 """{column: (whose parameters, what the model is asked)}.
@@ -36,6 +40,13 @@ class Source:
 
     learner: Learner
     params: dict
+
+
+def ref_head(learner: Learner, sources: Mapping[str, Source]) -> jax.Array | None:
+    """The reference's output matrix, where a loss of the learner compares whole distributions."""
+    if REF_HIDDEN not in learner.objective.needs:
+        return None
+    return vlm.head(sources["reference"].params)
 
 
 def scored(

@@ -93,7 +93,7 @@ class Kl(Term):
     @property
     def needs(self) -> tuple[str, ...]:
         if self.estimator == "full":
-            return ()
+            return ("ref_hidden",)
         return ("ref_logp", "old_logp") if self.is_corrected else ("ref_logp",)
 
     @property
