@@ -295,7 +295,7 @@ def _apply(tx, rate, state: TrainState, grads):
 
 
 def apply(tx, rate, state: TrainState, sums: Sums, name: str = "policy") -> tuple[TrainState, dict]:
-    """One optimiser update from accumulated sums (the state is donated).
+    """One optimiser update from accumulated sums (the state is donated, but for frozen parts).
 
     Args:
       name: of the learner; goes before the names of metrics.
@@ -303,6 +303,8 @@ def apply(tx, rate, state: TrainState, sums: Sums, name: str = "policy") -> tupl
     Returns:
       The new state, and metrics on the device: NaN for those of an update without tokens.
     """
-    state, found = _apply(tx, rate, state, sums.grads)
+    # Frozen parts are not handed over: another learner may hold them too.
+    moved, found = _apply(tx, rate, dataclasses.replace(state, frozen={}), sums.grads)
+    state = dataclasses.replace(moved, frozen=state.frozen)
     metrics = {f"{name}/{key}": value for key, value in {**found, "loss": sums.loss}.items()}
     return state, metrics | {key: value.result() for key, value in sums.metrics.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 import jax
 import jax.numpy as jnp
@@ -90,15 +91,18 @@ def critic_learner(options: Critic, policy: Learner, updates: int) -> Learner:
     )
 
 
-def critic_params(options: Critic, critic: Learner, policy: dict, seed: int) -> dict:
+def critic_params(
+    options: Critic, critic: Learner, policy: dict, seed: int, shared: Collection[str] = ()
+) -> dict:
     """What the critic begins with, placed as the policy is.
 
-    What it trains is a copy; what it keeps frozen is shared with the policy, where that is its
-    backbone.
+    Where the policy is its backbone, it shares what both keep frozen, and has a copy of the rest:
+    an update takes over the arrays that it trains.
 
     Args:
       policy: the policy's parameters as the stage begins.
       seed: of the value head, and of adapters.
+      shared: parts that the policy keeps frozen.
     """
     mesh, model = mesh_of(policy), critic.model
     base = without_adapters(policy)
@@ -113,8 +117,10 @@ def critic_params(options: Critic, critic: Learner, policy: dict, seed: int) -> 
     if options.lora is not None:
         adapters = init_adapters(table, options.lora, seed, mesh, model.rules)
         params = {**params, ADAPTERS: adapters}
-    trainable, frozen = split_params(params, options.freeze)
-    return {**jax.tree.map(jnp.copy, trainable), **frozen}
+    _, frozen = split_params(params, options.freeze)
+    same = {part: tree for part, tree in frozen.items() if part in shared}
+    own = {part: tree for part, tree in params.items() if part not in same}
+    return {**jax.tree.map(jnp.copy, own), **same}
 
 
 def stored_dtype(params: dict) -> str:

@@ -54,7 +54,8 @@ class RlStage(Worker):
         states = {POLICY: self.policy.init(params)}
         if self.options.critic is not None:
             critic = self.learners[CRITIC]
-            own = critic_params(self.options.critic, critic, params, self.context.seed)
+            seed, frozen = self.context.seed, states[POLICY].frozen
+            own = critic_params(self.options.critic, critic, params, seed, frozen)
             states[CRITIC] = critic.init(own)
         return states
 

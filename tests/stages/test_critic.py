@@ -239,3 +239,26 @@ def test_a_critic_of_another_tokenizer_is_refused(world, tmp_path, module_seed):
     with pytest.raises(ValueError, match="has another tokenizer than the policy"):
         check_critic(Critic(model=str(renamed)), policy, processor)
     check_critic(Critic(model=str(folder)), policy, processor)
+
+
+# --- what is shared -----------------------------------------------------------------------------
+@pytest.mark.parametrize("policy_freezes", [(), ("vision", "merger")])
+def test_an_update_of_one_learner_leaves_the_other_as_it_is(rng, world, policy_freezes):
+    """What both keep frozen is one array; what the policy trains is the critic's own copy."""
+    policy = world.learner(freeze=policy_freezes, optimizer=Optimizer(learning_rate=1e-2))
+    params = jax.tree.map(jnp.copy, world.policy.params)
+    state = policy.init(params)
+    options = Critic(freeze=("vision", "merger"))
+    critic = critic_learner(options, policy, updates=10)
+    own = critic.init(critic_params(options, critic, params, 0, state.frozen))
+    for part in ("vision", "merger"):
+        same = jax.tree.leaves(own.frozen[part])[0] is jax.tree.leaves(state.params[part])[0]
+        assert same == (part in policy_freezes)
+    before = values(critic, own.params, world.episodes(rng))
+    episodes = world.episodes(rng)
+    for name in ("advantage", "old_logp"):
+        episodes.columns[name] = rng.normal(size=len(episodes.token_n)).astype(np.float32)
+    episodes.columns |= policy.weights(episodes)
+    for _ in range(2):
+        state, _ = update(policy, state, episodes, Work())
+    np.testing.assert_array_equal(values(critic, own.params, world.episodes(rng)), before)
