@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 import jaxr1.rl
-from jaxr1.config import load_config, parse
+from jaxr1.config import ConfigError, load_config, parse
 from jaxr1.data import Arithmetic
 from jaxr1.rewards import Reward
 from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, Term
@@ -395,6 +395,23 @@ def test_updates_of_recipes():
         sizes = f"{stage.prompts_per_step} prompts x {stage.group_size} responses"
         assert sizes in row.cells["its batch sizes"]
         assert row.cells["updates"].split()[-1] == str(stage.updates)
+
+
+def test_the_readme():
+    """It has the pages, and every variant of the quickstart."""
+    text = (ROOT / "README.md").read_text()
+    (section,) = re.findall(r"### Other methods\n(.*?)\n##", text, flags=re.DOTALL)
+    assert sum(map(check_prose, prose(section))) > 1
+    linked = re.findall(r"\]\(([^)#:]+)\)", section)
+    assert {ROOT / target for target in linked} == {OPTIONS, OBJECTIVES}
+    spec = str(ROOT / "configs/quickstart.py")
+    with pytest.raises(ConfigError) as error:
+        load_config(spec + ":none of them")
+    variants = str(error.value).partition("It has: ")[2].split(", ")
+    assert len(variants) > 8
+    for variant in variants:
+        assert variant == "config" or re.search(rf"\b{variant}\b", text), variant
+        load_config(f"{spec}:{variant}")
 
 
 def test_commands(tmp_path, monkeypatch):
