@@ -143,6 +143,8 @@ def literals(hint: Any) -> list[Any]:
 # --- what it stands for -------------------------------------------------------------------------
 def made(kind: type) -> Any:
     """An object of a class, with some value where one must be given."""
+    if kind is Reward:
+        return Reward("accuracy")
     hints, given = typing.get_type_hints(kind), {}
     for field in dataclasses.fields(kind):
         if field.default is REQUIRED and field.default_factory is REQUIRED:
@@ -162,6 +164,8 @@ def stage_of(thing: Any) -> Any:
         return Rl(DATA, corrections=(thing,))
     if isinstance(thing, AdaptiveEntropy):
         return Rl(DATA, entropy=thing)
+    if isinstance(thing, Reward):
+        return Rl(DATA, rewards=(thing,))
     if isinstance(thing, Answers):
         return Preference(DATA, answers=thing)
     if isinstance(thing, PairLoss | TransportLoss):
