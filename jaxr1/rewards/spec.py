@@ -22,7 +22,7 @@ from jaxr1.rewards.builtin import BUILT_IN, check_builtin, name_of
 from jaxr1.rewards.notebook import check_function, describe_function, locate
 from jaxr1.rewards.source import check_file
 
-OptionValue = float | str | bool
+OptionValue = bool | int | float | str
 
 
 @dataclass(frozen=True)

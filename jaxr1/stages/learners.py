@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from jaxr1.rl.learner import Learner
 from jaxr1.rl.objectives import Entropy, PolicyStats
 from jaxr1.rl.terms import Objective, Term
@@ -26,8 +28,13 @@ def policy_learner(options: Rl, context: Context) -> Learner:
         forbidden=context.processor.media_token_ids,
         corrected=bool(options.corrections),
     )
-    own = Weighting(options.aggregation, options.length_norm or options.max_response_tokens)
-    weightings = {"weight": own} | WEIGHTINGS
+    length = options.length_norm or options.max_response_tokens
+    own = Weighting(options.aggregation, length, options.count_empty)
+    fixed = {
+        name: dataclasses.replace(weighting, count_empty=options.count_empty)
+        for name, weighting in WEIGHTINGS.items()
+    }
+    weightings = {"weight": own} | fixed
     used = sorted({term.weight for term in objective.terms} | {"weight"})
     return Learner(
         model=context.model,

@@ -62,6 +62,8 @@ class Rl(StageOptions):
       entropy_coef: weight of the entropy bonus.
       entropy: how that weight moves; None keeps it as it is.
       aggregation: how tokens are averaged, see `rl.weights.token_weights`.
+      count_empty: responses of which no token counts stay in the number of responses that are
+        averaged over (TRL, EasyR1); verl leaves them out.
       length_norm: the constant of "seq-mean-token-sum-norm" (Dr. GRPO), in tokens; 0 is
         max_response_tokens.
       rewards: components and weights.
@@ -97,6 +99,7 @@ class Rl(StageOptions):
     entropy_coef: float = 0.0
     entropy: AdaptiveEntropy | None = None
     aggregation: Aggregation = "token-mean"
+    count_empty: bool = False
     length_norm: float = 0.0
     rewards: tuple[Reward, ...] = (Reward("accuracy"), Reward("format", weight=0.5))
     reward_workers: int = 1
