@@ -185,6 +185,17 @@ def even(rewards):
     return len(rewards) < 2 or max(rewards) == min(rewards)
 
 
+def grpo_under_root(eps):
+    """The place of eps that no system has, and papers leave open."""
+
+    def of_group(r, *rest):
+        if len(r) < 2 or np.ptp(r) == 0:
+            return [0.0] * len(r)
+        return [(x - np.mean(r)) / np.sqrt(np.var(r, ddof=1) + eps) for x in r]
+
+    return of_group
+
+
 def grpo(eps, ddof=1):
     def formula(r, *_):
         if even(r):
@@ -387,6 +398,7 @@ def adora(formula, factor, limit=np.inf):
 
 ESTIMATORS = [
     (Advantage(eps=1e-4), responsewise(grpo(1e-4))),
+    (Advantage(eps=1e-2, eps_under_root=True), responsewise(grpo_under_root(1e-2))),
     (Advantage(unbiased=False, eps=1e-9), responsewise(grpo(1e-9, ddof=0))),
     (Advantage(eps=0.0, single="reward"), responsewise(single(grpo(0.0)))),
     (Advantage("leave_one_out", "none"), responsewise(rloo)),

@@ -37,11 +37,13 @@ class Advantage(RewardEstimator):
         arXiv:2508.08221).
       eps: added to the standard deviation, in reward units: 1e-4 in R1-V and TRL, 1e-6 in verl,
         1e-9 in OpenRLHF.
+      eps_under_root: eps is added to the variance instead, in its units.
     """
 
     baseline: Baseline = "mean"
     scale: Scale = "std"
     eps: float = 1e-6
+    eps_under_root: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self):
         super().__post_init__()
@@ -144,12 +146,15 @@ def group_values(
         shift_b1 = (tokens_bg * centred_bg).sum(-1, keepdims=True) / total_b1
         advantage_bg = np.where(valid_bg, centred_bg - shift_b1, 0.0)
     advantage_bg = with_single(advantage_bg, reward_bg, valid_bg, options.single)
-    if options.scale == "std":
-        advantage_bg = advantage_bg / (deviation(reward_bg, valid_bg, options) + options.eps)
-    elif options.scale == "batch":
-        whole = reward_bg.reshape(1, -1), valid_bg.reshape(1, -1)
-        advantage_bg = advantage_bg / (deviation(*whole, options) + options.eps)
-    return advantage_bg
+    if options.scale == "none":
+        return advantage_bg
+    over = (reward_bg, valid_bg)
+    if options.scale == "batch":
+        over = (reward_bg.reshape(1, -1), valid_bg.reshape(1, -1))
+    std = deviation(*over, options)
+    if options.eps_under_root:
+        return advantage_bg / np.sqrt(std**2 + options.eps)
+    return advantage_bg / (std + options.eps)
 
 
 def deviation(reward_bg: np.ndarray, valid_bg: np.ndarray, options: RewardEstimator) -> np.ndarray:
