@@ -16,6 +16,9 @@ REWARD_STATISTICS = (
     "crashes",
     "errors",
     "nans",
+    "kl",
+    "kl_coef",
+    "frac_adora",
 )
 """What `reward/...` holds besides the components of the reward."""
 

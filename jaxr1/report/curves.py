@@ -76,6 +76,9 @@ def panels(history: History) -> list[Panel]:
         Panel("Reward", "mean total reward", "reward/mean", training),
         Panel("Response length", "tokens, mean", "rollout/length_mean", training, "length_mean"),
         Panel("KL to the reference", "nats per token", "policy/kl"),
+        Panel("KL to the reference", "nats per token, in the reward", "reward/kl"),
+        Panel("Right order", "share of training pairs", "policy/accuracy"),
+        Panel("The critic", "explained variance", "critic/explained_variance"),
         Panel("Gradient norm", "before clipping", "policy/grad_norm"),
     ]
     return [panel for panel in found if panel.trained(history) or panel.held_out(history)]

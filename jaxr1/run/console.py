@@ -36,6 +36,10 @@ MAIN = (
     "rollout/length_mean",
     "policy/loss",
     "policy/kl",
+    "reward/kl",
+    "policy/accuracy",
+    "critic/loss",
+    "critic/explained_variance",
     "policy/grad_norm",
     "time/step_s",
 )

@@ -59,10 +59,11 @@ def test_the_run_is_worth_comparing(uninterrupted):
         ("checkpoint", "config"),
         ("grading", "lora"),  # on bfloat16 parameters
         ("evaluation", "frozen"),  # a tower that the first stage has moved
+        ("update", "ppo"),  # a critic, coefficients and a reference that move
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, whole, phase, variant):
-    """Four of the places of kills.py, which dies at random ones."""
+    """Some of the places of kills.py, which dies at random ones."""
     folder, options = tmp_path / "run", f"variant={variant}"
     code, output = run(phase, folder, options)
     assert code == -signal.SIGKILL, output
