@@ -80,7 +80,10 @@ def run(part: str) -> None:
         )
         began, cpu = time.perf_counter(), time.process_time()
         with Console(quiet=True) as console:
-            metrics = jaxr1.train(config, console=console).metrics
+            result = jaxr1.train(config, console=console)
+        if result.signal:
+            sys.exit(f"{name}, seed {seed}: stopped; the same command goes on")
+        metrics = result.metrics
         row = {"part": part, "name": name, "seed": seed, **measured(metrics)}
         row |= {
             "seconds": round(time.perf_counter() - began, 1),
