@@ -136,6 +136,8 @@ class PreferenceStage(Worker):
             metrics["policy/bco_shift"] = self.scalars["bco_shift"]
             self.scalars = self.controller(self.scalars, metrics)
         metrics["preference/pairs"] = float(sum(map(len, pairs)))
+        if self.options.answers is not None:
+            metrics["preference/rows"] = float(len(self.pairs))
         return {**states, POLICY: state}, metrics | work.metrics() | clock.metrics(work.flops)
 
 
