@@ -1,7 +1,9 @@
 """The preference stage: its first step by its formula, its pairs, its answers, what it drops."""
 
 import dataclasses
+import itertools
 import json
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +184,8 @@ def test_the_first_steps_equal_the_formula_on_scored_log_probs(tmp_path, world, 
             assert abs(metrics["policy/margin"]) < 2e-5
             np.testing.assert_allclose(metrics["policy/loss"], np.log(2), rtol=1e-5)
         else:
-            assert np.abs(h).min() > 1e-4 and metrics["policy/accuracy"] == (h > 0).mean()
+            share = metrics["policy/accuracy"] + np.array([1e-5, -1e-5])
+            assert share[0] >= (h > 1e-4).mean() and share[1] <= (h > -1e-4).mean()
 
         # Along the gradient the loss rises as steeply as it is long.
         grads = seen.sums[-1].grads
@@ -192,15 +195,25 @@ def test_the_first_steps_equal_the_formula_on_scored_log_probs(tmp_path, world, 
             for t in (2e-3 / norm, -2e-3 / norm)
         )
         slope = (loss(ahead) - loss(behind)) / 4e-3
-        np.testing.assert_allclose(slope, norm, rtol=1e-2)
+        np.testing.assert_allclose(slope, norm, rtol=1e-3)
         assert norm > 1e-2
     assert loss(states[POLICY].params) < np.log(2) - 1e-2
 
 
 # --- one gradient however it is computed --------------------------------------------------------
+@dataclasses.dataclass
+class Many:
+    """Prompts with up to three pairs each, a policy that has moved, and its whole gradient."""
+
+    drawn: list
+    pairs: dict  # of rows
+    moved: dict  # parameters
+    gradient: Callable
+    whole: object
+
+
 @pytest.fixture(scope="module")
 def many(world, module_seed, tmp_path_factory):
-    """Prompts with up to three pairs each, a policy that has moved, and its whole gradient."""
     rng = np.random.default_rng(module_seed)
     folder = tmp_path_factory.mktemp("many")
     rows, _ = pair_rows(rng, folder)
@@ -229,17 +242,37 @@ def many(world, module_seed, tmp_path_factory):
         if freeze:
             now = {**now, **{part: first[part] for part in freeze}}
         stage.begin(stage.init(first))
-        stage.scalars = {"bco_shift": 0.1}
+        stage.scalars, stage.pairs = {"bco_shift": 0.1}, pairs
         states, _ = seen.step(stage.init(now), drawn)
         return seen, states
 
     whole = gradient(pytest.MonkeyPatch(), drawn=drawn)[0].sums[0]
-    return drawn, pairs, gradient, whole
+    return Many(drawn, pairs, moved, gradient, whole)
+
+
+def test_a_mix_of_losses_equals_its_formula_for_several_pairs_of_a_prompt(many, world):
+    """MPO with a shift of 0.1, and sorted sums."""
+    asked = [jaxr1.Prompt(draw.example.messages) for draw in many.drawn]
+    said = [list(itertools.chain(*many.pairs[draw.row])) for draw in many.drawn]
+
+    def log_probs(params):
+        groups = jaxr1.score(world.model, params, world.processor, asked, said)
+        return [one.astype(np.float64) for one in itertools.chain(*groups)]
+
+    now, reference = log_probs(many.moved), log_probs(world.params)
+    sums = np.array([(a - b).sum() for a, b in zip(now, reference, strict=True)])
+    c, r = sums[::2], sums[1::2]
+    softplus = lambda x: np.logaddexp(0, x)
+    loss = 0.8 * softplus(BETA * (r - c)) + softplus(BETA * (np.sort(r) - np.sort(c)))
+    loss += 0.2 * (softplus(0.1 - BETA * c) + softplus(BETA * r - 0.1))
+    whole = loss.mean() - np.concatenate(now[::2]).mean()
+    assert len(c) == 9
+    np.testing.assert_allclose(many.whole.loss, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize("how", ["prompts", "pairs", "micro-batches", "strips", "devices"])
 def test_a_gradient_is_the_same_however_it_is_computed(many, rng, monkeypatch, how):
-    drawn, pairs, gradient, whole = many
+    drawn, pairs = many.drawn, many.pairs
     if how == "prompts":
         changes = dict(drawn=[drawn[i] for i in rng.permutation(4)])
     elif how == "pairs":
@@ -251,24 +284,23 @@ def test_a_gradient_is_the_same_however_it_is_computed(many, rng, monkeypatch, h
         changes = dict(strips_at_once=1)
     else:
         changes = dict(mesh=make_mesh((2, 2, 1), jax.devices()[:4]))
-    close(whole, gradient(monkeypatch, **changes)[0].sums[0])
+    close(many.whole, many.gradient(monkeypatch, **changes)[0].sums[0])
 
 
 def test_features_of_frozen_parts_are_computed_once(many, monkeypatch):
     """The step sees them in the place of pixels, and has the gradient that pixels give."""
-    _, _, gradient, _ = many
     frozen = ("vision", "merger")
-    cached, states = gradient(monkeypatch, freeze=frozen)
+    cached, states = many.gradient(monkeypatch, freeze=frozen)
     held = {prompt.held for prompt in cached.episodes[0].views[POLICY] if prompt.grids}
     assert held == {"merger"} and set(states[POLICY].trainable) == {"decoder"}
     monkeypatch.setattr(Learner, "see", lambda self, state, prompts, work: list(prompts))
-    plain, _ = gradient(monkeypatch, freeze=frozen)
+    plain, _ = many.gradient(monkeypatch, freeze=frozen)
     assert {prompt.held for prompt in plain.episodes[0].views[POLICY]} == {"pixels"}
     close(plain.sums[0], cached.sums[0])
 
 
 # --- the reference ------------------------------------------------------------------------------
-def test_adapters_are_held_to_their_base_which_stays(many, world, tmp_path, monkeypatch, rng):
+def test_adapters_are_held_to_their_base_which_stays(world, tmp_path, monkeypatch, rng):
     """Nothing is snapshot; the reference is the same when the adapters have moved."""
     rows, _ = pair_rows(rng, tmp_path)
     dataset = Files(write(tmp_path, rows)).load()
@@ -299,14 +331,13 @@ def test_adapters_are_held_to_their_base_which_stays(many, world, tmp_path, monk
 
 def test_a_shift_goes_on_where_it_was(many, world, tmp_path, monkeypatch):
     """As a resume gives it back, before the stage begins; after a step it has moved."""
-    drawn, _, _, _ = many
-    dataset = [draw.example for draw in drawn]
+    dataset = [draw.example for draw in many.drawn]
     options = Preference(D, losses=MPO, bco_momentum=0.5, batch_size=4, **COMMON)
     seen = Seen(monkeypatch, options, world.context(tmp_path, dataset))
     states = seen.stage.init(world.copy())
     seen.stage.resume({"bco_shift": 0.25}, 0)
     seen.stage.begin(states)
-    states, metrics = seen.step(states, drawn)
+    states, metrics = seen.step(states, many.drawn)
     assert metrics["policy/bco_shift"] == 0.25
     mean = (metrics["policy/chosen_reward"] + metrics["policy/rejected_reward"]) / 2
     np.testing.assert_allclose(seen.stage.scalars["bco_shift"], 0.125 + mean / 2, rtol=1e-6)
@@ -469,7 +500,9 @@ def test_rows_that_cannot_be_asked_or_graded_are_named(asked, tmp_path):
 
 
 def test_answers_do_not_depend_on_what_is_asked_beside_them(asked, tmp_path):
-    world, dataset = asked.world, asked.dataset
+    """Nor does a row get those of another one that asks the same."""
+    world = asked.world
+    dataset = Files(write(tmp_path, 10 * [{"prompt": "how many?", "answer": "3"}])).load()
     options = Answers(samples=2, rewards=(Reward("format"),), batch_rows=2)
     found = []
     for name, unusable in (("all", frozenset()), ("some", frozenset({0, 1, 2, 4, 7, 8, 9}))):
@@ -478,6 +511,7 @@ def test_answers_do_not_depend_on_what_is_asked_beside_them(asked, tmp_path):
         found.append(answers(options, world.params, *asks))
     assert found[1].keys() == {3, 5, 6}
     assert found[1] == {row: found[0][row] for row in (3, 5, 6)}
+    assert len({one.token_ids for group in found[0].values() for one in group}) == 20
 
 
 # --- rows of a file -----------------------------------------------------------------------------
