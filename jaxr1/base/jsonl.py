@@ -131,15 +131,12 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
       ValueError: any other line is not a JSON object; names file and line.
     """
     rows = []
-    text = Path(path).read_text(encoding="utf-8")
-    lines = text.split(
-        "\n"
-    )  # not splitlines(): responses may hold U+2028, which JSON does not escape
+    lines = Path(path).read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8"))  # the last line may be torn inside a letter
         except ValueError as error:
             if number == len(lines):
                 break

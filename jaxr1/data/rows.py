@@ -84,7 +84,16 @@ def _said(value: Any, name: str) -> str | None:
     last = value[-1] if isinstance(value, list) and value else None
     if not isinstance(last, Mapping) or last.get("role") != "assistant":
         raise BadField(name, f"expected text or turns that end with the model's, got {value!r:.80}")
-    return _text_of(last.get("content") or "")
+    content, where = last.get("content"), f"{name}[{len(value) - 1}].content"
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not content:
+        raise BadField(where, f"expected text or a list of parts, got {content!r:.80}")
+    for i, part in enumerate(content):
+        is_text = isinstance(part, Mapping) and part.get("type") == "text"
+        if not is_text or not isinstance(part.get("text"), str):
+            raise BadField(f"{where}[{i}]", f"a response is text, got the part {part!r:.80}")
+    return _text_of(content)
 
 
 # --- messages -----------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def panels(history: History) -> list[Panel]:
         Panel("Response length", "tokens, mean", "rollout/length_mean", training, "length_mean"),
         Panel("KL to the reference", "nats per token", "policy/kl"),
         Panel("KL to the reference", "nats per token, in the reward", "reward/kl"),
-        Panel("Right order", "share of training pairs", "policy/accuracy"),
+        Panel("Pairs in the right order", "share", "policy/accuracy"),
+        Panel("Margin of pairs", "beta x nats", "policy/margin"),
         Panel("The critic", "explained variance", "critic/explained_variance"),
         Panel("Gradient norm", "before clipping", "policy/grad_norm"),
     ]

@@ -108,8 +108,8 @@ class BcoShift:
     """
 
     momentum: float = 0.0
-    chosen: str = "policy/chosen_reward"
-    rejected: str = "policy/rejected_reward"
+    chosen: str = "policy/bco_chosen_reward"
+    rejected: str = "policy/bco_rejected_reward"
 
     def __post_init__(self):
         check_types(self)

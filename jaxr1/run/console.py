@@ -38,6 +38,8 @@ MAIN = (
     "policy/kl",
     "reward/kl",
     "policy/accuracy",
+    "policy/margin",
+    "preference/pairs",
     "critic/loss",
     "critic/explained_variance",
     "policy/grad_norm",

@@ -139,17 +139,14 @@ class Run:
             # From here the states own the parameters; another reference would keep the first ones.
             self.params = self.at.params = {}
             worker.resume(self.progress.scalars, self.progress.reference_step)
-            worker.begin(states)
             self.states = states
-            self.console.stage(
-                stage.name, worker.steps, self.progress.step, (number + 1, len(self.config.stages))
-            )
-            listed = len(self.at.programs(number, worker))
-            self.console.programs(lambda: self.at.compiles.programs, listed)
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
-                self.saver.save(states, self.progress)
             try:
+                self.at.show(number, worker, self.progress.step)
+                worker.begin(states)
+                if not self.progress.total_step:
+                    self.saver.save(states, self.progress)
                 draws = worker.enter_context(self.at.draws(number, context, worker.unusable))
                 self._steps(stage, worker, draws, model)
             except Interrupted:

@@ -198,7 +198,9 @@ class Opened:
         write_config(self.dir, self.resolved)
 
     def _forget_later(self) -> None:
-        """Removes what another configuration left for the steps to come: grades, and parameters."""
+        """Removes what another configuration left for the steps to come: grades, answers, and
+        parameters.
+        """
         for number, stage in enumerate(self.config.stages):
             begun = {self.progress.stage: self.progress.step}.get(number, 0)
             if number < self.progress.stage:
@@ -207,8 +209,9 @@ class Opened:
                 step = file.stem.removeprefix(f"{stage.name}_")
                 if step.isdecimal() and int(step) > begun:
                     file.unlink()
+            # Answers are of rows by their numbers: they are drawn again, of the same reference.
+            (self.dir / "answers" / f"{stage.name}.jsonl").unlink(missing_ok=True)
             if begun == 0:
-                (self.dir / "answers" / f"{stage.name}.jsonl").unlink(missing_ok=True)
                 for kept in KEPT:
                     shutil.rmtree(self.dir / kept / stage.name, ignore_errors=True)
 
@@ -260,6 +263,14 @@ class Opened:
         """Keeps a reference that has moved, and those that a checkpoint on disk names."""
         saved = map(self.checkpoints.progress, self.checkpoints.steps())
         kept.keep(step, tree, {last, *(progress.reference_step for progress in saved)})
+
+    def show(self, number: int, worker: Worker, step: int) -> None:
+        """Says on the console that a stage begins, or goes on after a step."""
+        stages = self.config.stages
+        place = (number + 1, len(stages))
+        self.console.stage(stages[number].name, worker.steps, step, place)
+        listed = len(self.programs(number, worker))
+        self.console.programs(lambda: self.compiles.programs, listed)
 
     def programs(self, number: int, worker: Worker) -> list[Program]:
         """The programs that a stage and the held-out sets may compile.

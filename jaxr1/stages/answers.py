@@ -11,21 +11,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.jsonl import AppendLog, read_jsonl
 from jaxr1.base.names import REWARD_STATISTICS
-from jaxr1.data.example import DataError, Dataset, refusal
+from jaxr1.data.example import DataError, Dataset, Example, refusal
 from jaxr1.inputs.ahead import in_batches
 from jaxr1.inputs.exchange import Draw, LeftOut, share
 from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError
 from jaxr1.parallel import gather, host_index, is_main, on_main, owner
-from jaxr1.rewards.grades import Pending
+from jaxr1.rewards.grades import Pending, Status
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
@@ -80,12 +80,16 @@ class Answer:
       reward: weighted sum; None where it was not scored.
       rewards: {name: value or None}.
       text: of the response.
+      status: of its grade, "ok" where nothing has failed.
+      detail: what has.
     """
 
     token_ids: tuple[int, ...]
     reward: float | None
     rewards: dict[str, float | None]
     text: str
+    status: Status = "ok"
+    detail: str = ""
 
 
 Answered = dict[int, list[Answer]]
@@ -100,6 +104,7 @@ def answers(
     name: str,
     limits: tuple[int, int],
     unusable: frozenset[int] = frozenset(),
+    judge: Callable[[Example], str | None] = lambda example: None,
 ) -> Answered:
     """The answers to all rows of a data set, those in answers/NAME.jsonl and the missing ones.
 
@@ -108,19 +113,32 @@ def answers(
       name: of the stage.
       limits: most tokens of a prompt and of a response.
       unusable: rows that are not asked.
+      judge: what is wrong with an example otherwise, or None; it is not asked either. Threads may
+        call it.
 
     Raises:
       DataError: a row that cannot be asked, in a data set that leaves none out.
     """
     file = context.folder / "answers" / f"{name}.jsonl"
-    found = kept_answers(file)
-    rows = [row for row in range(len(dataset)) if row not in found and row not in unusable]
-    if not rows:
-        return found
-    asked = _Asked(options, dataset, context, limits)
-    on_main(lambda: file.parent.mkdir(exist_ok=True))
+    # Opened before it is read: a line that a kill has torn, perhaps inside a letter, is cut first.
     log = AppendLog(file) if is_main() else None
-    pool = RewardPool.of(options, context.folder)
+    try:
+        found = kept_answers(file)
+        rows = [row for row in range(len(dataset)) if row not in found and row not in unusable]
+        if rows:
+            asked = _Asked(options, dataset, context, limits, judge)
+            _ask(asked, params, rows, found, log)
+    finally:
+        if log is not None:
+            log.close()
+    return found
+
+
+def _ask(
+    asked: _Asked, params: dict, rows: Sequence[int], found: Answered, log: AppendLog | None
+) -> None:
+    """Adds the answers to these rows, each written down before it counts."""
+    pool = RewardPool.of(asked.options, asked.context.folder)
     try:
         for episodes in asked.all(params, rows, pool):
             for draw, group in zip(episodes.draws, _answers_of(episodes), strict=True):
@@ -128,9 +146,6 @@ def answers(
                 on_main(functools.partial(_write, log, draw, group))
     finally:
         pool.close()
-        if log is not None:
-            log.close()
-    return found
 
 
 def kept_answers(file: Path) -> Answered:
@@ -139,8 +154,7 @@ def kept_answers(file: Path) -> Answered:
     found: Answered = {}
     for row in gather(read)[0]:
         found[row["row"]] = [
-            Answer(tuple(one["token_ids"]), one["reward"], one["rewards"], one["text"])
-            for one in row["answers"]
+            Answer(**{**one, "token_ids": tuple(one["token_ids"])}) for one in row["answers"]
         ]
     return found
 
@@ -155,7 +169,14 @@ def _answers_of(episodes: Episodes) -> Iterator[list[Answer]]:
     """Those to each prompt."""
     for group, grades in zip(episodes.groups, episodes.grades, strict=True):
         yield [
-            Answer(tuple(said.token_ids.tolist()), grade.total, grade.by_name, said.text)
+            Answer(
+                tuple(said.token_ids.tolist()),
+                grade.total,
+                grade.by_name,
+                said.text,
+                grade.status,
+                grade.detail,
+            )
             for said, grade in zip(group, grades, strict=True)
         ]
 
@@ -169,9 +190,15 @@ class _Asked:
     """Rows that are being asked."""
 
     def __init__(
-        self, options: Answers, dataset: Dataset, context: Context, limits: tuple[int, int]
+        self,
+        options: Answers,
+        dataset: Dataset,
+        context: Context,
+        limits: tuple[int, int],
+        judge: Callable[[Example], str | None],
     ):
         self.options, self.dataset, self.context, self.limits = options, dataset, context, limits
+        self.judge = judge
         sampling = SamplingOptions(limits[1], options.temperature, options.top_p, options.top_k)
         self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
         self._reading = threading.Lock()  # a user's data set need not know of threads
@@ -221,6 +248,8 @@ class _Asked:
         """A row, encoded; called in threads, ahead of its turn."""
         with self._reading:
             example = self.dataset[row]
+        if (problem := self.judge(example)) is not None:
+            return LeftOut(example.source, problem)
         limits = (self.limits[0], self.sampler.buckets.patches[-1])
         try:
             prompt = self.context.processor.encode(Prompt(example.messages), *limits)

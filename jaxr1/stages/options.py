@@ -71,6 +71,7 @@ class Preference(StageOptions):
         over those of a response first (arXiv:2411.10442).
       bco_momentum: share of the old value in the running shift of `BcoPair`; 0 keeps it at 0, as
         TRL does.
+      drop_unparsable: with answers, leave out rows whose reference answer cannot be parsed.
     """
 
     name: str = "preference"

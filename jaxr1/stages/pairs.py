@@ -24,20 +24,26 @@ class Sorted:
     def of(cls, answers: Sequence[Answer], reward: str, threshold: float) -> Sorted:
         """Right are those whose reward is over the threshold; what was not scored is neither.
 
+        Of equal answers the first one counts: a grader may say something else of the next.
+
         Args:
           reward: its name; "" is the whole reward.
         """
-        right: dict[tuple[int, ...], Answer] = {}
-        wrong: dict[tuple[int, ...], Answer] = {}
+        right, wrong = list[Answer](), list[Answer]()
+        seen = set[tuple[int, ...]]()
         for answer in answers:
             value = answer.rewards.get(reward) if reward else answer.reward
-            if value is not None and answer.token_ids:
-                (right if value > threshold else wrong)[answer.token_ids] = answer
-        return cls(list(right.values()), list(wrong.values()))
+            if value is None or not answer.token_ids or answer.token_ids in seen:
+                continue
+            seen.add(answer.token_ids)
+            (right if value > threshold else wrong).append(answer)
+        return cls(right, wrong)
 
     @property
     def problem(self) -> str | None:
         """Why there is no pair."""
+        if not self.right and not self.wrong:
+            return "no answer was scored: there is nothing to compare"
         if not self.right:
             return "no right answer: there is nothing to choose"
         if not self.wrong:

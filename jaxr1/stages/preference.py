@@ -12,7 +12,9 @@ import functools
 
 import numpy as np
 
+from jaxr1.data.example import DataError, Example
 from jaxr1.inputs.exchange import Draw
+from jaxr1.rewards.accuracy import quoted_problem
 from jaxr1.rl.controllers import BcoShift
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
@@ -65,17 +67,34 @@ class PreferenceStage(Worker):
         assert options.answers is not None and context.dataset is not None
         dataset, limits = context.dataset, (options.max_prompt_tokens, options.max_response_tokens)
         asked = (dataset, context, options.name, limits, context.unusable)
-        found, pairs = answers(options.answers, params, *asked), {}
-        for row in range(len(dataset)):
-            if row not in found:
-                continue
-            sides = Sorted.of(found[row], options.right_reward, options.right_over)
+        found = answers(options.answers, params, *asked, self._problem)
+        pairs: dict[int, list[Pair]] = {}
+        for row, group in sorted(found.items()):
+            source = dataset[row].source
+            for number, answer in enumerate(group):
+                if answer.reward is None:
+                    why = f"{answer.status}: {answer.detail or 'no reward'}"
+                    context.drop(source, f"answer {number} is not scored: {why}")
+            sides = Sorted.of(group, options.right_reward, options.right_over)
             if sides.problem is not None:
-                context.drop(dataset[row].source, sides.problem)
+                context.drop(source, sides.problem)
             else:
                 pairs[row] = sides.pairs(options.pairs, [context.seed, context.stream, row])
+        if not pairs:
+            raise DataError(
+                f"{dataset.name}: none of its {len(dataset)} rows has a right answer and a wrong "
+                f"one (dropped.jsonl says what each lacks): no pair can be made. More "
+                f"answers.samples, another right_over than {options.right_over:g} or another "
+                "model would give some"
+            )
         self.unusable = frozenset(range(len(dataset))) - pairs.keys()
         return pairs
+
+    def _problem(self, example: Example) -> str | None:
+        """Why nothing can be graded against the answer of an example, where that leaves it out."""
+        options = self.options
+        is_read = options.needs_reference and options.leaves_out
+        return quoted_problem(example.answer) if is_read else None
 
     def step(
         self, states: dict[str, TrainState], draws: list[Draw], number: int
@@ -117,6 +136,8 @@ class PreferenceStage(Worker):
             metrics["policy/bco_shift"] = self.scalars["bco_shift"]
             self.scalars = self.controller(self.scalars, metrics)
         metrics["preference/pairs"] = float(sum(map(len, pairs)))
+        if self.options.answers is not None:
+            metrics["preference/rows"] = float(len(self.pairs))
         return {**states, POLICY: state}, metrics | work.metrics() | clock.metrics(work.flops)
 
 

@@ -40,6 +40,8 @@ from jaxr1.stages import rollout
 HOOKS = {
     "sampling": ("jaxr1.sampling.decode", "", "decode_until"),
     "grading": ("jaxr1.stages.rollout", "", "wait_for"),
+    # Each row of answers that pairs are made of, as it is written down.
+    "asking": ("jaxr1.stages.answers", "", "_write"),
     "journal": ("jaxr1.rl.journal", "", "write_rows"),
     "gradients": ("jaxr1.rl.update", "", "accumulate"),
     "update": ("jaxr1.rl.update", "", "apply"),

@@ -6,8 +6,17 @@ from pathlib import Path
 from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
-from jaxr1.rl import Gae, Kl, KlReward, Optimizer, Reference
-from jaxr1.run import BucketOptions, Config, Critic, Evaluation, Rl, Sft
+from jaxr1.rl import MPO, AotUnpaired, Gae, Kl, KlReward, Optimizer, Reference
+from jaxr1.run import (
+    Answers,
+    BucketOptions,
+    Config,
+    Critic,
+    Evaluation,
+    Preference,
+    Rl,
+    Sft,
+)
 
 REWARDS = Path(__file__).with_name("small_rewards.py")
 
@@ -90,3 +99,25 @@ def ppo() -> Config:
         advantage=Gae(lam=0.9),
         critic=Critic(optimizer=Optimizer(learning_rate=1e-3), warmup=1, freeze=("vision",)),
     )
+
+
+def preference() -> Config:
+    """Four steps on pairs of the model's own answers; the shift of MPO moves."""
+    whole = config()
+    sft, rl = whole.stages
+    asked = Answers(samples=3, batch_rows=8, rewards=(Reward(f"{REWARDS}:spread"),))
+    stage = Preference(
+        name="preference",
+        data=Arithmetic(count=24, start=64),
+        answers=asked,
+        right_over=0.5,
+        losses=(*MPO, AotUnpaired()),
+        bco_momentum=0.5,
+        batch_size=6,
+        max_prompt_tokens=32,
+        max_response_tokens=16,
+        optimizer=rl.optimizer,
+        buckets=rl.buckets,
+        eval_every=2,
+    )
+    return dataclasses.replace(whole, stages=(sft, stage))

@@ -122,3 +122,27 @@ def test_signals_save_and_exit(tmp_path, uninterrupted, number):
     code, output = run("none", folder)
     assert code == 0, output
     same(Finished.read(folder), uninterrupted)
+
+
+def test_killed_while_it_answers_and_while_it_learns_of_pairs(tmp_path, whole):
+    """Preference: half of the answers are drawn, then half of the steps are done; the same file of
+    answers, rows without a pair, shift of MPO and parameters come out.
+    """
+    folder, variant = tmp_path / "run", "variant=preference"
+    file = folder / "answers" / "preference.jsonl"
+    code, output = run("at:asking:11:0", folder, variant)
+    assert code == -signal.SIGKILL, output
+    drawn = file.read_bytes()
+    assert 0 < drawn.count(b"\n") < 24
+    code, output = run("at:update:3:0", folder, variant)  # of a resumed run: of the third step
+    assert code == -signal.SIGKILL, output
+    assert file.read_bytes().startswith(drawn) and file.read_bytes().count(b"\n") == 24
+    code, output = run("none", folder, variant)
+    assert code == 0, output
+    made = whole("preference")
+    same(Finished.read(folder), made)
+    rows = [row for row in made.metrics if "policy/bco_shift" in row]
+    # Before the first step the policy is its reference: the mean of rewards is 0, or rounding.
+    assert len(rows) == 4 and len({row["policy/bco_shift"] for row in rows}) >= 3
+    lacking = made.dropped.count(b"there is nothing to")
+    assert lacking and rows[0]["preference/rows"] == 24 - lacking

@@ -260,6 +260,12 @@ class BcoPair(PairTerm):
         a, b = self.beta * pairs.chosen, self.beta * pairs.rejected
         return -log_sigmoid(a - shift) - log_sigmoid(shift - b)
 
+    def __call__(self, tokens: Tokens) -> tuple[jax.Array, Metrics]:
+        loss, found = super().__call__(tokens)
+        # Under names of its own: beside it another loss may have another beta.
+        sides = ("chosen_reward", "rejected_reward")
+        return loss, found | {f"bco_{name}": found[name] for name in sides}
+
 
 @dataclasses.dataclass(frozen=True)
 class SppoHard(PairTerm):
