@@ -407,7 +407,9 @@ def test_the_readme():
     (section,) = re.findall(r"### Other methods\n(.*?)\n##", text, flags=re.DOTALL)
     assert sum(map(check_prose, prose(section))) > 1
     linked = re.findall(r"\]\(([^)#:]+)\)", section)
-    assert {ROOT / target for target in linked} == {OPTIONS, OBJECTIVES}
+    methods = ROOT / "notebooks" / "methods.md"
+    assert {ROOT / target for target in linked} == {OPTIONS, OBJECTIVES, methods}
+    assert methods.is_file()
     spec = str(ROOT / "configs/quickstart.py")
     with pytest.raises(ConfigError) as error:
         load_config(spec + ":none of them")

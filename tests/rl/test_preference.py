@@ -237,7 +237,7 @@ def test_weights_of_pairs_and_of_chosen_responses():
 
 
 def test_the_shift_of_bco_is_a_running_mean_of_rewards():
-    metrics = {"policy/chosen_reward": 0.7, "policy/rejected_reward": -0.3}
+    metrics = {"policy/bco_chosen_reward": 0.7, "policy/bco_rejected_reward": -0.3}
     assert BcoPair().scalars == {"bco_shift": 0.0}
     assert BcoShift(0.9)({"bco_shift": 1.0}, metrics) == {"bco_shift": pytest.approx(0.92)}
     for control, seen in ((BcoShift(), metrics), (BcoShift(0.9), {})):
