@@ -50,6 +50,7 @@ class Numbers:
             "sampled_logp": logp + rng.normal(0.0, 0.3, SHAPE),
             "advantage": numbers.spread(rng.normal(size=100)),
             "kl_full": rng.uniform(0.0, 1.0, SHAPE),
+            "ref_hidden": np.zeros(SHAPE),  # read by the model, not by the term
             "cov_mask": (rng.random(SHAPE) < 0.3) * own,
             "value": rng.normal(size=SHAPE),
             "old_value": rng.normal(size=SHAPE),

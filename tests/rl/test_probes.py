@@ -112,7 +112,7 @@ def test_a_pair_loss_is_the_same_strip_by_strip(world):
     logp = score(
         policy_of(world.qwen, PairLoss()), world.qwen.params, episodes, episodes.valid_bg, Work()
     )
-    margin = (episodes.sums(logp) * sign).reshape(6, 2).sum(-1)
+    margin = (episodes.sums(logp["logp"]) * sign).reshape(6, 2).sum(-1)
     np.testing.assert_allclose(whole.loss, np.log1p(np.exp(-0.1 * margin)).mean(), rtol=1e-5)
 
 
