@@ -108,7 +108,7 @@ def test_ppo_with_adapters_and_a_reference_that_moves(tmp_path):
 def test_a_rollout_is_left_when_the_policy_has_moved_far(tmp_path, monkeypatch):
     """Two passes over two parts; the second update finds a policy that has moved."""
     stage = Rl(Arithmetic(count=8), inner_epochs=2, kl_stop=0.1)
-    of = lambda *kls: {"policy": [{"policy/approx_kl": np.float32(kl)} for kl in kls]}
+    of = lambda *kls: {"policy": [{"policy/approx_kl": np.asarray(kl)} for kl in kls]}
     assert stage.has_moved_far(of(0.0, 0.11)) and not stage.has_moved_far(of(0.2, 0.09))
     assert not stage.has_moved_far({"critic": []})
 
