@@ -166,6 +166,11 @@ class Episodes:
         return total.reshape(self.counts_bg.shape)
 
     @property
+    def counted_n(self) -> np.ndarray:
+        """bool[N]: own tokens of responses that have a reward."""
+        return (self.columns["own"] > 0) & np.repeat(self.valid_bg.ravel(), self.counts_bg.ravel())
+
+    @property
     def zero_std_b(self) -> np.ndarray:
         """bool[B]: groups whose rewards are all equal, or that have fewer than two."""
         low = np.where(self.valid_bg, self.reward_bg, np.inf).min(-1)

@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.rl.episodes import Episodes
+from jaxr1.rl.terms import LOG_RATIO_LIMIT
 
 __all__ = ["KlReward", "penalty"]
 
 LIMIT = 10.0  # of an estimate, as OpenRLHF bounds them all
-LOG_RATIO_LIMIT = 20.0  # exp of a stale ratio overflows before that
 
 ESTIMATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "k1": lambda d: d,

@@ -26,6 +26,10 @@ from jaxr1.rl.episodes import Episodes
 __all__ = ["Max", "Mean", "Metrics", "Objective", "Term", "Tokens"]
 
 
+LOG_RATIO_LIMIT = 20.0
+"""Bound of a log-ratio before its exponential, which would overflow before a clip is there."""
+
+
 # --- metrics of a term --------------------------------------------------------------------------
 @struct.dataclass
 class Mean:

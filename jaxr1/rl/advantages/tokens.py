@@ -12,10 +12,9 @@ from jaxr1.rl.advantages.estimator import Credit
 from jaxr1.rl.advantages.returns import token_rewards
 from jaxr1.rl.advantages.rewarded import RewardEstimator, Whiten
 from jaxr1.rl.advantages.scored import Scored, to_go
+from jaxr1.rl.terms import LOG_RATIO_LIMIT
 
 __all__ = ["Gae", "Otb"]
-
-LOG_RATIO_LIMIT = 20.0  # exp of a stale ratio overflows before the cap
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from jaxr1.rl.episodes import Episodes
+from jaxr1.rl.terms import LOG_RATIO_LIMIT
 
 __all__ = ["Corrected", "Correction", "correct"]
-
-LOG_RATIO_LIMIT = 20.0  # exp of a stale ratio overflows before a bound is there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Ratios:
 
     def __init__(self, episodes: Episodes, over: str = "sampled_logp", of: str = "old_logp"):
         self.episodes = episodes
-        self.counted_n = counted(episodes)
+        self.counted_n = episodes.counted_n
         self.counts_bg = episodes.sums(self.counted_n).astype(np.int64)
         raw_n = episodes.columns[of].astype(np.float64) - episodes.columns[over]
         # Chosen, and not multiplied by 0: what is not counted may be NaN.
@@ -104,7 +103,7 @@ class Correction:
         raise NotImplementedError
 
     def __call__(self, episodes: Episodes) -> Corrected:
-        where_n = counted(episodes)
+        where_n = episodes.counted_n
         column_n = np.where(where_n, self.multiplier(episodes), 1.0)
         among = column_n[where_n]
         metrics = {
@@ -126,12 +125,6 @@ def correct(corrections: Iterable[Correction], episodes: Episodes) -> Corrected:
         column_n = column_n * found.column
         metrics |= found.metrics
     return Corrected(column_n, metrics)
-
-
-def counted(episodes: Episodes) -> np.ndarray:
-    """bool[N]: own tokens of responses that have a reward."""
-    valid_n = np.repeat(episodes.valid_bg.ravel(), episodes.counts_bg.ravel())
-    return (episodes.columns["own"] > 0) & valid_n
 
 
 def mean_of(values: np.ndarray) -> float:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from jaxr1.base.checks import check_least, check_positive, check_types
-from jaxr1.rl.corrections.correction import Correction, Ratios, counted
+from jaxr1.rl.corrections.correction import Correction, Ratios
 from jaxr1.rl.episodes import Episodes
 
 __all__ = ["OffPolicyMask", "OverlongFilter", "Reject", "TopEntropy"]
@@ -149,6 +149,6 @@ class TopEntropy(Correction):
 
     def multiplier(self, episodes: Episodes) -> np.ndarray:
         entropy_n = episodes.columns[self.entropy].astype(np.float64)
-        among = entropy_n[counted(episodes)]
+        among = entropy_n[episodes.counted_n]
         bound = np.quantile(among, 1 - self.quantile) if len(among) else 0.0
         return (entropy_n >= bound).astype(np.float64)

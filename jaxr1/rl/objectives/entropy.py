@@ -58,14 +58,9 @@ class Entropy(Term):
         return -coef * tokens.entropy, {}
 
 
-def counted(episodes: Episodes) -> np.ndarray:
-    """bool[N]: own tokens of responses that have a reward."""
-    return (episodes.columns["own"] > 0) & (episodes.spread(episodes.valid_bg) > 0)
-
-
 def covariance(episodes: Episodes) -> np.ndarray:
-    """float64[N]: (A - mean A) (l - mean l), means over the `counted` tokens; 0 elsewhere."""
-    where = counted(episodes)
+    """float64[N]: (A - mean A) (l - mean l), means over `Episodes.counted_n`; 0 elsewhere."""
+    where = episodes.counted_n
     product = np.ones(len(where))
     for name in ("advantage", "now_logp"):
         column = episodes.columns[name].astype(np.float64)
@@ -111,7 +106,7 @@ class ClipCov(Term):
         advantage = episodes.columns["advantage"]
         too_high = (ratio > 1.0 + self.clip_high) & (advantage > 0)
         too_low = (ratio < 1.0 - self.clip_low) & (advantage < 0)
-        cov, where = covariance(episodes), counted(episodes)
+        cov, where = covariance(episodes), episodes.counted_n
         among = where & ~too_high & ~too_low & (cov > self.cov_low) & (cov < self.cov_high)
         most = max(1, int(self.share * where.sum()))
         order = np.argsort(np.where(among, noise(), 2.0), kind="stable")[:most]
@@ -150,7 +145,7 @@ class KlCov(Term):
         check_least(self, share=0, beta=0)
 
     def prepare(self, episodes: Episodes, noise: Noise) -> dict[str, np.ndarray]:
-        cov, where = covariance(episodes), counted(episodes)
+        cov, where = covariance(episodes), episodes.counted_n
         most = max(1, int(self.share * where.sum()))
         order = np.argsort(np.where(where, -cov, np.inf), kind="stable")[:most]
         mask = np.zeros(len(cov), np.float32)

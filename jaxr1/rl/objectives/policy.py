@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxr1.base.checks import check_least, check_positive, check_types
-from jaxr1.rl.terms import Mean, Metrics, Term, Tokens
+from jaxr1.rl.terms import LOG_RATIO_LIMIT, Mean, Metrics, Term, Tokens
 
 __all__ = ["Cispo", "Cpgd", "Dppo", "Dro", "Gpg", "Ppo", "Reinforce", "Sapo", "clipped_surrogate"]
 
-LOG_RATIO_LIMIT = 20.0  # exp of a stale ratio overflows before the surrogate clips it
 PROBABILITY_FLOOR = 1e-8  # of all other ids together, in a divergence of two certain policies
 
 
