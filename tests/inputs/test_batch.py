@@ -401,7 +401,7 @@ def test_gather_inverts_fill(rng):
     """Over all plans, with responses that are left out: these stay as they were."""
     prompts, responses = random_group(rng)
     samples = max(len(group) for group in responses)
-    counts = np.array([group + [0] * (samples - len(group)) for group in responses])
+    counts = np.array([group + [0] * (samples - len(group)) for group in responses], int)
     placed = rng.random(counts.shape) < 0.7
     column = rng.standard_normal(counts.sum()).astype(np.float32)
     found = np.zeros_like(column)
