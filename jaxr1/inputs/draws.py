@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import grain
 import numpy as np
@@ -84,18 +84,23 @@ class Draws(contextlib.AbstractContextManager):
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
         self._next = self._begun = 0  # positions: the next to take, the next to begin
         self._turn = 0  # place in its step of the next to begin
+        self._turns: tuple[int, ...] = ()  # whose the draws are that are being taken
         self._reading = threading.Lock()
 
-    def take(self, position: int, count: int, ahead: int = 0) -> tuple[int, list[Draw]]:
+    def take(
+        self, position: int, count: int, ahead: int = 0, turns: Sequence[int] = ()
+    ) -> tuple[int, list[Draw]]:
         """`count` draws from `position` on, and the position after them.
 
         Args:
           ahead: draws behind them that are begun before they are asked for. The position says
             nothing of them: whoever goes on from it draws the same.
+          turns: the host of each draw; those beyond are each host's in turn.
 
         Raises:
           DataError: a row that cannot be read, or no usable row left.
         """
+        self._turns = tuple(turns)
         if position != self._next:  # not where the last ones ended
             self._ahead.forget()
             self._begun = position
@@ -123,17 +128,33 @@ class Draws(contextlib.AbstractContextManager):
                     out.append(one)
             position += 1
             self._next, self._begun = position, max(self._begun, position)
+        drawn = self._in_turn(out)
+        self._turns = ()
         if self._begun <= position:
             self._turn = 0
         self._begin(ahead)
-        return position, self._in_turn(out)
+        return position, drawn
+
+    def again(self, places: Sequence[tuple[int, int, int]]) -> list[Draw]:
+        """Draws that were taken before, by (position, row, host)."""
+        own = [(at, row) for at, row, host in places if host == host_index()]
+        made = share(lambda: {at: self._taken(at, row) for at, row in own})
+        found = [made[at] for at, _, _ in places]
+        lost = [one for one in found if isinstance(one, LeftOut)]
+        if lost:
+            raise DataError(f"{lost[0].source}: {lost[0].reason}")
+        return [one for one in found if isinstance(one, Draw)]
+
+    def _whose(self, turn: int) -> int:
+        """The host of the draw at a place among those that are being taken."""
+        return self._turns[turn] if turn < len(self._turns) else owner(turn)
 
     def _in_turn(self, draws: list[Draw]) -> list[Draw]:
         """The draws, the i-th from the i-th host in turn, however many rows were passed over.
 
         Whose it is then follows from the draws of a step alone, which a resumed run draws again.
         """
-        moved = [i for i, draw in enumerate(draws) if draw.prompt.host != owner(i)]
+        moved = [i for i, draw in enumerate(draws) if draw.prompt.host != self._whose(i)]
         if moved:
             made = share(functools.partial(self._made, [(i, draws[i]) for i in moved]))
             for i in moved:
@@ -144,7 +165,7 @@ class Draws(contextlib.AbstractContextManager):
 
     def _made(self, draws: list[tuple[int, Draw]]) -> dict[int, Draw | LeftOut]:
         """Those that are this host's turn, made here after all."""
-        own = [draw for i, draw in draws if owner(i) == host_index()]
+        own = [draw for i, draw in draws if self._whose(i) == host_index()]
         return {draw.position: self._taken(draw.position, draw.row) for draw in own}
 
     def _window(self, position: int, usable: int) -> dict[int, int]:
@@ -165,7 +186,7 @@ class Draws(contextlib.AbstractContextManager):
         The others are forgotten, where they were begun for it.
         """
         usable = [at for at, row in rows.items() if row not in self.unusable]
-        own = [at for i, at in enumerate(usable, before) if owner(i) == host_index()]
+        own = [at for i, at in enumerate(usable, before) if self._whose(i) == host_index()]
         self._ahead.forget([(at, rows[at]) for at in usable if at not in own])
         return {at: self._taken(at, rows[at]) for at in own}
 
@@ -196,7 +217,7 @@ class Draws(contextlib.AbstractContextManager):
             row = int(self.order[self._begun])
             if row not in self.unusable:
                 # Whose turn it will be, should no row before it be passed over.
-                if owner(self._turn) == host_index():
+                if self._whose(self._turn) == host_index():
                     self._ahead.start([(self._begun, row)])
                 self._turn += 1
             self._begun += 1

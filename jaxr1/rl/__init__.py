@@ -6,6 +6,7 @@ A new term or estimator is named in the `__all__` of its own file.
 from jaxr1.rl.advantages import *
 from jaxr1.rl.controllers import *
 from jaxr1.rl.corrections import *
+from jaxr1.rl.filtering import *
 from jaxr1.rl.objectives import *
 from jaxr1.rl.optimizer import Optimizer as Optimizer
 from jaxr1.rl.penalty import *

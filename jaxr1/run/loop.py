@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 from jaxr1.base.jsonl import read_jsonl, write_rows
 from jaxr1.inputs.draws import Draws
+from jaxr1.inputs.feed import Feed
 from jaxr1.models import load
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import merged
@@ -138,7 +138,8 @@ class Run:
                 states, self.to_load = self.at.checkpoints.load(self.to_load, states), None
             # From here the states own the parameters; another reference would keep the first ones.
             self.params = self.at.params = {}
-            worker.resume(self.progress.scalars, self.progress.reference_step)
+            done = self.progress
+            worker.resume(done.step, done.scalars, done.reference_step)
             self.states = states
             if not self.progress.total_step and self.saver.saved_at is None:
                 self.progress.evaluate = True
@@ -183,22 +184,20 @@ class Run:
         last = step == worker.steps
         # The draws of the next step are encoded while this one runs.
         ahead = 0 if last else worker.draws
-        began = time.perf_counter()
-        position, drawn = draws.take(self.progress.position, worker.draws, ahead)
-        waited = time.perf_counter() - began
-        states, metrics = worker.step(self.states, drawn, step)
+        feed = Feed(draws, self.progress.position, ahead)
+        states, metrics = worker.step(self.states, feed, step)
         progress = dataclasses.replace(
             self.progress,
             step=step,
             total_step=self.progress.total_step + 1,
-            position=position,
+            position=feed.position,
             evaluate=last or bool(stage.eval_every and step % stage.eval_every == 0),
             skipped=self.progress.skipped + 1 if metrics.get(f"{POLICY}/skipped") == 1 else 0,
             streaks=count_streaks(stage, self.progress.streaks, metrics),
             scalars=worker.scalars,
             reference_step=worker.reference_step,
         )
-        metrics |= memory_metrics() | state_metrics(states) | {"time/draws_wait_s": waited}
+        metrics |= memory_metrics() | state_metrics(states) | {"time/draws_wait_s": feed.waited}
         metrics |= self.at.compiles.metrics(since=compiled)
         self._write(stage.name, progress, metrics)
         warn(self.at, stage, progress, metrics)

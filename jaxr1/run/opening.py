@@ -205,7 +205,7 @@ class Opened:
             begun = {self.progress.stage: self.progress.step}.get(number, 0)
             if number < self.progress.stage:
                 continue
-            for file in (self.dir / "rollouts").glob(f"{stage.name}_*.jsonl"):
+            for file in (self.dir / "rollouts").glob(f"{stage.name}_*"):
                 step = file.stem.removeprefix(f"{stage.name}_")
                 if step.isdecimal() and int(step) > begun:
                     file.unlink()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxr1.base.names import check_name
 from jaxr1.data import Dataset
-from jaxr1.inputs.exchange import Draw
+from jaxr1.inputs.feed import Feed
 from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import Buckets
 from jaxr1.models.flops import peak_flops
@@ -102,6 +102,7 @@ class Worker(contextlib.ExitStack):
       draws: examples that a step takes.
       scalars: coefficients that move from step to step.
       reference_step: in which the reference moved last; 0 is never.
+      resumed: the step after which a checkpoint was taken up, until the next one begins.
       unusable: rows that the stage passes over, known when it has begun.
     """
 
@@ -112,14 +113,20 @@ class Worker(contextlib.ExitStack):
         self.context, self.learners, self.steps, self.draws = context, learners, steps, draws
         self.scalars: dict[str, float] = {}
         self.reference_step = 0
+        self.resumed: int | None = None
         self.unusable = context.unusable
 
     def init(self, params: dict) -> dict[str, TrainState]:
         """Fresh states; `params` are what the stage begins with."""
         return {name: learner.init(params) for name, learner in self.learners.items()}
 
-    def resume(self, scalars: dict[str, float], reference_step: int) -> None:
-        """Takes over what a checkpoint holds beside the states, before `begin`."""
+    def resume(self, step: int, scalars: dict[str, float], reference_step: int) -> None:
+        """Takes over what a checkpoint holds beside the states, before `begin`.
+
+        Args:
+          step: the last one done.
+        """
+        self.resumed = step
         self.scalars = {**self.scalars, **scalars}
         self.reference_step = reference_step
 
@@ -127,13 +134,13 @@ class Worker(contextlib.ExitStack):
         """Called once with the states that the stage begins or goes on with."""
 
     def step(
-        self, states: dict[str, TrainState], draws: list[Draw], number: int
+        self, states: dict[str, TrainState], feed: Feed, number: int
     ) -> tuple[dict[str, TrainState], dict[str, float]]:
         """One step of the stage.
 
         Args:
           states: donated.
-          draws: its examples.
+          feed: gives its examples.
           number: of the step; names its files.
 
         Returns:

@@ -13,7 +13,7 @@ import functools
 import numpy as np
 
 from jaxr1.data.example import DataError, Example
-from jaxr1.inputs.exchange import Draw
+from jaxr1.inputs.feed import Feed
 from jaxr1.rewards.accuracy import quoted_problem
 from jaxr1.rl.controllers import BcoShift
 from jaxr1.rl.episodes import Episodes
@@ -97,7 +97,7 @@ class PreferenceStage(Worker):
         return quoted_problem(example.answer) if is_read else None
 
     def step(
-        self, states: dict[str, TrainState], draws: list[Draw], number: int
+        self, states: dict[str, TrainState], feed: Feed, number: int
     ) -> tuple[dict[str, TrainState], dict[str, float]]:
         """One optimiser step on the pairs of the draws; see `Worker.step`."""
         policy, state, context = self.policy, states[POLICY], self.context
@@ -105,6 +105,7 @@ class PreferenceStage(Worker):
         context.phase("update")
 
         # Both sides of all pairs of a prompt lie in its row.
+        draws = feed.take(self.draws)
         pairs = [self.pairs.get(draw.row) or [(draw.response, draw.rejected)] for draw in draws]
         sides = [[side for pair in of_row for side in pair] for of_row in pairs]
         views = {POLICY: policy.see(state, [draw.prompt for draw in draws], work)}

@@ -41,7 +41,7 @@ class Prepared:
     def score(self, sources: Mapping[str, Source]) -> None:
         """Weights, and what is the same in all epochs: of the policy that sampled."""
         for part in self.parts:
-            if self.options.old_logp == "sampler":
+            if self.options.old_of_sampler:
                 part.columns["old_logp"] = part.columns["sampled_logp"]
             for learner in self.learners.values():
                 part.columns |= learner.weights(part)

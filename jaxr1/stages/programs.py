@@ -134,9 +134,10 @@ def list_reinforced(options: Rl, learners: Mapping[str, Learner], devices: int) 
             own = list_learning(learner, options.prompts_at_once, group, devices, [prompts])
             learning |= {(f"{program} of the {name}", sizes) for program, sizes in own}
 
-    # The last wave may be smaller.
+    # The last wave may be smaller, and one of a refill as small as it likes.
     wave = -(-prompts // options.waves)
-    sizes = {wave, prompts % wave or wave}
+    refills = options.online_filter is not None and options.online_filter.refill
+    sizes = set(range(1, wave + 1)) if refills else {wave, prompts % wave or wave}
     rows = sorted({rows_for(size, devices) for size in sizes})
     most, media = options.max_response_tokens, policy.model.media
     samples = group + options.greedy

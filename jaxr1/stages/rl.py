@@ -19,8 +19,11 @@ What was left out: replay of old rollouts, sampling while training.
 
 from __future__ import annotations
 
+import functools
+
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.exchange import Draw
+from jaxr1.inputs.feed import Feed
 from jaxr1.rl.learner import TrainState
 from jaxr1.rl.penalty import penalty
 from jaxr1.rl.reference import mixed
@@ -74,19 +77,19 @@ class RlStage(Worker):
             self.reference = self.context.snapshot(state.trainable)
 
     def step(
-        self, states: dict[str, TrainState], draws: list[Draw], number: int
+        self, states: dict[str, TrainState], feed: Feed, number: int
     ) -> tuple[dict[str, TrainState], dict[str, float]]:
         """One rollout and its updates; see `Worker.step`."""
         options, clock, work = self.options, Clock(), Work()
         measured: dict[str, float] = {}
 
-        # What frozen parts make of the media is computed once, for all that follows.
-        views = self.views(states, draws, work)
-        clock.lap("encode")
-
-        # G responses to each prompt; a wave is graded while the next one is sampled.
-        params = states[POLICY].params
-        episodes = self.rollouts(params, draws, views, number, clock, work)
+        # G responses to each prompt; a wave is graded while the next one is sampled. What frozen
+        # parts make of the media is computed once, for all that follows.
+        params, see = states[POLICY].params, functools.partial(self.views, states, work)
+        if self.resumed is not None:
+            self.rollouts.resume(self.resumed, feed)
+            self.resumed = None
+        episodes = self.rollouts(params, feed, see, number, clock, work)
 
         # What credit is made of: log-probs and values of all graded responses, KL as a penalty.
         asked = (episodes, episodes.valid_bg, work, self.context.check)
@@ -100,7 +103,7 @@ class RlStage(Worker):
         # replays the grades.
         credit = options.advantage(episodes)
         episodes.columns |= credit.columns
-        self.rollouts.journal.write(number, episodes)
+        measured |= self.rollouts.write(number, episodes)
 
         # Each part is one optimiser step; what all need is scored before the first of them.
         self.context.phase("update")
@@ -151,7 +154,7 @@ class RlStage(Worker):
 
     # --- parts of a step ------------------------------------------------------------------------
     def views(
-        self, states: dict[str, TrainState], draws: list[Draw], work: Work
+        self, states: dict[str, TrainState], work: Work, draws: list[Draw]
     ) -> dict[str, list[EncodedPrompt]]:
         """The prompts as each learner sees them."""
         prompts = [draw.prompt for draw in draws]

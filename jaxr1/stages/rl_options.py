@@ -16,6 +16,7 @@ from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.advantages import Advantage, AnyEstimator
 from jaxr1.rl.controllers import AdaptiveEntropy, AdaptiveKl, Controller
 from jaxr1.rl.corrections import Correction
+from jaxr1.rl.filtering import OnlineFilter
 from jaxr1.rl.objectives import Kl, Ppo, Surrogate
 from jaxr1.rl.penalty import KlReward
 from jaxr1.rl.reference import Reference
@@ -72,6 +73,8 @@ class Rl(StageOptions):
       reward_options: what workers may use, and how often an item is tried.
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in
         dropped.jsonl).
+      online_filter: which groups a step learns from, and whether others are sampled instead; None
+        is all.
       strips_at_once: most strips of a row that are differentiated together; 0 is no bound but
         micro_batch_tokens.
     """
@@ -106,6 +109,7 @@ class Rl(StageOptions):
     reward_timeout_s: float = 10.0
     reward_options: WorkerOptions = WorkerOptions()
     drop_unparsable: bool = True
+    online_filter: OnlineFilter | None = None
     strips_at_once: int = 0
 
     def __post_init__(self):
@@ -161,6 +165,8 @@ class Rl(StageOptions):
             found.append(
                 ("corrections", "compare sampler and trainer, but old_logp is the sampler's itself")
             )
+        if self.online_filter is not None:
+            found += self._unfiltered(self.online_filter)
         needs_critic = "old_value" in self.advantage.needs
         if self.critic is not None and not needs_critic:
             found.append(("critic", f"is not read by {type(self.advantage).__name__}: take Gae"))
@@ -173,6 +179,27 @@ class Rl(StageOptions):
             found.append(("advantage.whiten", "needs more than one response in a step"))
         return found
 
+    def _unfiltered(self, rule: OnlineFilter) -> list[tuple[str, str]]:
+        """As `_meaningless`, of the filter."""
+        found = []
+        labels = [reward.label for reward in self.rewards]
+        if rule.reward and rule.reward not in labels:
+            one = f"must be one of {', '.join(map(repr, labels))}, or '' for their sum"
+            found.append(("online_filter.reward", f"{one}, got {rule.reward!r}"))
+        if self.group_size < 2:
+            found.append(("online_filter", "looks at groups: group_size must be at least 2"))
+        if rule.after >= self.steps:
+            found.append(("online_filter.after", f"leaves no step of {self.steps} to filter"))
+        if rule.carry and "old_logp" in self.corrected:
+            found.append(
+                (
+                    "corrections",
+                    "compare sampler and trainer, whose log-probs of carried "
+                    "groups nobody computes: leave out online_filter.carry",
+                )
+            )
+        return found
+
     # --- what follows from the options ----------------------------------------------------------
     @property
     def updates(self) -> int:
@@ -182,7 +209,13 @@ class Rl(StageOptions):
     @property
     def is_on_policy(self) -> bool:
         """Whether the ratio is exactly 1: one update, compared with the policy at hand."""
-        return self.updates == 1 and self.old_logp == "trainer"
+        return self.updates == 1 and not self.old_of_sampler
+
+    @property
+    def old_of_sampler(self) -> bool:
+        """Whether old log-probs are the sampler's: those of carried groups are no one else's."""
+        carries = self.online_filter is not None and self.online_filter.carry
+        return carries or self.old_logp == "sampler"
 
     @property
     def policy_steps(self) -> int:

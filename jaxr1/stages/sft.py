@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxr1.inputs.exchange import Draw
+from jaxr1.inputs.feed import Feed
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
 from jaxr1.rl.objectives import CrossEntropy
@@ -31,11 +31,12 @@ class SftStage(Worker):
         super().__init__(context, {POLICY: self.policy}, steps, options.batch_size)
 
     def step(
-        self, states: dict[str, TrainState], draws: list[Draw], number: int
+        self, states: dict[str, TrainState], feed: Feed, number: int
     ) -> tuple[dict[str, TrainState], dict[str, float]]:
         """One optimiser step on the draws; see `Worker.step`."""
         clock, work = Clock(), Work()
         self.context.phase("update")
+        draws = feed.take(self.draws)
         episodes = Episodes.given(draws, [[draw.response] for draw in draws])
         episodes.columns |= self.policy.weights(episodes)
         check = self.context.check

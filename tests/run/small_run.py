@@ -6,7 +6,16 @@ from pathlib import Path
 from jaxr1.data import Arithmetic
 from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Reward
-from jaxr1.rl import MPO, AotUnpaired, Gae, Kl, KlReward, Optimizer, Reference
+from jaxr1.rl import (
+    MPO,
+    AotUnpaired,
+    Gae,
+    Kl,
+    KlReward,
+    OnlineFilter,
+    Optimizer,
+    Reference,
+)
 from jaxr1.run import (
     Answers,
     BucketOptions,
@@ -98,6 +107,14 @@ def ppo() -> Config:
         reference=Reference(every=1, alpha=0.5),
         advantage=Gae(lam=0.9),
         critic=Critic(optimizer=Optimizer(learning_rate=1e-3), warmup=1, freeze=("vision",)),
+    )
+
+
+def filtered() -> Config:
+    """Rollouts that are refilled; two groups of three are dropped, and some are kept for later."""
+    return _second(
+        rewards=(Reward(f"{REWARDS}:by_row"),),
+        online_filter=OnlineFilter(reward="by_row", low=0.2, high=0.8, carry=True),
     )
 
 

@@ -124,6 +124,30 @@ def test_signals_save_and_exit(tmp_path, uninterrupted, number):
     same(Finished.read(folder), uninterrupted)
 
 
+def test_killed_in_a_refill_and_with_groups_carried_over(tmp_path, whole):
+    """Rollouts of several tries: in a later one of a step, then behind a step that has left groups
+    for the next one.
+    """
+    made, options = whole("filtered"), ("variant=filtered", "save_every=1")
+    steps = [row for row in made.metrics if "filter/tries" in row]
+    tries = [int(row["filter/tries"]) for row in steps]
+    refilled = next(i for i, count in enumerate(tries) if count > 1)
+    folder = tmp_path / "run"
+    code, output = run(f"at:grading:{sum(tries[:refilled]) + 2}:0", folder, *options)
+    assert code == -signal.SIGKILL, output
+    assert not (folder / "rollouts" / f"rl_{refilled + 1}.jsonl").exists()
+
+    # It began again with the first step.
+    left = [i for i, row in enumerate(steps[:-1]) if row["filter/surplus"]]
+    assert left, "no step has left groups: another seed is needed"
+    code, output = run(f"at:grading:{sum(tries[: left[0] + 1]) + 1}:0", folder, *options)
+    assert code == -signal.SIGKILL, output
+    assert (folder / "rollouts" / f"rl_{left[0] + 1}.carried").exists()
+    code, output = run("none", folder, *options)
+    assert code == 0, output
+    same(Finished.read(folder), made)
+
+
 def test_killed_while_it_answers_and_while_it_learns_of_pairs(tmp_path, whole):
     """Preference: half of the answers are drawn, then half of the steps are done; the same file of
     answers, rows without a pair, shift of MPO and parameters come out.
