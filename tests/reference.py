@@ -373,6 +373,16 @@ def learner(
 BUCKETS = BucketOptions(prompt=(32,), response=(16,), patches=(16,))
 
 
+class Given:
+    """Draws that a step takes, all at once, as it does from a `Feed`."""
+
+    def __init__(self, draws):
+        self.draws = draws
+
+    def take(self, count, turns=()):
+        return self.draws
+
+
 def one_stage(folder, **changes) -> Config:
     """The smallest RL run, in the project's root folder; `changes` are fields of its stage."""
     fields = dict(

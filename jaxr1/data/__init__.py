@@ -3,10 +3,11 @@
 from jaxr1.data.arithmetic import Arithmetic
 from jaxr1.data.example import DataError, Dataset, DataSource, Example
 from jaxr1.data.files import Files
+from jaxr1.data.rated import Rated
 from jaxr1.data.sat import Sat
 from jaxr1.data.spatial import Spatial
 
-Source = Arithmetic | Spatial | Files | Sat | DataSource
+Source = Arithmetic | Spatial | Files | Sat | Rated | DataSource
 """What may stand as the data of a stage or an evaluation.
 
 A user's own class needs only `load()`.
@@ -19,6 +20,7 @@ __all__ = [
     "Dataset",
     "Example",
     "Files",
+    "Rated",
     "Sat",
     "Source",
     "Spatial",

@@ -126,13 +126,22 @@ class Dataset(Sequence[Example]):
     def __getitem__(self, index: int | slice) -> "Example | Dataset":
         if isinstance(index, slice):
             rows = range(self._length)[index]
-            options: dict[str, Any] = {
-                "videos": self.videos,
-                "drop_bad": self.drop_bad,
-                "advice": self.advice,
-            }
-            return Dataset(self.name, len(rows), lambda i: self._get(rows[i]), **options)
+            return self.made(len(rows), lambda i: self._get(rows[i]), ())
         return self._get(range(self._length)[index])
+
+    def made(
+        self,
+        length: int,
+        get: Callable[[int], Example],
+        dropped: Iterable[dict[str, str]],
+    ) -> "Dataset":
+        """Another data set made of these rows; arguments as when one is made."""
+        options: dict[str, Any] = {
+            "videos": self.videos,
+            "drop_bad": self.drop_bad,
+            "advice": self.advice,
+        }
+        return Dataset(self.name, length, get, dropped, **options)
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {self._length} examples, {len(self.dropped)} dropped)"

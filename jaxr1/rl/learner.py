@@ -107,6 +107,12 @@ def init_state(
     return TrainState(on_all(jnp.int32(0)), trainable, frozen, jax.tree.map(on_all, opt))
 
 
+def frozen_state(params: dict) -> TrainState:
+    """A state of which nothing is trained, without an optimiser's."""
+    whole = NamedSharding(mesh_of(params), PartitionSpec())
+    return TrainState(put(np.zeros((), np.int32), whole), {}, params, ())
+
+
 def _zeros_like(x: jax.Array) -> jax.Array:
     return jnp.zeros(x.shape, jnp.float32, device=x.sharding)
 

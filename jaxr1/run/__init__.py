@@ -6,7 +6,7 @@ from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.run.options import Config
 from jaxr1.stages.answers import Answers
 from jaxr1.stages.critic import Critic
-from jaxr1.stages.options import Preference, Rl, Sft
+from jaxr1.stages.options import Filter, Preference, Rl, Sft
 
 __all__ = [
     "Answers",
@@ -14,6 +14,7 @@ __all__ = [
     "Config",
     "Critic",
     "Evaluation",
+    "Filter",
     "Preference",
     "ProcessorOptions",
     "Rl",

@@ -146,7 +146,7 @@ class Run:
             try:
                 self.at.show(number, worker, self.progress.step)
                 worker.begin(states)
-                if not self.progress.total_step:
+                if worker.steps and not self.progress.total_step:
                     self.saver.save(states, self.progress)
                 draws = worker.enter_context(self.at.draws(number, context, worker.unusable))
                 self._steps(stage, worker, draws, model)
@@ -169,7 +169,8 @@ class Run:
 
     def _steps(self, stage: Stage, worker: Worker, draws: Draws, model: Model) -> None:
         """The steps that are left of a stage."""
-        self._evaluate(stage.name, model)
+        if worker.steps:
+            self._evaluate(stage.name, model)
         while self.progress.step < worker.steps:
             self.signals.check()
             self._step(stage, worker, draws)

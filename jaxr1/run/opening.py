@@ -254,6 +254,7 @@ class Opened:
             stream=RandomStream.TRAINING + number,
             phase=self.console.phase,
             check=check,
+            say=self.console.print,
             drop=functools.partial(self.dropped.drop, stage.name),
             snapshot=kept.snapshot,
             keep=functools.partial(self._keep, kept),

@@ -14,7 +14,7 @@ from jaxr1.base.checks import check_least, check_types
 from jaxr1.evaluation.heldout import Evaluation
 from jaxr1.inputs.settings import ProcessorOptions
 from jaxr1.parallel import HostOptions, MeshOptions
-from jaxr1.stages.options import Stage
+from jaxr1.stages.options import Filter, Rl, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,28 @@ class Config:
             raise ValueError(
                 f"evaluations and stages share the files eval_{double[0]}_STEP.jsonl: rename one"
             )
+        for number, stage in enumerate(self.stages):
+            if isinstance(stage, Rl) and stage.kept_by:
+                self._check_filter(stage, self.stages[:number])
         if not self.run_dir:
             raise ValueError("run_dir must name a folder")
         check_least(self, "", seed=0, keep_checkpoints=1, save_minutes=0)
+
+    def _check_filter(self, stage: Rl, before: Sequence[Stage]) -> None:
+        """Refuses `kept_by` where it names no filter of the same rows."""
+        found = [one for one in before if isinstance(one, Filter) and one.name == stage.kept_by]
+        if not found:
+            names = [one.name for one in before if isinstance(one, Filter)]
+            known = ", ".join(map(repr, names)) or "none"
+            raise ValueError(
+                f"{stage.path}kept_by must name an earlier Filter stage; there is {known}, "
+                f"got {stage.kept_by!r}"
+            )
+        if found[0].data != stage.data:
+            raise ValueError(
+                f"{stage.path}kept_by names stage {stage.kept_by!r}, whose data differ: rows are "
+                "known by their numbers"
+            )
 
 
 def stored_dtype(param_dtype: str, adapted: Sequence[bool]) -> str | None:

@@ -13,7 +13,7 @@ import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.jsonl import AppendLog, read_jsonl
@@ -25,6 +25,7 @@ from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.media.images import MediaError
 from jaxr1.parallel import gather, host_index, is_main, on_main, owner
+from jaxr1.rewards.accuracy import quoted_problem
 from jaxr1.rewards.grades import Pending, Status
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
@@ -92,6 +93,15 @@ class Answer:
     detail: str = ""
 
 
+class Graded(Protocol):
+    """Options of a stage that grades answers."""
+
+    @property
+    def needs_reference(self) -> bool: ...
+    @property
+    def leaves_out(self) -> bool: ...
+
+
 Answered = dict[int, list[Answer]]
 """{row: its answers}; rows that cannot be asked are not in it."""
 
@@ -132,6 +142,12 @@ def answers(
         if log is not None:
             log.close()
     return found
+
+
+def problem_of(options: Graded, example: Example) -> str | None:
+    """Why nothing can be graded against the answer of an example, where that leaves it out."""
+    is_read = options.needs_reference and options.leaves_out
+    return quoted_problem(example.answer) if is_read else None
 
 
 def _ask(

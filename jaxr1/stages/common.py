@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxr1.base.checks import check_least, check_types, option
@@ -12,8 +13,17 @@ from jaxr1.inputs.processor import Processor
 from jaxr1.inputs.sizes import BucketOptions
 from jaxr1.models.vlm import Model
 from jaxr1.nn.lora import Lora, adapter_table
+from jaxr1.rewards.spec import Reward
 from jaxr1.rl.learner import check_freeze
 from jaxr1.rl.optimizer import Optimizer
+
+
+def check_rewards(rewards: Sequence[Reward], path: str, folder: Path) -> None:
+    """Raises OptionError for a reward that cannot be loaded; see `StageOptions.check`."""
+    for i, reward in enumerate(rewards):
+        with option(f"{path}.{i}"):
+            reward.resolve(folder)
+
 
 ADAPTER_RATE = 1e-5  # the lowest learning rate that is usual for low-rank adapters
 

@@ -69,6 +69,7 @@ class Context:
       stream: number of the stage's random stream.
       phase: shows what is going on.
       check: raises Interrupted when a signal came; called only where nothing is lost.
+      say: prints a line on the console.
       drop: writes down something left out, (source, reason).
       snapshot: parameters as they were when the stage began, or as `keep` has kept them since; on
         disk, given back on resume.
@@ -87,6 +88,7 @@ class Context:
     stream: int = 0
     phase: Callable[[str], None] = lambda text: None
     check: Callable[[], None] = lambda: None
+    say: Callable[[str], None] = lambda text: None
     drop: Callable[[str, str], None] = lambda source, reason: None
     snapshot: Callable[[dict], dict] = lambda tree: tree
     keep: Callable[[int, int, dict], None] = lambda step, last, tree: None

@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxr1.base.checks import check_least, check_positive, option
+from jaxr1.base.checks import check_least, check_positive
 from jaxr1.inputs.processor import Processor
 from jaxr1.models.vlm import Model
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl.controllers import BcoShift
+from jaxr1.rl.filtering import PassRange
 from jaxr1.rl.objectives import BcoPair, ChosenNll, Dpo, PreferenceLoss
 from jaxr1.rl.optimizer import Optimizer
 from jaxr1.stages.answers import Answers
-from jaxr1.stages.common import StageOptions
+from jaxr1.stages.common import StageOptions, check_rewards
 from jaxr1.stages.rl_options import Rl
 
 
@@ -147,9 +148,62 @@ class Preference(StageOptions):
 
     def check(self, path: str, model: Model, processor: Processor, folder: Path) -> None:
         super().check(path, model, processor, folder)
-        for i, reward in enumerate(self.rewards):
-            with option(f"{path}.answers.rewards.{i}"):
-                reward.resolve(folder)
+        check_rewards(self.rewards, f"{path}.answers.rewards", folder)
 
 
-Stage = Sft | Rl | Preference
+@dataclasses.dataclass(frozen=True)
+class Filter(StageOptions):
+    """Offline filter: the model answers every row; rows with a pass rate in a range are kept.
+
+    It trains nothing. A later stage with the same data draws the rows that are kept where its
+    `kept_by` names this one.
+
+    Attributes:
+      data: examples with an `answer`.
+      answers: how the rows are answered, once: answers/NAME.jsonl.
+      keep: of which reward the pass rate is, and its range.
+      drop_unparsable: leave out rows whose reference answer cannot be parsed.
+    """
+
+    name: str = "filter"
+    answers: Answers = Answers()
+    keep: PassRange = PassRange()
+    drop_unparsable: bool = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("optimizer", "freeze", "lora", "eval_every", "save_every"):
+            if getattr(self, name) != getattr(StageOptions, name):
+                raise ValueError(f"{self.path}{name} is of a stage that trains")
+        labels = [reward.label for reward in self.rewards]
+        if self.keep.reward and self.keep.reward not in labels:
+            raise ValueError(
+                f"{self.path}keep.reward must be one of {', '.join(map(repr, labels))}, or '' for "
+                f"their sum, got {self.keep.reward!r}"
+            )
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """What answers are graded by."""
+        return self.answers.rewards
+
+    @property
+    def needs_reference(self) -> bool:
+        return any(reward.needs_reference for reward in self.rewards)
+
+    @property
+    def leaves_out(self) -> bool:
+        return self.drop_unparsable
+
+    @property
+    def prompts_at_once(self) -> int:
+        return self.answers.batch_rows
+
+    def count_steps(self, examples: int) -> int:
+        return 0
+
+    def check(self, path: str, model: Model, processor: Processor, folder: Path) -> None:
+        check_rewards(self.rewards, f"{path}.answers.rewards", folder)
+
+
+Stage = Sft | Rl | Preference | Filter

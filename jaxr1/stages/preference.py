@@ -12,9 +12,8 @@ import functools
 
 import numpy as np
 
-from jaxr1.data.example import DataError, Example
+from jaxr1.data.example import DataError
 from jaxr1.inputs.feed import Feed
-from jaxr1.rewards.accuracy import quoted_problem
 from jaxr1.rl.controllers import BcoShift
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.learner import Learner, TrainState
@@ -22,7 +21,7 @@ from jaxr1.rl.terms import Objective
 from jaxr1.rl.update import read, update
 from jaxr1.rl.weights import Weighting, chosen_weights, pair_weights
 from jaxr1.rl.work import Work
-from jaxr1.stages.answers import answers
+from jaxr1.stages.answers import answers, problem_of
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.options import Preference
 from jaxr1.stages.pairs import Pair, Sorted
@@ -67,7 +66,8 @@ class PreferenceStage(Worker):
         assert options.answers is not None and context.dataset is not None
         dataset, limits = context.dataset, (options.max_prompt_tokens, options.max_response_tokens)
         asked = (dataset, context, options.name, limits, context.unusable)
-        found = answers(options.answers, params, *asked, self._problem)
+        judge = functools.partial(problem_of, options)
+        found = answers(options.answers, params, *asked, judge)
         pairs: dict[int, list[Pair]] = {}
         for row, group in sorted(found.items()):
             source = dataset[row].source
@@ -89,12 +89,6 @@ class PreferenceStage(Worker):
             )
         self.unusable = frozenset(range(len(dataset))) - pairs.keys()
         return pairs
-
-    def _problem(self, example: Example) -> str | None:
-        """Why nothing can be graded against the answer of an example, where that leaves it out."""
-        options = self.options
-        is_read = options.needs_reference and options.leaves_out
-        return quoted_problem(example.answer) if is_read else None
 
     def step(
         self, states: dict[str, TrainState], feed: Feed, number: int

@@ -22,8 +22,10 @@ from jaxr1.models.vlm import Model
 from jaxr1.rl.learner import Learner
 from jaxr1.sampling.features import PATCHES_AT_ONCE
 from jaxr1.sampling.programs import Program, list_prefills, list_sampling
+from jaxr1.stages.answers import Answers
+from jaxr1.stages.common import StageOptions
 from jaxr1.stages.context import POLICY
-from jaxr1.stages.options import Preference, Rl, Stage
+from jaxr1.stages.options import Filter, Preference, Rl, Stage
 from jaxr1.stages.scored import COLUMNS
 
 COMPILED = frozenset(
@@ -100,6 +102,8 @@ def list_programs(
         programs = list_reinforced(options, learners, devices)
     elif isinstance(options, Preference):
         programs = list_preferred(options, policy, devices)
+    elif isinstance(options, Filter):
+        programs = list_answers(options, options.answers, policy, devices)
     else:
         programs = list_learning(policy, options.prompts_at_once, 1, devices)
     if videos:
@@ -150,9 +154,16 @@ def list_preferred(options: Preference, policy: Learner, devices: int) -> set[Pr
     learning = list_learning(policy, prompts, 2 * options.pairs, devices, [prompts])
     if policy.objective.fresh:
         learning |= varied(learning, "of the policy at hand", frozenset({"score_batch"}))
-    if (asked := options.answers) is None:
+    if options.answers is None:
         return learning
+    return learning | list_answers(options, options.answers, policy, devices)
+
+
+def list_answers(
+    options: StageOptions, asked: Answers, policy: Learner, devices: int
+) -> set[Program]:
+    """The programs of a model's own answers to the rows of a stage."""
     # The last batch may have any number of rows.
     rows = sorted({rows_for(count, devices) for count in range(1, asked.batch_rows + 1)})
     most, media = options.max_response_tokens, policy.model.media
-    return learning | list_sampling(rows, asked.samples, most, policy.buckets, media, devices)
+    return set(list_sampling(rows, asked.samples, most, policy.buckets, media, devices))

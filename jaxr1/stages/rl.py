@@ -31,6 +31,7 @@ from jaxr1.rl.update import read, update
 from jaxr1.rl.work import Work
 from jaxr1.stages.context import POLICY, Clock, Context, Worker
 from jaxr1.stages.critic import CRITIC, critic_params
+from jaxr1.stages.filter import kept_rows
 from jaxr1.stages.learners import critic_of, policy_learner
 from jaxr1.stages.options import Rl
 from jaxr1.stages.prepared import Prepared
@@ -63,11 +64,15 @@ class RlStage(Worker):
         return states
 
     def begin(self, states: dict[str, TrainState]) -> None:
-        """Keeps the policy as it is when the stage begins, if anything asks how far it has moved.
+        """Which rows are drawn; and the policy as the stage begins, if anything asks how far it has
+        moved.
 
         Where adapters are trained the base without them is the reference, and nothing is kept as
         long as it does not move.
         """
+        if self.options.kept_by:
+            kept = kept_rows(self.context.folder, self.options.kept_by)
+            self.unusable = self.unusable | (frozenset(range(self.context.examples)) - kept)
         if not self.options.needs_ref:
             return
         state = states[POLICY]

@@ -22,7 +22,7 @@ from jaxr1.rl.penalty import KlReward
 from jaxr1.rl.reference import Reference
 from jaxr1.rl.update import read
 from jaxr1.rl.weights import Aggregation
-from jaxr1.stages.common import StageOptions
+from jaxr1.stages.common import StageOptions, check_rewards
 from jaxr1.stages.context import POLICY
 from jaxr1.stages.critic import CRITIC, Critic, check_critic
 
@@ -73,6 +73,8 @@ class Rl(StageOptions):
       reward_options: what workers may use, and how often an item is tried.
       drop_unparsable: leave out rows whose reference answer cannot be parsed (they are listed in
         dropped.jsonl).
+      kept_by: the name of an earlier `Filter` stage with the same data: only rows that it has kept
+        are drawn; "" draws all.
       online_filter: which groups a step learns from, and whether others are sampled instead; None
         is all.
       strips_at_once: most strips of a row that are differentiated together; 0 is no bound but
@@ -109,6 +111,7 @@ class Rl(StageOptions):
     reward_timeout_s: float = 10.0
     reward_options: WorkerOptions = WorkerOptions()
     drop_unparsable: bool = True
+    kept_by: str = ""
     online_filter: OnlineFilter | None = None
     strips_at_once: int = 0
 
@@ -301,9 +304,7 @@ class Rl(StageOptions):
         if self.critic is not None:
             with option(f"{path}.critic"):
                 check_critic(self.critic, model, processor)
-        for i, reward in enumerate(self.rewards):
-            with option(f"{path}.rewards.{i}"):
-                reward.resolve(folder)
+        check_rewards(self.rewards, f"{path}.rewards", folder)
 
     @property
     def prompts_at_once(self) -> int:

@@ -14,6 +14,7 @@ from jaxr1.rl import (
     KlReward,
     OnlineFilter,
     Optimizer,
+    PassRange,
     Reference,
 )
 from jaxr1.run import (
@@ -22,6 +23,7 @@ from jaxr1.run import (
     Config,
     Critic,
     Evaluation,
+    Filter,
     Preference,
     Rl,
     Sft,
@@ -116,6 +118,22 @@ def filtered() -> Config:
         rewards=(Reward(f"{REWARDS}:by_row"),),
         online_filter=OnlineFilter(reward="by_row", low=0.2, high=0.8, carry=True),
     )
+
+
+def offline() -> Config:
+    """The model's own answers say which rows it is trained on."""
+    whole = config()
+    reward = Reward(f"{REWARDS}:by_row")
+    rl = dataclasses.replace(whole.stages[1], rewards=(reward,), kept_by="filter")
+    stage = Filter(
+        data=rl.data,
+        answers=Answers(samples=4, batch_rows=8, rewards=(reward,)),
+        keep=PassRange("by_row", 0.2, 0.8),
+        max_prompt_tokens=32,
+        max_response_tokens=16,
+        buckets=rl.buckets,
+    )
+    return dataclasses.replace(whole, stages=(stage, rl))
 
 
 def preference() -> Config:

@@ -8,6 +8,8 @@ import pytest
 from finished import Finished, files, same
 from run.kills import run, start
 
+from jaxr1.base.jsonl import read_jsonl
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
@@ -146,6 +148,26 @@ def test_killed_in_a_refill_and_with_groups_carried_over(tmp_path, whole):
     code, output = run("none", folder, *options)
     assert code == 0, output
     same(Finished.read(folder), made)
+
+
+def test_killed_or_stopped_in_an_offline_filter(tmp_path, whole):
+    """While rows are answered; the same answers and the same rows come out."""
+    folder, variant = tmp_path / "run", "variant=offline"
+    code, output = run("at:asking:11:0", folder, variant)
+    assert code == -signal.SIGKILL, output
+    drawn = (folder / "answers" / "filter.jsonl").read_bytes()
+    assert 0 < drawn.count(b"\n") < 64 and not (folder / "filtered").exists()
+    code, output = run("stop:asking:20", folder, variant)
+    assert code == 128 + signal.SIGTERM and "nothing was trained yet" in output, output
+    assert (folder / "answers" / "filter.jsonl").read_bytes().startswith(drawn)
+    code, output = run("none", folder, variant)
+    assert code == 0, output
+    same(Finished.read(folder), whole("offline"))
+    found = read_jsonl(folder / "filtered" / "filter.jsonl")
+    kept = {row["source"] for row in found if row["verdict"] == "kept"}
+    assert len(found) == 64 and 0 < len(kept) < 64
+    for file in (folder / "rollouts").glob("rl_*.jsonl"):
+        assert {row["source"] for row in read_jsonl(file)} <= kept
 
 
 def test_killed_while_it_answers_and_while_it_learns_of_pairs(tmp_path, whole):

@@ -1,19 +1,26 @@
-"""The online filter: what a rollout keeps, refills, carries over, and when it gives up."""
+"""Filters: what a rollout keeps, refills, carries over; which rows a model's answers keep."""
 
 import collections
+import dataclasses
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from reference import one_stage
 
 import jaxr1
+from jaxr1 import filter as jaxr1_filter
 from jaxr1.base.jsonl import read_jsonl
-from jaxr1.data import Arithmetic
+from jaxr1.data import Arithmetic, DataError, Files, Rated
 from jaxr1.inputs.exchange import Draw
+from jaxr1.nn.lora import Lora
 from jaxr1.rewards import Grade, Reward
-from jaxr1.rl import OnlineFilter
-from jaxr1.sampling.sampler import Completion
+from jaxr1.rl import OnlineFilter, PassRange
+from jaxr1.run import Answers, Filter
+from jaxr1.sampling.draw import RandomStream, prompt_key
+from jaxr1.sampling.sampler import Completion, Sampler, SamplingOptions
 from jaxr1.stages import filling
 from jaxr1.stages.filling import Filling, FilterError, Group
 
@@ -139,11 +146,100 @@ def test_what_cannot_be_meant(tmp_path, rule, message):
         OnlineFilter(refill=False, carry=True)
 
 
+# --- offline ------------------------------------------------------------------------------------
+def test_offline_keeps_exactly_the_rows_in_the_range(tmp_path, monkeypatch, rng):
+    """Those that answers, drawn and graded one row at a time, say; a later stage draws no others.
+
+    Then by the command, whose file `Rated` reads.
+    """
+    seed, n = int(rng.integers(1000)), 4
+    data = Arithmetic(count=48)
+    config = one_stage(tmp_path / "run", rewards=(BY_ROW,), data=data)
+    rl = dataclasses.replace(config.stages[0], kept_by="filter")
+    stage = Filter(
+        data=data,
+        answers=Answers(samples=n, batch_rows=16, rewards=(BY_ROW,)),
+        keep=PassRange("by_row", 0.2, 0.8),
+        max_prompt_tokens=32,
+        max_response_tokens=16,
+        buckets=rl.buckets,
+    )
+    result = jaxr1.train(dataclasses.replace(config, stages=(stage, rl), seed=seed))
+    found = read_jsonl(result.run_dir / "filtered" / "filter.jsonl")
+
+    # By hand, with the model before any step.
+    model, params = jaxr1.load_model("tiny")
+    processor = jaxr1.load_processor("tiny")
+    limits = SamplingOptions(16, 1.0)
+    sampler = Sampler(model, processor, limits, processor.buckets(rl.buckets, 32, 16, videos=False))
+    spec = importlib.util.spec_from_file_location("rewards", "tests/run/small_rewards.py")
+    rewards = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rewards)
+    want = {}
+    for row, example in enumerate(data.load()):
+        key = prompt_key(seed, RandomStream.TRAINING, f"answers/{row}")
+        (said,) = sampler(params, [processor.encode(jaxr1.Prompt(example.messages))], [key], n)
+        want[row] = np.mean([rewards.by_row(completion, example) for completion in said])
+    assert {row["row"]: row["pass_rate"] for row in found} == want
+    kept = {row["source"] for row in found if 0.2 <= want[row["row"]] <= 0.8}
+    assert kept == {row["source"] for row in found if row["verdict"] == "kept"} and kept
+    drawn = set()
+    for file in (result.run_dir / "rollouts").glob("rl_*.jsonl"):
+        drawn |= {row["source"] for row in read_jsonl(file)}
+    assert drawn <= kept
+
+
+def test_the_command_and_the_rows_it_has_rated(tmp_path, monkeypatch, capsys):
+    """`python -m jaxr1.filter`: rates beside the rows, read again as a data set."""
+    lines = [{"prompt": f"{i} + 1 =", "answer": str(i + 1)} for i in range(12)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(map(json.dumps, lines)))
+    reward = f"{Path.cwd()}/tests/run/small_rewards.py:by_row"
+    asked = ["--model", "tiny", "--data.path", str(rows), "--reward", reward, "--samples", "4"]
+    assert jaxr1_filter.main([*asked, "--max-response-tokens", "8"]) == 0
+    assert "pass rate    rows" in capsys.readouterr().out
+    out = tmp_path / "rows.rates.jsonl"
+    rates = read_jsonl(out)
+    # by_row is of the row's number: always wrong, by chance, always right
+    assert [rate["pass_rate"] for rate in rates][2::3] == [0] * 4
+    assert [rate["pass_rate"] for rate in rates][1::3] == [1] * 4
+    data = Rated(Files(str(rows)), str(out), low=0.01, high=0.99)
+    dataset = data.load()
+    kept = [rate for rate in rates if 0.01 <= rate["pass_rate"] <= 0.99]
+    assert [example.metadata["pass_rate"] for example in dataset] == [r["pass_rate"] for r in kept]
+    assert [example.source for example in dataset] == [rate["source"] for rate in kept]
+    assert len(dataset.dropped) == 12 - len(kept) and data.files() == [str(rows), str(out)]
+
+    rows.write_text("\n".join(map(json.dumps, lines[:4])))
+    with pytest.raises(DataError, match="a rate of row 11, but rows has 4 rows"):
+        data.load()
+    with pytest.raises(DataError, match=r"python -m jaxr1.filter writes it"):
+        dataclasses.replace(data, rates=str(tmp_path / "none.jsonl")).load()
+
+
+def test_a_filter_of_other_rows_or_that_is_not_there(tmp_path):
+    config = one_stage(tmp_path / "run", rewards=(BY_ROW,), data=Arithmetic(count=48))
+    rl = dataclasses.replace(config.stages[0], kept_by="filter")
+    other = Filter(data=Arithmetic(count=40))
+    with pytest.raises(ValueError, match=r"kept_by must name an earlier Filter.*there is none"):
+        dataclasses.replace(config, stages=(rl,))
+    with pytest.raises(ValueError, match="whose data differ"):
+        dataclasses.replace(config, stages=(other, rl))
+    with pytest.raises(ValueError, match="lora is of a stage that trains"):
+        Filter(data=rl.data, lora=Lora())
+    with pytest.raises(ValueError, match=r"keep.reward must be one of 'accuracy'"):
+        Filter(data=rl.data, keep=PassRange("format"))
+
+
 # --- quotas of hosts ----------------------------------------------------------------------------
 def group(position, host, values):
     prompt = type("Prompt", (), {"host": host})
     grades = [Grade(value, {"accuracy": value}) for value in values]
     return Group(Draw(position, position, None, prompt), [None] * len(values), grades)
+
+
+def of_host(groups, host):
+    return [one.draw.position for one in groups if one.draw.prompt.host == host]
 
 
 def test_each_host_fills_its_own_quota(monkeypatch, rng):
@@ -168,9 +264,8 @@ def test_each_host_fills_its_own_quota(monkeypatch, rng):
     assert sorted(every) == list(range(position))
     # of each host, those that came first
     for host in range(hosts):
-        of_host = lambda groups: [g.draw.position for g in groups if g.draw.prompt.host == host]
-        mine = of_host(chosen)
-        assert mine == of_host(full.kept)[: len(mine)]
+        mine = of_host(chosen, host)
+        assert mine == of_host(full.kept, host)[: len(mine)]
 
 
 def test_a_group_is_written_and_read_again(rng):

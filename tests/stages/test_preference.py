@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from reference import Given
 
 import jaxr1
 from jaxr1.base.jsonl import read_jsonl
@@ -133,7 +134,7 @@ class Seen:
         monkeypatch.setattr(preference, "update", looked)
 
     def step(self, states, draws, number=1):
-        return self.stage.step(states, draws, number)
+        return self.stage.step(states, Given(draws), number)
 
 
 def close(one, other):
@@ -335,7 +336,7 @@ def test_a_shift_goes_on_where_it_was(many, world, tmp_path, monkeypatch):
     options = Preference(D, losses=MPO, bco_momentum=0.5, batch_size=4, **COMMON)
     seen = Seen(monkeypatch, options, world.context(tmp_path, dataset))
     states = seen.stage.init(world.copy())
-    seen.stage.resume({"bco_shift": 0.25}, 0)
+    seen.stage.resume(0, {"bco_shift": 0.25}, 0)
     seen.stage.begin(states)
     states, metrics = seen.step(states, many.drawn)
     assert metrics["policy/bco_shift"] == 0.25
