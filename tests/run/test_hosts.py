@@ -101,3 +101,25 @@ def test_an_error_of_one_host_ends_the_other_by_name(folder):
     assert "RuntimeError: only here" in other.output
     assert "host 1 of 2" in main.output and "RuntimeError: only here" in main.output
     assert main.code and other.code and max(main.after_s, other.after_s) < MINUTE
+
+
+def test_each_host_fills_its_own_quota(folder):
+    """A refilled rollout on two hosts, groups carried over; stopped in a refill, and gone on with."""
+    for end in run(folder / "filtered", "none", "none", variant="filtered"):
+        assert end.code == 0, end.output
+    made = finished(folder / "filtered")
+    steps = [row for row in made.metrics if "filter/tries" in row]
+    tries = [int(row["filter/tries"]) for row in steps]
+    assert len(steps) == 4 and max(tries) > 1
+    for row in steps:
+        rows = read_jsonl(folder / "filtered" / "rollouts" / f"rl_{row['step']}.jsonl")
+        learned = {one["draw"] for one in rows if "role" not in one}
+        assert len(learned) == 4 and all("advantage" in one for one in rows if "role" not in one)
+    out = folder / "filtered_killed"
+    refilled = next(i for i, count in enumerate(tries) if count > 1)
+    call = sum(tries[:refilled]) + 2
+    main, other = run(out, "none", f"at:grading:{call}:0.0", variant="filtered")
+    assert other.code == -signal.SIGKILL and main.code != 0, main.output + other.output
+    for end in run(out, "none", "none", variant="filtered"):
+        assert end.code == 0, end.output
+    same(finished(out), made)
