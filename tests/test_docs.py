@@ -24,7 +24,7 @@ import jaxr1.rl
 from jaxr1.config import ConfigError, load_config, parse
 from jaxr1.data import Arithmetic
 from jaxr1.rewards import Reward
-from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, Term
+from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, OnlineFilter, Term
 from jaxr1.rl.objectives import PairLoss, TransportLoss
 from jaxr1.rl.objectives.kl import Kl, KlEstimator
 from jaxr1.rl.weights import Aggregation
@@ -179,6 +179,8 @@ def stage_of(thing: Any) -> Any:
         return Rl(DATA, corrections=(thing,))
     if isinstance(thing, AdaptiveEntropy):
         return Rl(DATA, entropy=thing)
+    if isinstance(thing, OnlineFilter):
+        return Rl(DATA, online_filter=thing)
     if isinstance(thing, Reward):
         return Rl(DATA, rewards=(thing,))
     if isinstance(thing, Answers):
