@@ -67,6 +67,27 @@ class EncodedPrompt:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def parted(self, media_ids: Sequence[int]) -> tuple[EncodedPrompt, np.ndarray]:
+        """The prompt up to its last medium (or its first token), and int32[n], the tokens behind.
+
+        Said as the beginning of a response, these have the same log-probs: positions go on.
+
+        Args:
+          media_ids: tokens that stand for media or around them, which nobody says.
+        """
+        media = np.flatnonzero(np.isin(self.token_ids, list(media_ids)))
+        cut = int(media[-1]) + 1 if len(media) else 1
+        if cut == len(self):
+            return self, self.token_ids[cut:]
+        head = dataclasses.replace(
+            self,
+            token_ids=self.token_ids[:cut],
+            media_index=self.media_index[:cut],
+            position=self.position[:cut],
+            next_position=int(self.position[cut, 0]),
+        )
+        return head, self.token_ids[cut:]
+
 
 @struct.dataclass
 class PromptBatch:

@@ -52,6 +52,7 @@ class Draws(contextlib.AbstractContextManager):
         max_patches: int | None = None,
         with_response: bool = False,
         with_rejected: bool = False,
+        with_prompt: bool = False,
         on_drop: Callable[[str, str], None],
         unusable: frozenset[int] = frozenset(),
         judge: Callable[[Example], str | None] = lambda example: None,
@@ -64,6 +65,8 @@ class Draws(contextlib.AbstractContextManager):
         Args:
           with_response: whether rows are trained on, and have a response.
           with_rejected: whether they have another one beside it, which is the worse.
+          with_prompt: whether what the prompt says behind its media is trained on too: it then
+            stands in the response.
           on_drop: see above.
           unusable: rows that are passed over without a word.
           judge: a function of an example alone, which threads may call: what is wrong with it
@@ -76,6 +79,7 @@ class Draws(contextlib.AbstractContextManager):
         """
         self.dataset, self.processor = dataset, processor
         self.with_response, self.with_rejected = with_response, with_rejected
+        self.with_prompt = with_prompt
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable, self.judge, self.on_stay = set(unusable), judge, on_stay
         self.max_patches, self.last_drop, self.check = max_patches, "", check
@@ -261,6 +265,14 @@ class Draws(contextlib.AbstractContextManager):
         if self.with_response:
             field = "chosen" if self.with_rejected else "response"
             response = self._spoken(prompt, example.response, field)
+        if self.with_prompt:
+            prompt, behind = prompt.parted(self.processor.media_token_ids)
+            response = np.concatenate([behind, response])
+            if len(response) > self.limits[1]:
+                raise TooLong(
+                    f"the prompt behind its media and the response have {len(response)} tokens, "
+                    f"over the limit of {self.limits[1]}"
+                )
         if self.with_rejected:
             rejected = self._spoken(prompt, example.rejected, "rejected")
             if np.array_equal(response, rejected):

@@ -296,6 +296,7 @@ class Opened:
             max_patches=context.buckets.patches[-1],
             with_response=stage.reads_response,
             with_rejected=stage.reads_rejected,
+            with_prompt=stage.reads_prompt,
             on_drop=context.drop,
             unusable=unusable,
             judge=functools.partial(answer_problem, stage),

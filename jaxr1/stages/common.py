@@ -68,6 +68,11 @@ class StageOptions:
         return False
 
     @property
+    def reads_prompt(self) -> bool:
+        """Whether prompts are trained on as well."""
+        return False
+
+    @property
     def reads_rejected(self) -> bool:
         """Whether they need a worse one beside it."""
         return False

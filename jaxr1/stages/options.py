@@ -28,6 +28,8 @@ class Sft(StageOptions):
       epochs: passes over the data, rows that turn out to be left out counted; the last batch is
         filled from the next pass.
       batch_size: examples per optimiser step.
+      train_on_prompt: the loss is over what the prompt says behind its last medium too, as in
+        VisualThinker's supervised baseline; `max_response_tokens` then counts both.
       max_response_tokens: examples with a longer response are dropped and written down.
     """
 
@@ -35,10 +37,15 @@ class Sft(StageOptions):
     optimizer: Optimizer = Optimizer(learning_rate=1e-5, schedule="cosine", warmup=0.05)
     epochs: float = 1.0
     batch_size: int = 32
+    train_on_prompt: bool = False
 
     @property
     def reads_response(self) -> bool:
         return True
+
+    @property
+    def reads_prompt(self) -> bool:
+        return self.train_on_prompt
 
     def __post_init__(self):
         super().__post_init__()
