@@ -120,6 +120,21 @@ def filtered() -> Config:
     )
 
 
+def progressive() -> Config:
+    """Two stages of RL: short responses in large groups, then longer ones in small groups."""
+    whole = config()
+    first = dataclasses.replace(
+        whole.stages[1],
+        name="short",
+        steps=2,
+        group_size=8,
+        max_response_tokens=8,
+        buckets=dataclasses.replace(whole.stages[1].buckets, response=(8,)),
+    )
+    second = dataclasses.replace(whole.stages[1], name="long", steps=2, group_size=4)
+    return dataclasses.replace(whole, stages=(first, second))
+
+
 def offline() -> Config:
     """The model's own answers say which rows it is trained on."""
     whole = config()

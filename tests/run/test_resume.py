@@ -1,5 +1,7 @@
 """Invariant 6: killed anywhere and resumed equals uninterrupted, bit for bit."""
 
+import collections
+import json
 import os
 import signal
 import time
@@ -124,6 +126,34 @@ def test_signals_save_and_exit(tmp_path, uninterrupted, number):
     code, output = run("none", folder)
     assert code == 0, output
     same(Finished.read(folder), uninterrupted)
+
+
+def test_progressive_lengths_switch_at_the_right_step_and_survive_a_kill(tmp_path, whole):
+    """Length limit and group size (Vision-R1's PTST) are those of the stage, from its first step.
+
+    Killed while the second stage samples for the first time, and in its last update.
+    """
+    made, variant = whole("progressive"), "variant=progressive"
+    for name, group, most in (("short", 8, 8), ("long", 4, 16)):
+        for step in (1, 2):
+            text = made.rollouts[f"{name}_{step}.jsonl"].decode()
+            rows = [json.loads(line) for line in text.splitlines()]
+            groups = collections.Counter(row["draw"] for row in rows)
+            assert {*groups.values()} == {group} and len(groups) == 4
+            lengths = [row["length"] for row in rows]
+            assert max(lengths) <= most
+            # The limit is met: nearly all responses of a random model are cut.
+            assert max(lengths) == most
+    folder = tmp_path / "run"
+    # The third rollout to be graded is the second stage's first; then, resumed there, the third
+    # update is in its second step.
+    for phase in ("at:grading:3:0", "at:update:3:0"):
+        code, output = run(phase, folder, variant)
+        assert code == -signal.SIGKILL, output
+        assert (folder / "rollouts" / "short_2.jsonl").exists()
+    code, output = run("none", folder, variant)
+    assert code == 0, output
+    same(Finished.read(folder), made)
 
 
 def test_killed_in_a_refill_and_with_groups_carried_over(tmp_path, whole):
