@@ -6,7 +6,7 @@ from jaxr1.rewards.grades import Grade, Pending, RewardError
 from jaxr1.rewards.length import cosine_reward, soft_overlong_reward, stop_properly_reward
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.repetition import repetition_reward
-from jaxr1.rewards.spec import ResolvedReward, Reward
+from jaxr1.rewards.spec import ResolvedReward, Reward, Route
 from jaxr1.rewards.types import Completion, Example
 from jaxr1.rewards.workers import WorkerOptions
 
@@ -19,6 +19,7 @@ __all__ = [
     "Reward",
     "RewardError",
     "RewardPool",
+    "Route",
     "WorkerOptions",
     "accuracy_reward",
     "cosine_reward",

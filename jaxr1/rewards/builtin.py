@@ -25,6 +25,7 @@ class BuiltIn:
         that cannot be parsed.
       uses_math: whether it may call math-verify, whose slow import no item is charged for.
       reading: the name of the function, of the same arguments, that says what the reward reads.
+      together: whether it takes lists of completions and examples, and returns one.
     """
 
     module: str
@@ -32,8 +33,9 @@ class BuiltIn:
     reading: str
     needs_reference: bool = False
     uses_math: bool = False
+    together: bool = False
 
-    def load(self) -> Callable[..., float | None]:
+    def load(self) -> Callable[..., Any]:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.function)
 
