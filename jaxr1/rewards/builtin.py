@@ -75,6 +75,21 @@ BUILT_IN: dict[str, BuiltIn] = {
     ),
     "stop_properly": BuiltIn("jaxr1.rewards.length", "stop_properly_reward", "length_reading"),
     "repetition": BuiltIn("jaxr1.rewards.repetition", "repetition_reward", "repetition_reading"),
+    "format_result": BuiltIn(
+        "jaxr1.rewards.format_result",
+        "format_result_reward",
+        "format_result_reading",
+        needs_reference=True,
+        uses_math=True,
+    ),
+    "label": BuiltIn("jaxr1.rewards.label", "label_reward", "label_reading"),
+    "iou": BuiltIn("jaxr1.rewards.grounding", "iou_reward", "boxes_reading"),
+    "detection": BuiltIn("jaxr1.rewards.grounding", "detection_reward", "boxes_reading"),
+    "numeric": BuiltIn("jaxr1.rewards.matching", "numeric_reward", "matching_reading"),
+    "yes_no": BuiltIn("jaxr1.rewards.matching", "yes_no_reward", "matching_reading"),
+    "choice_text": BuiltIn("jaxr1.rewards.matching", "choice_text_reward", "matching_reading"),
+    "all_match": BuiltIn("jaxr1.rewards.matching", "all_match_reward", "matching_reading"),
+    "json_fields": BuiltIn("jaxr1.rewards.matching", "json_fields_reward", "matching_reading"),
 }
 """The rewards that a config may name without a file."""
 
