@@ -39,8 +39,9 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "remote"])
 def test_every_row(name):
+    """But for the one that asks a service."""
     row = BUILT_IN[name]
     function = row.load()
     assert name_of(function) == name

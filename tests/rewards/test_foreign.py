@@ -9,9 +9,10 @@ import pytest
 import rewards.foreign_rewards as theirs
 from cells import cell
 
-from jaxr1.rewards import Completion, Example, Reward, RewardError, RewardPool, Route
+from jaxr1.rewards import VLM_R1, Completion, Example, Reward, RewardError, RewardPool, Route
 from jaxr1.rewards.foreign import Function
 from jaxr1.rewards.source import check_file
+from jaxr1.rewards.types import ImageSize
 
 FILE = Path(__file__).with_name("foreign_rewards.py")
 
@@ -331,3 +332,28 @@ def test_a_row_that_no_route_is_for(items):
         Route("task", {})
     with pytest.raises(ValueError, match="routes on"):
         Route("task", {"a": Reward(Route("task", {"b": "format"}))})
+
+
+def test_rows_of_vlm_r1_name_their_method():
+    """Rows and responses of each kind in one batch, and one method that is not there."""
+    box = '```json\n[{"bbox_2d": [0, 0, 14, 14], "label": "cat"}]\n```'
+    rows = [
+        ("default", "7", "7.0", 1.0),
+        ("mcq", "(B) the cat", "B", 1.0),
+        ("yes_no", "Yes, it is", "<answer> yes </answer>", 1.0),
+        ("yes_no", "No, yes", "<answer> yes </answer>", 0.0),
+        ("all_match", "red  Cube.", "red cube", 1.0),
+        ("weighted_sum", box, '[{"bbox_2d": [0, 0, 50, 100], "label": "cat"}]', 1.0),
+        ("iou", "[0, 0, 14, 7]", "[0, 0, 50, 100]", 0.5),
+    ]
+    made = []
+    for method, said, gold, _ in rows:
+        row = {"accu_reward_method": method}
+        example = Example("?", gold, "a.jsonl:1", row, (ImageSize(100, 200, 28, 28),))
+        made.append((Completion(f"<think>so</think><answer>{said}</answer>"), example))
+    judged = Example("?", "7", "a.jsonl:1", {"accu_reward_method": "llm"})
+    with RewardPool([Reward(Route("accu_reward_method", VLM_R1), name="accuracy")]) as pool:
+        *found, lost = pool.grade([*made, (Completion("7"), judged)])
+    assert [grade.total for grade in found] == [value for *_, value in rows]
+    assert found[5].by_name["accuracy/position"] == 1.0
+    assert "no reward is given for accu_reward_method 'llm'" in lost.detail
