@@ -65,7 +65,9 @@ def test_the_size_that_is_seen(rng):
             one = image_unit(picture, tiles, decode=decode)
             w, h, seen_width, seen_height = one.size
             assert (w, h) == (width, height)
-            assert seen_width * seen_height == len(one.grids) * 28 * 28
+            columns, rows = tile_grid(height, width, tiles)
+            assert (seen_width, seen_height) == (28 * columns, 28 * rows)
+            assert columns * rows == len(one.grids)
             one = image_unit(picture, patches, decode=decode)
             _, rows, columns = one.grids[0]
             assert one.size == (width, height, columns * 14, rows * 14)

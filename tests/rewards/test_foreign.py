@@ -10,7 +10,7 @@ import rewards.foreign_rewards as theirs
 from cells import cell
 
 from jaxr1.rewards import VLM_R1, Completion, Example, Reward, RewardError, RewardPool, Route
-from jaxr1.rewards.foreign import Function
+from jaxr1.rewards.foreign import Function, query
 from jaxr1.rewards.source import check_file
 from jaxr1.rewards.types import ImageSize
 
@@ -130,6 +130,14 @@ def test_what_openrlhf_logs_is_logged_by_name(items):
     characters = [grade.by_name["their/characters"] for grade in found]
     assert characters == want["extra_logs"]["characters"].tolist()
     assert all("their/batch" in grade.by_name for grade in found)
+
+
+def test_a_query_ends_where_the_response_does():
+    """A response that was cut has no end of its turn; what follows the prompt is the response."""
+    example = Example("What is {this}?", "7")
+    whole, cut = (query(Completion("<think>", reason), example) for reason in ("stop", "length"))
+    prompt = "<|im_start|>user\nWhat is {this}?<|im_end|>\n<|im_start|>assistant\n"
+    assert whole == f"{prompt}<think><|im_end|>" and cut == f"{prompt}<think>"
 
 
 def test_what_trl_functions_log_is_logged_by_name(items):
