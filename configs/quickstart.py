@@ -116,9 +116,13 @@ def _method(name: str, **fields) -> Config:
 
 
 def ppo() -> Config:
-    """PPO with a critic, as LMM-R1: the value of each token, advantages whitened over the batch."""
+    """PPO with a critic, as LMM-R1: the value of each token, advantages whitened over the batch.
+
+    A critic needs no group to compare with: fewer responses pay for its work.
+    """
     optimizer = Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95)
-    return _method("ppo", advantage=Gae(), critic=Critic(optimizer=optimizer, warmup=5))
+    critic = Critic(optimizer=optimizer, warmup=5)
+    return _method("ppo", group_size=5, advantage=Gae(), critic=critic)
 
 
 def rloo() -> Config:

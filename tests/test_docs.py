@@ -30,7 +30,7 @@ from jaxr1.rewards.boxes import Units
 from jaxr1.rewards.builtin import BUILT_IN
 from jaxr1.rewards.format import Variant
 from jaxr1.rewards.styles import STYLES
-from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, Term
+from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, OnlineFilter, Term
 from jaxr1.rl.objectives import PairLoss, TransportLoss
 from jaxr1.rl.objectives.kl import Kl, KlEstimator
 from jaxr1.rl.weights import Aggregation
@@ -186,6 +186,8 @@ def stage_of(thing: Any) -> Any:
         return Rl(DATA, corrections=(thing,))
     if isinstance(thing, AdaptiveEntropy):
         return Rl(DATA, entropy=thing)
+    if isinstance(thing, OnlineFilter):
+        return Rl(DATA, online_filter=thing)
     if isinstance(thing, Reward):
         return Rl(DATA, rewards=(thing,))
     if isinstance(thing, Answers):

@@ -10,8 +10,10 @@ import pytest
 
 # From top to bottom. Above all of them stand the commands, files of the package itself.
 ROOMS = (
+    "bridging",
     "run",
     "report",
+    "inspection",
     "stages",
     "evaluation",
     "rl",

@@ -1,10 +1,12 @@
 """What a data set holds: examples, in a plain sequence, without models or tokenizers."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, overload, runtime_checkable
 
 from jaxr1.base.errors import UserError
+from jaxr1.data.order import Order, Shuffled
 from jaxr1.media.images import MediaError
 from jaxr1.media.references import StoredMedia
 
@@ -57,6 +59,10 @@ class Example:
         """The video references, in the order of the conversation; bytes in files are read."""
         return self._media("video")
 
+    def noted(self, more: dict[str, Any]) -> "Example":
+        """The same with more metadata."""
+        return dataclasses.replace(self, metadata={**self.metadata, **more})
+
     def holds(self, kind: str) -> bool:
         """Whether there is a medium of this kind, "image" or "video"; nothing of it is read."""
         return bool(self._places(kind))
@@ -89,6 +95,7 @@ class Dataset(Sequence[Example]):
       drop_bad: a row whose media turn out to be damaged when they are used is left out, instead of
         ending the run.
       advice: what an error about such a row adds.
+      order: makes the order of draws of a seed; None is shuffled passes.
     """
 
     def __init__(
@@ -101,6 +108,7 @@ class Dataset(Sequence[Example]):
         videos: bool = False,
         drop_bad: bool = False,
         advice: str = "",
+        order: Callable[[int], Order] | None = None,
     ) -> None:
         """Takes the examples as a function of their place.
 
@@ -113,6 +121,7 @@ class Dataset(Sequence[Example]):
         self.name = name
         self.dropped = list(dropped)
         self.videos, self.drop_bad, self.advice = videos, drop_bad, advice
+        self.order = order
         self._length = length
         self._get = get
 
@@ -135,13 +144,37 @@ class Dataset(Sequence[Example]):
         get: Callable[[int], Example],
         dropped: Iterable[dict[str, str]],
     ) -> "Dataset":
-        """Another data set made of these rows; arguments as when one is made."""
+        """Another data set made of these rows; arguments as when one is made.
+
+        Raises:
+          DataError: they have an order of their own, which other rows cannot have.
+        """
+        if self.order is not None:
+            raise DataError(
+                f"{self.name}: a mixture or a curriculum stands around a choice of rows, not in it"
+            )
         options: dict[str, Any] = {
             "videos": self.videos,
             "drop_bad": self.drop_bad,
             "advice": self.advice,
         }
         return Dataset(self.name, length, get, dropped, **options)
+
+    def with_order(self, order: Callable[[int], Order]) -> "Dataset":
+        """The same rows in another order of draws; DataError where they have one of their own."""
+        found = self.made(self._length, self._get, self.dropped)
+        found.order = order
+        return found
+
+    def ordered(self, seed: int, length: int | None = None) -> Order:
+        """The order in which rows are drawn.
+
+        Args:
+          length: of rows that are shuffled; None is of all.
+        """
+        if self.order is not None:
+            return self.order(seed)
+        return Shuffled(self._length if length is None else length, seed)
 
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {self._length} examples, {len(self.dropped)} dropped)"
@@ -157,6 +190,19 @@ class DataSource(Protocol):
     def load(self) -> Dataset:
         """The examples. Raises DataError where the options or the files are unusable."""
         ...
+
+
+def source_files(source: Any) -> list[str]:
+    """The files of rows that a data source reads, and those of sources that it is made of."""
+    if hasattr(source, "files"):
+        return list(source.files())
+    found: list[str] = []
+    if dataclasses.is_dataclass(source):
+        for name in (field.name for field in dataclasses.fields(source)):
+            inner = getattr(source, name)
+            if hasattr(inner, "load"):
+                found += source_files(inner)
+    return found
 
 
 def refusal(dataset: Dataset, example: Example, error: Exception) -> DataError | None:

@@ -1,13 +1,12 @@
 """Rows whose pass rate lies in a range: those that `python -m jaxr1.filter` has looked at."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from jaxr1.base.checks import check_types
 from jaxr1.base.jsonl import read_jsonl
-from jaxr1.data.example import DataError, Dataset, DataSource, Example
+from jaxr1.data.example import DataError, Dataset, DataSource, Example, source_files
 
 PASS_RATE = "pass_rate"
 """The column of metadata that holds a row's pass rate."""
@@ -37,8 +36,7 @@ class Rated:
 
     def files(self) -> list[str]:
         """The files of rows and the file of rates."""
-        inner = getattr(self.data, "files", list)
-        return [*inner(), self.rates]
+        return [*source_files(self.data), self.rates]
 
     def load(self) -> Dataset:
         """The rows that are kept; the others are in `Dataset.dropped`.
@@ -65,8 +63,7 @@ class Rated:
 
         def get(i: int) -> Example:
             row, rate = kept[i]
-            example = rows[row]
-            return dataclasses.replace(example, metadata={**example.metadata, PASS_RATE: rate})
+            return rows[row].noted({PASS_RATE: rate})
 
         return rows.made(len(kept), get, dropped)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import threading
 import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -18,23 +17,18 @@ from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.files import write_whole
 from jaxr1.base.jsonl import write_rows
 from jaxr1.base.names import EVALUATION_MEASURES, check_name
-from jaxr1.data import DataError, Dataset, Example, Source
-from jaxr1.data.example import refusal
-from jaxr1.inputs.ahead import in_batches
-from jaxr1.inputs.exchange import Draw, LeftOut, share
+from jaxr1.data import Dataset, Example, Source
+from jaxr1.evaluation.asked import Asking
+from jaxr1.inputs.exchange import Draw
 from jaxr1.inputs.processor import Processor
-from jaxr1.inputs.sizes import BucketOptions, Buckets, TooLong, rows_for
-from jaxr1.inputs.template import Prompt, PromptError
-from jaxr1.media.images import MediaError, load_image, media_hash
+from jaxr1.inputs.sizes import BucketOptions, Buckets, rows_for
+from jaxr1.media.images import load_image, media_hash
 from jaxr1.models.vlm import Model
-from jaxr1.parallel import host_index, is_main, on_main, owner
+from jaxr1.parallel import is_main, on_main
 from jaxr1.rewards.accuracy import quoted_problem
-from jaxr1.rewards.grades import Pending
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
-from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.grading import submit, wait_for
 from jaxr1.sampling.draw import RandomStream, prompt_key
 from jaxr1.sampling.programs import Program, list_sampling
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
@@ -174,10 +168,10 @@ class HeldOut:
             phase(f"evaluating {name}")
             began = time.perf_counter()
             pool = self._pool(options)
-            asked = Asked(options, dataset, self.processor, model, self.seed, pool, check)
             rows: list[dict[str, Any]] = []
             leave_out = lambda source, reason, name=name: drop(name, source, reason)
-            for draw, row in asked.answers(params, leave_out):
+            asked = (self.processor, self.seed, pool, check, leave_out)
+            for draw, row in answers_to(options, dataset, model, params, *asked):
                 self._judge(options, draw.example, stay)
                 media = self._pictures(dataset, draw) if len(rows) < options.samples else []
                 rows.append({key: row[key] for key in ROW} | {"media": media})
@@ -223,98 +217,41 @@ def buckets_of(options: Evaluation, dataset: Dataset, processor: Processor) -> B
     return processor.buckets(BucketOptions(), *limits, videos=dataset.videos)
 
 
-class Asked:
-    """A set that is being asked."""
+def answers_to(
+    options: Evaluation,
+    dataset: Dataset,
+    model: Model,
+    params: dict,
+    processor: Processor,
+    seed: int,
+    pool: RewardPool,
+    check: Callable[[], None],
+    on_drop: Callable[[str, str], None],
+) -> Iterator[tuple[Draw, dict[str, Any]]]:
+    """Every example of a set once with its row, in order.
 
-    def __init__(
-        self,
-        options: Evaluation,
-        dataset: Dataset,
-        processor: Processor,
-        model: Model,
-        seed: int,
-        pool: RewardPool,
-        check: Callable[[], None],
-    ):
-        self.options, self.dataset, self.processor = options, dataset, processor
-        self.seed, self.pool, self.check = seed, pool, check
-        buckets = buckets_of(options, dataset, processor)
-        sampling = SamplingOptions(options.max_response_tokens, options.temperature)
-        self.sampler = Sampler(model, processor, sampling, buckets)
-        self._reading = threading.Lock()  # a user's data set need not know of threads
+    Args:
+      on_drop: called with (source, reason) of a row that cannot be encoded in a data set that
+        leaves such rows out.
 
-    def answers(
-        self, params: dict, on_drop: Callable[[str, str], None]
-    ) -> Iterator[tuple[Draw, dict[str, Any]]]:
-        """Every example once with its row, in order; a batch is graded while the next is sampled.
-
-        Args:
-          on_drop: called with (source, reason) of a row that cannot be encoded in a data set that
-            leaves such rows out.
-
-        Raises:
-          DataError: an example that cannot be asked; a held-out set has no rows to spare, so no
-            other one is passed over.
-        """
-        waiting: list[tuple[Episodes, Pending]] = []
-        weights = self.sampler.weights(params)
-        numbers = range(len(self.dataset))
-        size = self.options.batch_rows
-        batches = [numbers[first : first + size] for first in numbers[::size]]
-        own = [[i for i in batch if owner(i) == host_index()] for batch in batches]
-        encoded = in_batches(self._draw, own)
-        for batch, mine in zip(batches, own, strict=True):
-            found = share(functools.partial(_numbered, mine, encoded))
-            self.check()
-            draws = self._kept([found[i] for i in batch], on_drop)
-            if not draws:
-                continue
-            keys = [prompt_key(self.seed, RandomStream.EVALUATION, d.position) for d in draws]
-            prompts = [draw.prompt for draw in draws]
-            groups = self.sampler(params, prompts, keys, 1, weights=weights, check=self.check)
-            episodes = Episodes.sampled(draws, groups)
-            waiting.append((episodes, submit(self.pool, episodes)))
-            if len(waiting) > 1:
-                yield from self._graded(*waiting.pop(0))
-        for one in waiting:
-            yield from self._graded(*one)
-
-    def _graded(
-        self, episodes: Episodes, pending: Pending
-    ) -> Iterator[tuple[Draw, dict[str, Any]]]:
-        episodes.grade(episodes.graded(wait_for([pending], self.check)))
-        return zip(episodes.draws, episodes.rows(), strict=True)
-
-    def _kept(
-        self, found: Sequence[Draw | LeftOut], on_drop: Callable[[str, str], None]
-    ) -> list[Draw]:
-        """The examples of a batch that can be asked; the others are written down."""
-        draws = []
-        for one in found:
-            if isinstance(one, LeftOut):
-                on_drop(one.source, one.reason)
-            else:
-                draws.append(one)
-        return draws
-
-    def _draw(self, row: int) -> Draw | LeftOut:
-        """The example of a row, encoded; called in threads, ahead of its turn."""
-        with self._reading:
-            example = self.dataset[row]
-        limits = (self.options.max_prompt_tokens, self.sampler.buckets.patches[-1])
-        try:
-            return Draw(row, row, example, self.processor.encode(Prompt(example.messages), *limits))
-        except TooLong as e:
-            raise DataError(f"{example.source}: {e}") from e
-        except (MediaError, PromptError) as e:
-            if (refused := refusal(self.dataset, example, e)) is not None:
-                raise refused from e
-            return LeftOut(example.source, str(e))
-
-
-def _numbered(rows: Sequence[int], encoded: Iterator[list[Draw | LeftOut]]) -> dict[int, Any]:
-    """The next batch, which is of these rows."""
-    return dict(zip(rows, next(encoded), strict=True))
+    Raises:
+      DataError: an example that cannot be asked; a held-out set has no rows to spare, so no other
+        one is passed over.
+    """
+    sampling = SamplingOptions(options.max_response_tokens, options.temperature)
+    asking = Asking(
+        sampler=Sampler(model, processor, sampling, buckets_of(options, dataset, processor)),
+        max_prompt_tokens=options.max_prompt_tokens,
+        samples=1,
+        batch_rows=options.batch_rows,
+        key=lambda row: prompt_key(seed, RandomStream.EVALUATION, row),
+        pool=pool,
+        refuses_long=True,
+        on_drop=on_drop,
+        check=check,
+    )
+    for episodes in asking.ask(params, dataset, range(len(dataset))):
+        yield from zip(episodes.draws, episodes.rows(), strict=True)
 
 
 def _close_all(pools: dict[Hashable, RewardPool]) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
-import grain
 import numpy as np
 
 from jaxr1.data.example import DataError, Dataset, Example, refusal
@@ -80,7 +79,7 @@ class Draws(contextlib.AbstractContextManager):
         self.limits, self.on_drop = (max_prompt_tokens, max_response_tokens), on_drop
         self.unusable, self.judge, self.on_stay = set(unusable), judge, on_stay
         self.max_patches, self.last_drop, self.check = max_patches, "", check
-        self.order = grain.MapDataset.range(len(dataset)).seed(seed % 2**32).shuffle().repeat()
+        self.order = dataset.ordered(seed)
         self._ahead: Ahead[tuple[int, int], Draw] = Ahead(self._draw, threads)
         self._next = self._begun = 0  # positions: the next to take, the next to begin
         self._turn = 0  # place in its step of the next to begin
@@ -175,7 +174,7 @@ class Draws(contextlib.AbstractContextManager):
         """
         rows: dict[int, int] = {}
         while usable > 0 and len(rows) < len(self.dataset):
-            rows[position] = row = int(self.order[position])
+            rows[position] = row = self.order[position]
             usable -= row not in self.unusable
             position += 1
         return rows
@@ -203,6 +202,14 @@ class Draws(contextlib.AbstractContextManager):
                 raise refused from error
             return LeftOut(example.source, str(error))
 
+    def follow(self, metrics: Mapping[str, float]) -> None:
+        """The order may follow what a step has measured; what was begun of another one is lost."""
+        before = self.order.state
+        self.order.follow(metrics)
+        if self.order.state != before:
+            self._ahead.forget()
+            self._begun, self._turn = self._next, 0
+
     def close(self) -> None:
         """Ends the threads; what was encoded ahead is lost, and nothing else."""
         self._ahead.close()
@@ -214,7 +221,7 @@ class Draws(contextlib.AbstractContextManager):
         """Begins draws until this host's part of `count` are begun and not taken."""
         own = -(-count // host_count())
         while len(self._ahead) < own and len(self.unusable) < len(self.dataset):
-            row = int(self.order[self._begun])
+            row = self.order[self._begun]
             if row not in self.unusable:
                 # Whose turn it will be, should no row before it be passed over.
                 if self._whose(self._turn) == host_index():

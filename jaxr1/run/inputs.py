@@ -6,7 +6,6 @@ many rows each data set had. Pictures and clips are not hashed: there may be mil
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from jaxr1.base.jsonl import AppendLog
 from jaxr1.checkpoints.huggingface import COMPANIONS
 from jaxr1.checkpoints.tensors import fingerprint
 from jaxr1.data import Dataset
+from jaxr1.data.example import source_files
 from jaxr1.evaluation.heldout import Evaluation
 from jaxr1.models import load
 from jaxr1.rewards.spec import Reward
@@ -49,26 +49,13 @@ def inputs_of(
     names = [name for name in COMPANIONS if (model / name).is_file()]
     found["model"] = {name: fingerprint_of(model / name) for name in names}
     for path, (options, dataset) in parts.items():
-        read = {file: fingerprint_of(Path(file)) for file in files_of(options.data)}
+        read = {file: fingerprint_of(Path(file)) for file in source_files(options.data)}
         found[f"{path}.data"] = {"rows": len(dataset), **read}
         for name in getattr(options, "models", ()):
             found[f"{path}.model"] = {name: fingerprint(load.resolve(name))}
         graded = _reward_files(getattr(options, "rewards", ()), folder)
         if graded:
             found[f"{path}.rewards"] = {file.name: fingerprint_of(file) for file in graded}
-    return found
-
-
-def files_of(source: Any) -> list[str]:
-    """The files of rows that a data source reads, and those of sources that it is made of."""
-    if hasattr(source, "files"):
-        return list(source.files())
-    found = []
-    if dataclasses.is_dataclass(source):
-        for field in dataclasses.fields(source):
-            inner = getattr(source, field.name)
-            if hasattr(inner, "load"):
-                found += files_of(inner)
     return found
 
 

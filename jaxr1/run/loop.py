@@ -149,6 +149,7 @@ class Run:
                 if worker.steps and not self.progress.total_step:
                     self.saver.save(states, self.progress)
                 draws = worker.enter_context(self.at.draws(number, context, worker.unusable))
+                draws.order.resume(self.progress.order)
                 self._steps(stage, worker, draws, model)
             except Interrupted:
                 self.saver.stopped(self.states, self.progress)
@@ -187,6 +188,7 @@ class Run:
         ahead = 0 if last else worker.draws
         feed = Feed(draws, self.progress.position, ahead)
         states, metrics = worker.step(self.states, feed, step)
+        draws.follow(metrics)
         progress = dataclasses.replace(
             self.progress,
             step=step,
@@ -197,6 +199,7 @@ class Run:
             streaks=count_streaks(stage, self.progress.streaks, metrics),
             scalars=worker.scalars,
             reference_step=worker.reference_step,
+            order=draws.order.state,
         )
         metrics |= memory_metrics() | state_metrics(states) | {"time/draws_wait_s": feed.waited}
         metrics |= self.at.compiles.metrics(since=compiled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from pathlib import Path
 
@@ -118,10 +119,10 @@ def filter_rows(options: FilterRows) -> int:
 def histogram(rates: list[float]) -> str:
     """How many rows have which pass rate: 0, up to a quarter, and so on, 1."""
     names = ("0", "to 1/4", "to 1/2", "to 3/4", "under 1", "1")
+    bounds = (0.0, 0.25, 0.5, 0.75, 1 - 1e-9)
     counts = [0] * len(names)
     for rate in rates:
-        inner = 1 + min(int((rate - 1e-9) * 4), 3)
-        counts[0 if rate <= 0 else 5 if rate >= 1 else inner] += 1
+        counts[bisect.bisect_left(bounds, rate)] += 1
     longest = max([*counts, 1])
     lines = []
     for name, count in zip(names, counts, strict=True):

@@ -62,6 +62,7 @@ class Progress:
       streaks: {kind of warning: steps in a row, up to this one, that call for it}; see `run.watch`.
       scalars: coefficients that move from step to step.
       reference_step: of the stage, in which its reference moved last; 0 is never.
+      order: of the stage's draws, what it depends on besides the position; see `data.order`.
     """
 
     stage: int = 0
@@ -76,6 +77,7 @@ class Progress:
     streaks: dict[str, int] = dataclasses.field(default_factory=dict)
     scalars: dict[str, float] = dataclasses.field(default_factory=dict)
     reference_step: int = 0
+    order: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def next_stage(self, number: int) -> Progress:
         """At the beginning of another stage."""

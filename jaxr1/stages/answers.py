@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from jaxr1.base.checks import check_least, check_positive, check_types
 from jaxr1.base.jsonl import AppendLog, read_jsonl
 from jaxr1.base.names import REWARD_STATISTICS
-from jaxr1.data.example import DataError, Dataset, Example, refusal
-from jaxr1.inputs.ahead import in_batches
-from jaxr1.inputs.exchange import Draw, LeftOut, share
-from jaxr1.inputs.sizes import TooLong
-from jaxr1.inputs.template import Prompt, PromptError
-from jaxr1.media.images import MediaError
-from jaxr1.parallel import gather, host_index, is_main, on_main, owner
+from jaxr1.data.example import Dataset, Example
+from jaxr1.evaluation.asked import Asking
+from jaxr1.inputs.exchange import Draw
+from jaxr1.parallel import gather, is_main, on_main
 from jaxr1.rewards.accuracy import quoted_problem
-from jaxr1.rewards.grades import Pending, Status
+from jaxr1.rewards.grades import Status
 from jaxr1.rewards.pool import RewardPool
 from jaxr1.rewards.spec import Reward, check_labels
 from jaxr1.rewards.workers import WorkerOptions
 from jaxr1.rl.episodes import Episodes
-from jaxr1.rl.grading import submit, wait_for
 from jaxr1.sampling.draw import prompt_key
 from jaxr1.sampling.sampler import Sampler, SamplingOptions
 from jaxr1.stages.context import Context
@@ -136,8 +131,9 @@ def answers(
         found = kept_answers(file)
         rows = [row for row in range(len(dataset)) if row not in found and row not in unusable]
         if rows:
-            asked = _Asked(options, dataset, context, limits, judge)
-            _ask(asked, params, rows, found, log)
+            with RewardPool.of(options, context.folder) as pool:
+                asking = _asking(options, context, limits, judge, pool)
+                _ask(asking.ask(params, dataset, rows), found, log)
     finally:
         if log is not None:
             log.close()
@@ -150,18 +146,35 @@ def problem_of(options: Graded, example: Example) -> str | None:
     return quoted_problem(example.answer) if is_read else None
 
 
-def _ask(
-    asked: _Asked, params: dict, rows: Sequence[int], found: Answered, log: AppendLog | None
-) -> None:
-    """Adds the answers to these rows, each written down before it counts."""
-    pool = RewardPool.of(asked.options, asked.context.folder)
-    try:
-        for episodes in asked.all(params, rows, pool):
-            for draw, group in zip(episodes.draws, _answers_of(episodes), strict=True):
-                found[draw.row] = group
-                on_main(functools.partial(_write, log, draw, group))
-    finally:
-        pool.close()
+def _asking(
+    options: Answers,
+    context: Context,
+    limits: tuple[int, int],
+    judge: Callable[[Example], str | None],
+    pool: RewardPool,
+) -> Asking:
+    """How the rows of a stage are asked; arguments as of `answers`."""
+    sampling = SamplingOptions(limits[1], options.temperature, options.top_p, options.top_k)
+    return Asking(
+        sampler=Sampler(context.model, context.processor, sampling, context.buckets),
+        max_prompt_tokens=limits[0],
+        samples=options.samples,
+        batch_rows=options.batch_rows,
+        key=lambda row: prompt_key(context.seed, context.stream, f"answers/{row}"),
+        pool=pool,
+        judge=judge,
+        on_drop=context.drop,
+        check=context.check,
+        phase=lambda number, of: context.phase(f"answers {number}/{of}"),
+    )
+
+
+def _ask(asked: Iterator[Episodes], found: Answered, log: AppendLog | None) -> None:
+    """Adds answers, each written down before it counts."""
+    for episodes in asked:
+        for draw, group in zip(episodes.draws, _answers_of(episodes), strict=True):
+            found[draw.row] = group
+            on_main(functools.partial(_write, log, draw, group))
 
 
 def kept_answers(file: Path) -> Answered:
@@ -195,85 +208,3 @@ def _answers_of(episodes: Episodes) -> Iterator[list[Answer]]:
             )
             for said, grade in zip(group, grades, strict=True)
         ]
-
-
-def _numbered(rows: Sequence[int], encoded: Iterator[list[Draw | LeftOut]]) -> dict[int, Any]:
-    """The next batch, which is of these rows."""
-    return dict(zip(rows, next(encoded), strict=True))
-
-
-class _Asked:
-    """Rows that are being asked."""
-
-    def __init__(
-        self,
-        options: Answers,
-        dataset: Dataset,
-        context: Context,
-        limits: tuple[int, int],
-        judge: Callable[[Example], str | None],
-    ):
-        self.options, self.dataset, self.context, self.limits = options, dataset, context, limits
-        self.judge = judge
-        sampling = SamplingOptions(limits[1], options.temperature, options.top_p, options.top_k)
-        self.sampler = Sampler(context.model, context.processor, sampling, context.buckets)
-        self._reading = threading.Lock()  # a user's data set need not know of threads
-
-    def all(self, params: dict, rows: Sequence[int], pool: RewardPool) -> Iterator[Episodes]:
-        """Graded answers, batch by batch; one is graded while the next one is drawn."""
-        size, context = self.options.batch_rows, self.context
-        weights = self.sampler.weights(params)
-        batches = [rows[first : first + size] for first in range(0, len(rows), size)]
-        own = [[row for i, row in enumerate(b) if owner(i) == host_index()] for b in batches]
-        encoded = in_batches(self._draw, own)
-        waiting: list[tuple[Episodes, Pending]] = []
-        for number, (batch, mine) in enumerate(zip(batches, own, strict=True)):
-            context.phase(f"answers {number + 1}/{len(batches)}")
-            found = share(functools.partial(_numbered, mine, encoded))
-            context.check()
-            draws = []
-            for row in batch:
-                one = found[row]
-                if isinstance(one, LeftOut):
-                    context.drop(one.source, one.reason)
-                else:
-                    draws.append(one)
-            if draws:
-                waiting.append(self._drawn(params, weights, draws, pool))
-            if len(waiting) > 1:
-                yield self._graded(*waiting.pop(0))
-        for some in waiting:
-            yield self._graded(*some)
-
-    def _drawn(
-        self, params: dict, weights: Any, draws: list[Draw], pool: RewardPool
-    ) -> tuple[Episodes, Pending]:
-        context = self.context
-        keys = [prompt_key(context.seed, context.stream, f"answers/{d.row}") for d in draws]
-        prompts = [draw.prompt for draw in draws]
-        n, check = self.options.samples, context.check
-        groups = self.sampler(params, prompts, keys, n, weights=weights, check=check)
-        episodes = Episodes.sampled(draws, groups)
-        return episodes, submit(pool, episodes)
-
-    def _graded(self, episodes: Episodes, pending: Pending) -> Episodes:
-        episodes.grade(episodes.graded(wait_for([pending], self.context.check)))
-        return episodes
-
-    def _draw(self, row: int) -> Draw | LeftOut:
-        """A row, encoded; called in threads, ahead of its turn."""
-        with self._reading:
-            example = self.dataset[row]
-        if (problem := self.judge(example)) is not None:
-            return LeftOut(example.source, problem)
-        limits = (self.limits[0], self.sampler.buckets.patches[-1])
-        try:
-            prompt = self.context.processor.encode(Prompt(example.messages), *limits)
-            return Draw(row, row, example, prompt)
-        except TooLong as e:
-            return LeftOut(example.source, str(e))
-        except (MediaError, PromptError) as e:
-            refused: DataError | None = refusal(self.dataset, example, e)
-            if refused is not None:
-                raise refused from e
-            return LeftOut(example.source, str(e))

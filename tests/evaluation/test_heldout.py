@@ -11,7 +11,7 @@ import pytest
 import jaxr1
 from jaxr1.data import Arithmetic
 from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.evaluation.heldout import Asked, Evaluation, HeldOut
+from jaxr1.evaluation.heldout import Evaluation, HeldOut, answers_to
 from jaxr1.rewards import Reward, WorkerOptions
 
 FILE = Path(__file__).parents[1] / "rewards" / "user_rewards.py"
@@ -77,9 +77,10 @@ def test_what_cannot_be_asked_names_its_row(model):
     ]
     options = dataclasses.replace(small("a", "process"), max_prompt_tokens=1024)
     data = Dataset("mine", 2, rows.__getitem__)
-    processor, check = jaxr1.load_processor("tiny"), lambda: None
-    asked = Asked(options, data, processor, model[0], 0, None, check)
+    processor = jaxr1.load_processor("tiny")
+    ask = (processor, 0, None, lambda: None, lambda *row: None)
+    asked = answers_to(options, data, *model, *ask)
     with pytest.raises(
         DataError, match=r"^mine\.jsonl:2: an image has \d+ patches, over the limit"
     ):
-        next(asked.answers(model[1], lambda *row: None))
+        next(asked)

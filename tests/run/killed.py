@@ -30,7 +30,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 import jaxr1
 from jaxr1.config import load_config
-from jaxr1.evaluation import heldout
+from jaxr1.evaluation.asked import Asking
 from jaxr1.rewards.spec import Reward
 from jaxr1.rl import update
 from jaxr1.run.state import Checkpoints
@@ -50,7 +50,7 @@ HOOKS = {
     "once": ("jaxr1.run.kept", "", "_once"),
     "evaluation": ("jaxr1.evaluation.heldout", "HeldOut", "evaluate"),
     # Inside an evaluation: a batch drawn and on its way to the graders, a picture, the answers.
-    "asked": ("jaxr1.evaluation.heldout", "Asked", "_graded"),
+    "asked": ("jaxr1.evaluation.asked", "Asking", "_graded"),
     "pictures": ("jaxr1.evaluation.heldout", "HeldOut", "_pictures"),
     "answers": ("jaxr1.evaluation.heldout", "", "write_rows"),
     "summary": ("jaxr1.evaluation.heldout", "", "summarise"),
@@ -102,7 +102,7 @@ def arm(phase: str, folder: Path) -> None:
 
         update.apply = dying
     elif phase == "evaluation":
-        drawn, calls = heldout.Asked._draw, itertools.count(1)
+        drawn, calls = Asking._draw, itertools.count(1)
 
         def dying(*args):
             # 8 questions each before training, after the supervised stage, after step 2; threads
@@ -111,7 +111,7 @@ def arm(phase: str, folder: Path) -> None:
                 die()
             return drawn(*args)
 
-        heldout.Asked._draw = dying
+        Asking._draw = dying
     elif phase == "checkpoint":
         save = Checkpoints.save
 

@@ -104,7 +104,9 @@ def test_an_error_of_one_host_ends_the_other_by_name(folder):
 
 
 def test_each_host_fills_its_own_quota(folder):
-    """A refilled rollout on two hosts, groups carried over; stopped in a refill, and gone on with."""
+    """Rollouts that are refilled, groups carried over; one host dies in a refill, the same command
+    goes on.
+    """
     for end in run(folder / "filtered", "none", "none", variant="filtered"):
         assert end.code == 0, end.output
     made = finished(folder / "filtered")

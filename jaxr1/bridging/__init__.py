@@ -1,0 +1,1 @@
+"""Modality bridging: worked responses, reasoned by a model that sees no picture."""
