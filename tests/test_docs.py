@@ -14,6 +14,8 @@ import inspect
 import itertools
 import re
 import shlex
+import subprocess
+import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -23,7 +25,11 @@ import pytest
 import jaxr1.rl
 from jaxr1.config import ConfigError, load_config, parse
 from jaxr1.data import Arithmetic
-from jaxr1.rewards import Reward
+from jaxr1.rewards import Completion, Example, Reward
+from jaxr1.rewards.boxes import Units
+from jaxr1.rewards.builtin import BUILT_IN
+from jaxr1.rewards.format import Variant
+from jaxr1.rewards.styles import STYLES
 from jaxr1.rl import AdaptiveEntropy, Correction, Estimator, Gae, OnlineFilter, Term
 from jaxr1.rl.objectives import PairLoss, TransportLoss
 from jaxr1.rl.objectives.kl import Kl, KlEstimator
@@ -32,6 +38,7 @@ from jaxr1.run import Answers, Config, Critic, Preference, Rl, Sft
 
 ROOT = Path(__file__).parents[1]
 OPTIONS, OBJECTIVES = (ROOT / "notebooks" / f"{name}.md" for name in ("options", "objectives"))
+REWARDS = ROOT / "notebooks" / "rewards.md"
 DATA = Arithmetic(count=8)
 STAGES = {"Rl": Rl, "Preference": Preference, "Sft": Sft}
 NAMES = {name: value for name, value in vars(jaxr1.rl).items() if not name.startswith("_")} | {
@@ -451,3 +458,96 @@ def test_commands(tmp_path, monkeypatch):
         before = load_config(spec)
         assert parse(before, flags, "docs") != before
     assert load_config("my_run.py:gspo").stages[0].surrogate == NAMES["Gspo"]()
+
+
+# --- rewards ------------------------------------------------------------------------------------
+def titled(page, *titles):
+    """{name: row} of the tables that begin with one of these titles."""
+    kept = [row for row in rows(page) if next(iter(row.cells)) in titles]
+    return {row.spans(next(iter(row.cells)))[0]: row for row in kept}
+
+
+def check_reward(name: str, row: Row) -> None:
+    """Its options are those of the signature, with their defaults."""
+    parameters = inspect.signature(BUILT_IN[name].load()).parameters
+    stated = dict(text.partition(" = ")[::2] for text in row.spans("options"))
+    assert list(stated) == list(BUILT_IN[name].options()), name
+    for option, value in stated.items():
+        actual = parameters[option].default
+        if not value:
+            assert actual is inspect.Parameter.empty, f"{name}: {option} has the default {actual!r}"
+        else:
+            check_default(value, actual)
+
+
+def test_built_in_rewards():
+    found = titled(REWARDS.read_text(), "reward")
+    assert found.keys() == BUILT_IN.keys()
+    for name, row in found.items():
+        check_reward(name, row)
+    variants = titled(REWARDS.read_text(), "variant")
+    assert tuple(variants) == get_args(Variant)
+    assert tuple(titled(REWARDS.read_text(), "units")) == get_args(Units)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("label", '`table = ""`', ""),
+        ("cosine", "`correct_end = 0.5`", "`correct_end = 0.4`"),
+        ("cosine", "`max_length`", "`max_length = 9`"),
+        ("numeric", "`absolute = 0.0`", "`absolut = 0.0`"),
+        ("remote", "`url`", ""),
+    ],
+)
+def test_a_broken_row_of_rewards_is_found(name, old, new):
+    row = titled(REWARDS.read_text(), "reward")[name]
+    check_reward(name, row)
+    assert old in row.line
+    broken = {title: cell.replace(old, new, 1) for title, cell in row.cells.items()}
+    with pytest.raises(AssertionError):
+        check_reward(name, dataclasses.replace(row, cells=broken))
+
+
+def test_parts_of_rewards():
+    """What built-in rewards return beside their value is on the page."""
+    found = titled(REWARDS.read_text(), "reward")
+    box = '[{"bbox_2d": [0, 0, 1, 1]}]'
+    answers = {"json_fields": '{"a": 1}', "detection": box, "iou": "[0, 0, 1, 1]"}
+    for name in ("format_result", "label", "iou", "detection", "json_fields"):
+        options = {key: "unit" for key in ("boxes", "gold") if key in BUILT_IN[name].options()}
+        answer = answers.get(name, "1")
+        completion = Completion(f"<think>a</think><answer>{answer}</answer>")
+        given = BUILT_IN[name].load()(completion, Example(answer=answer), **options)
+        assert ["score", *found[name].spans("parts")] == list(given), name
+
+
+def test_styles_of_rewards():
+    found = titled(REWARDS.read_text(), "style")
+    assert list(found) == list(STYLES)
+    for name, row in found.items():
+        known_by = STYLES[name].known_by
+        assert tuple(row.spans("known by"))[: len(known_by)] == known_by, name
+        named = set(row.spans("called") + row.spans("known by"))
+        assert name in ("trl", "ms-swift", "verl-batch") or set(STYLES[name].offered) <= named
+
+
+def test_the_rewards_of_the_page(tmp_path):
+    """Its example is one, but for the file that it names; and the README names the page."""
+    (block,) = re.findall(r"```python\n(.*?)```", REWARDS.read_text(), flags=re.DOTALL)
+    (tmp_path / "their_rewards.py").write_text(
+        "def compute_score(data_source, solution_str, ground_truth, extra_info): ...\n"
+    )
+    (tmp_path / "page.py").write_text(block)
+    code = (
+        "import page\nfrom jaxr1.rewards.spec import check_labels\n"
+        "check_labels(page.rewards)\n"
+        "print(*(r.resolve('.').name for r in page.rewards))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["accuracy", "format", "compute_score", "judge", "task"], (
+        done.stderr
+    )
+    assert "](notebooks/rewards.md)" in (ROOT / "README.md").read_text()

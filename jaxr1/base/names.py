@@ -24,9 +24,12 @@ REWARD_STATISTICS = (
 
 
 def is_component(metric: str) -> bool:
-    """Whether a metric is the mean of one component of the reward: `reward/<name>`."""
+    """Whether a metric is the mean of one component of the reward: `reward/<name>`.
+
+    What a reward is made of in turn (`reward/<name>/<part>`) is none: it is no term of the sum.
+    """
     room, _, name = metric.partition("/")
-    return room == "reward" and name not in REWARD_STATISTICS
+    return room == "reward" and "/" not in name and name not in REWARD_STATISTICS
 
 
 def is_score(metric: str) -> bool:

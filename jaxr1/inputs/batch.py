@@ -49,6 +49,8 @@ class EncodedPrompt:
       held: what `patches` are: "pixels", or the output of a frozen "tower" or "merger"
         (`sampling.features`).
       host: the one whose rows hold it, where there are several: the others have `blank` patches.
+      sizes: for each image (not video) its width and height, and those that it was resized to for
+        the tower, in pixels.
     """
 
     token_ids: np.ndarray
@@ -63,6 +65,7 @@ class EncodedPrompt:
     held: Held = "pixels"
     levels: tuple[Levels, ...] = ()
     host: int = 0
+    sizes: tuple[tuple[int, int, int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -18,7 +18,7 @@ from jaxr1.inputs.levels import Levels
 from jaxr1.inputs.positions import Span
 from jaxr1.inputs.sizes import TooLong
 from jaxr1.inputs.template import PromptError
-from jaxr1.inputs.tiles import TileOptions, preprocess_tiles, tile_grids
+from jaxr1.inputs.tiles import TileOptions, preprocess_tiles, tile_grid, tile_grids
 from jaxr1.inputs.videos import (
     VideoOptions,
     measure_video,
@@ -47,6 +47,7 @@ class Unit:
       times: seconds of each frame pair where the text says them (Qwen3-VL's videos), else ().
       step: M-RoPE positions from one frame pair to the next.
       is_video: for messages.
+      size: of an image, see `EncodedPrompt.sizes`.
     """
 
     grids: tuple[Grid, ...]
@@ -56,6 +57,7 @@ class Unit:
     times: tuple[float, ...] = ()
     step: float = 1.0
     is_video: bool = False
+    size: tuple[int, int, int, int] | None = None
 
     @property
     def layout(self) -> tuple[tuple[Grid, ...], tuple[float, ...], float]:
@@ -114,10 +116,11 @@ def image_unit(source: Any, options: ImageOptions | TileOptions, *, decode: bool
     height, width = probe_image(source)
     try:
         grids = _image_grids(height, width, options)
+        size = (width, height, *_seen_size(height, width, options))
     except MediaError as e:
         raise MediaError(f"{name}: {e}") from e
     if not decode:
-        return Unit(grids)
+        return Unit(grids, size=size)
     image = load_image(source)
     if image.size != (width, height):
         raise MediaError(
@@ -125,16 +128,27 @@ def image_unit(source: Any, options: ImageOptions | TileOptions, *, decode: bool
             f"{width}x{height}"
         )
     if isinstance(options, TileOptions):
-        patches, _ = preprocess_tiles(image, options)
-        return Unit(grids, tuple(patches), options.patch_options.levels, media_hash(image))
-    found, _ = preprocess_image(image, options)
-    return Unit(grids, (found,), options.levels, media_hash(image))
+        tiles, _ = preprocess_tiles(image, options)
+        patches, levels = tuple(tiles), options.patch_options.levels
+    else:
+        found, _ = preprocess_image(image, options)
+        patches, levels = (found,), options.levels
+    return Unit(grids, patches, levels, media_hash(image), size=size)
 
 
 def _image_grids(height: int, width: int, options: ImageOptions | TileOptions) -> tuple[Grid, ...]:
     if isinstance(options, TileOptions):
         return tile_grids(height, width, options)
     return (image_grid(height, width, options),)
+
+
+def _seen_size(height: int, width: int, options: ImageOptions | TileOptions) -> tuple[int, int]:
+    """The width and height that an image is resized to, all tiles together."""
+    if isinstance(options, TileOptions):
+        columns, rows = tile_grid(height, width, options) if options.max_tiles > 1 else (1, 1)
+        return columns * options.size, rows * options.size
+    _, rows, columns = image_grid(height, width, options)
+    return columns * options.patch_size, rows * options.patch_size
 
 
 def video_unit(
@@ -223,6 +237,7 @@ def media_fields(units: Sequence[Unit]) -> dict[str, Any]:
         "patches": tuple(joined(unit.patches for unit in units)),
         "levels": tuple(joined((unit.levels,) * len(unit.patches) for unit in units)),
         "hashes": tuple(unit.hash for unit in units if unit.hash),
+        "sizes": tuple(unit.size for unit in units if unit.size is not None),
     }
 
 

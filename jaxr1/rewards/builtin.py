@@ -25,6 +25,7 @@ class BuiltIn:
         that cannot be parsed.
       uses_math: whether it may call math-verify, whose slow import no item is charged for.
       reading: the name of the function, of the same arguments, that says what the reward reads.
+      together: whether it takes lists of completions and examples, and returns one.
     """
 
     module: str
@@ -32,8 +33,9 @@ class BuiltIn:
     reading: str
     needs_reference: bool = False
     uses_math: bool = False
+    together: bool = False
 
-    def load(self) -> Callable[..., float | None]:
+    def load(self) -> Callable[..., Any]:
         """The function itself."""
         return getattr(importlib.import_module(self.module), self.function)
 
@@ -73,6 +75,22 @@ BUILT_IN: dict[str, BuiltIn] = {
     ),
     "stop_properly": BuiltIn("jaxr1.rewards.length", "stop_properly_reward", "length_reading"),
     "repetition": BuiltIn("jaxr1.rewards.repetition", "repetition_reward", "repetition_reading"),
+    "format_result": BuiltIn(
+        "jaxr1.rewards.format_result",
+        "format_result_reward",
+        "format_result_reading",
+        needs_reference=True,
+        uses_math=True,
+    ),
+    "label": BuiltIn("jaxr1.rewards.label", "label_reward", "label_reading"),
+    "iou": BuiltIn("jaxr1.rewards.grounding", "iou_reward", "boxes_reading"),
+    "detection": BuiltIn("jaxr1.rewards.grounding", "detection_reward", "boxes_reading"),
+    "numeric": BuiltIn("jaxr1.rewards.matching", "numeric_reward", "matching_reading"),
+    "yes_no": BuiltIn("jaxr1.rewards.matching", "yes_no_reward", "matching_reading"),
+    "choice_text": BuiltIn("jaxr1.rewards.matching", "choice_text_reward", "matching_reading"),
+    "all_match": BuiltIn("jaxr1.rewards.matching", "all_match_reward", "matching_reading"),
+    "json_fields": BuiltIn("jaxr1.rewards.matching", "json_fields_reward", "matching_reading"),
+    "remote": BuiltIn("jaxr1.rewards.remote", "remote_reward", "remote_reading", together=True),
 }
 """The rewards that a config may name without a file."""
 

@@ -3,10 +3,12 @@
     strict       <think>...</think><answer>...</answer>
     whitespace   _<think>...</think>_<answer>...</answer>_              _ is any whitespace
     lenient      any text <think>...</think> any text <answer>...</answer> any text
+    tags         any text <think>...</think>_<answer>...</answer> any text
+    base         any text <think>...</think>_<answer>...</answer>_           300 characters thought
 
-The three strictness levels of the published systems (lenient: LMM-R1; whitespace, the default:
-R1-Omni, VisualThinker-R1-Zero). In each of them the four tags occur exactly once, in this order,
-and neither block is empty.
+The strictness levels of the published systems (strict: LMM-R1; whitespace, the default: R1-Omni,
+VisualThinker-R1-Zero; tags, base: MM-Eureka, of an instructed and of a base model). In each of them
+the four tags occur exactly once, in this order, and neither block is empty.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from typing import Literal, get_args
 from jaxr1.rewards.types import Completion, Example
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-Variant = Literal["strict", "whitespace", "lenient"]
+Variant = Literal["strict", "whitespace", "lenient", "tags", "base"]
+BASE_THOUGHT = 300
+"""Characters that a base model has to think (MM-Eureka, arXiv:2503.07365)."""
 
 
 def format_reward(
@@ -30,7 +34,7 @@ def format_reward(
     Args:
       completion: text with the template's prefix, and the finish reason.
       example: not used; reward functions share one signature.
-      variant: "strict", "whitespace" or "lenient", as drawn at the top of this file.
+      variant: one of those drawn at the top of this file.
 
     Returns:
       1.0 or 0.0, in linear time.
@@ -53,12 +57,15 @@ def format_reward(
     if not thought.strip() or not answered.strip():
         return 0.0
     between = text[think_end + len(TAGS[1]) : answer]
-    outside = text[:think] + between + text[answer_end + len(TAGS[3]) :]
-    if variant == "strict":
-        return float(not outside)
-    if variant == "whitespace":
-        return float(not outside.strip())
-    return 1.0
+    before, after = text[:think], text[answer_end + len(TAGS[3]) :]
+    fits = {
+        "strict": not before + between + after,
+        "whitespace": not (before + between + after).strip(),
+        "lenient": True,
+        "tags": not between.strip(),
+        "base": not (between + after).strip() and len(thought.strip()) >= BASE_THOUGHT,
+    }
+    return float(fits[variant])
 
 
 def format_reading(

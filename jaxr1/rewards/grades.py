@@ -26,7 +26,8 @@ class Grade:
     Attributes:
       total: sum of weight x value over the components that gave a value; None if none did, or if
         the status is not "ok": the sample then stays out of its group's baseline.
-      by_name: the unweighted value of every component, None where it gave none.
+      by_name: the unweighted value of every reward, None where it gave none; and under
+        "<reward>/<component>" those components that its function told of.
       status: "ok"; "timeout" (over its deadline), "crash" (the worker process ended), "error" (an
         exception, or a value that is no number), "nan" (NaN or infinite).
       detail: for people: function, file, and the last line of the traceback.

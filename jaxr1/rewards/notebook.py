@@ -22,8 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxr1.rewards.forms import SIGNATURE
-from jaxr1.rewards.source import check_call
+from jaxr1.rewards.styles import SIGNATURE, STYLES, check_call, style_of
 
 MAX_LITERAL_DEPTH = 8
 MAX_LITERAL_ITEMS = 10_000
@@ -31,13 +30,21 @@ MAX_LITERAL_ITEMS = 10_000
 _TO_FILE = "Put it at the top level of a .py file and give 'path.py:function_name'."
 
 
-def check_function(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def check_function(
+    function: Callable[..., Any], options: Mapping[str, Any], style: str = ""
+) -> None:
     """Checks that a worker process could have this function and call it.
 
+    Args:
+      function: a function, or a class of callables.
+      options: keyword arguments of every call.
+      style: its style, a name of `STYLES`; "" is that it is to be recognised.
+
     Raises:
-      ValueError: it is no plain function, a lambda or a closure, or it cannot be called with
-        (completion, example, **options).
+      ValueError: it is neither, a lambda or a closure, or it cannot be called as its style wants.
     """
+    if inspect.isclass(function):
+        return  # it has a file, or `locate` says so, and the file is checked
     if not isinstance(function, types.FunctionType):
         kind = type(function).__name__
         raise ValueError(
@@ -57,12 +64,18 @@ def check_function(function: Callable[..., Any], options: Mapping[str, Any]) -> 
             f"function that made it ({names}), which a worker process does not have. "
             f"Pass them as options, or: {_TO_FILE}"
         )
-    check_call(inspect.signature(function), f"the reward function {name!r}", options)
+    signature = inspect.signature(function)
+    reward_type = function.__globals__.get("REWARD_TYPE")
+    known = STYLES.get(style) or style_of(signature.parameters, reward_type)
+    check_call(signature, f"the reward function {name!r}", options, known)
 
 
 def describe_function(function: Callable[..., Any]) -> str:
     """A function object as file and name, for the resolved config of a run."""
-    path = inspect.getsourcefile(function) or "?"
+    try:
+        path = inspect.getsourcefile(function) or "?"
+    except TypeError:  # a class of a notebook
+        path = "?"
     return f"{path if _is_file(path) else '(notebook)'}:{function.__name__}"
 
 
@@ -75,14 +88,24 @@ def locate(function: Any, directory: Path) -> tuple[Path, str]:
         needed.
 
     Raises:
-      ValueError: the function has no file, and cannot be copied.
+      ValueError: the function has no file, and cannot be copied; a class never can.
     """
-    name = function.__name__
-    path = inspect.getsourcefile(function)
-    at_top = function.__qualname__ == name and function.__globals__.get(name) is function
+    name, home = function.__name__, sys.modules.get(function.__module__)
+    is_class = inspect.isclass(function)
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:  # a class of a notebook
+        path = None
+    there = vars(home) if is_class and home is not None else getattr(function, "__globals__", {})
+    at_top = function.__qualname__ == name and there.get(name) is function
     # a script run as __main__ would run once more if a worker imported it
     if _is_file(path) and at_top and function.__module__ != "__main__":
         return Path(str(path)).absolute(), name
+    if is_class:
+        raise ValueError(
+            f"the class {name!r} cannot be copied to a worker process: only functions can. "
+            f"{_TO_FILE}"
+        )
     copy = _Copy(name)
     copy.add_function(function)
     text = copy.text()

@@ -80,6 +80,7 @@ class RewardPool:
             "memory_gib": options.memory_gib,
             "timeout_s": timeout_s,
         }
+        self._with_ids = any(reward.reads_ids for reward in self.rewards)
         self._forward = Forward()
         self._queue: queue.SimpleQueue[Chunk | None] = queue.SimpleQueue()
         self._closed = threading.Event()
@@ -138,7 +139,8 @@ class RewardPool:
             raise RewardError("the reward pool is closed")
         rows: list[Row] = []
         for i, (completion, example) in enumerate(items):
-            row = {"id": i, "completion": completion.to_json(), "example": example.to_json()}
+            said = completion.to_json(with_ids=self._with_ids)
+            row = {"id": i, "completion": said, "example": example.to_json()}
             try:
                 json.dumps(row)
             except (TypeError, ValueError) as error:
@@ -351,8 +353,9 @@ class RewardPool:
         values: list[float | None] = answer["values"]
         by_name: dict[str, float | None] = {}
         given = []
-        for reward, value in zip(self.rewards, values, strict=True):
+        for reward, value, parts in zip(self.rewards, values, answer["parts"], strict=True):
             by_name[reward.name] = value
+            by_name |= {f"{reward.name}/{part}": number for part, number in parts.items()}
             if value is not None:
                 given.append(reward.weight * value)
         row = chunk.rows.pop(0)

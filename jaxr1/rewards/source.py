@@ -6,63 +6,84 @@ import ast
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxr1.rewards.forms import BATCH, SIGNATURE, is_batch
+from jaxr1.rewards.styles import STYLES, check_call, style_of
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_TOKEN_IDS = ("completion_ids", "response_token_ids")
 
 
-def check_file(path: Path, name: str, options: Mapping[str, Any]) -> bool:
-    """Checks that a file defines a function that takes (completion, example, **options).
+@dataclass(frozen=True)
+class Checked:
+    """What is seen of a reward function without executing it.
 
-    It may also take lists of both, or be async, see `jaxr1.rewards.forms`.
+    Attributes:
+      together: it grades several items at the same time.
+      reads_ids: its file speaks of the token ids of responses, which are not sent otherwise.
+    """
+
+    together: bool
+    reads_ids: bool
+
+
+def check_file(path: Path, name: str, options: Mapping[str, Any], style: str = "") -> Checked:
+    """Checks that a file defines a function, or a class of callables, of a known style.
 
     The file is read as a syntax tree. A decorated function, or a name that is assigned or imported,
     passes: what it is shows only when a worker loads it.
 
-    Returns:
-      Whether it is seen to grade several items at the same time.
+    Args:
+      path, name: the file, and what is asked for in it.
+      options: keyword arguments of every call.
+      style: its style, a name of `STYLES`; "" is that it is to be recognised.
 
     Raises:
       ValueError: the file is missing or no valid Python, has no such name, or defines something
         that cannot be called so; the message names file and function, and near misses.
     """
-    defined = _definitions(_parse(path, name))
+    tree = _parse(path, name)
+    defined = _definitions(tree)
     if name not in defined:
         raise ValueError(f"{path} has no function {name!r} at its top level{_known(name, defined)}")
+    words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    words |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    reads_ids = any(word in words for word in _TOKEN_IDS)
     found = defined[name]
-    if isinstance(found, ast.ClassDef):
-        raise ValueError(f"{name} in {path} is a class: a reward must be a function, {SIGNATURE}")
-    if not isinstance(found, _FUNCTIONS):
-        return False
-    signature = _signature_of(found.args)
-    if not found.decorator_list:
-        check_call(signature, f"reward function {name} in {path}", options)
-    return isinstance(found, ast.AsyncFunctionDef) or is_batch(signature.parameters)
-
-
-def check_call(signature: inspect.Signature, where: str, options: Mapping[str, Any]) -> None:
-    """Checks that a signature takes (completion, example, **options).
-
-    Args:
-      signature: of the function.
-      where: how the message calls the function.
-      options: keyword arguments of every call.
-
-    Raises:
-      ValueError: it does not.
-    """
-    try:
-        signature.bind(None, None, **options)
-    except TypeError as error:
-        given = "".join(f", {key}=..." for key in options)
-        first = ", ".join(BATCH) if is_batch(signature.parameters) else "completion, example"
+    method = _call_method(found) if isinstance(found, ast.ClassDef) else None
+    if isinstance(found, ast.ClassDef) and method is None and not found.bases:
         raise ValueError(
-            f"{where} cannot be called as f({first}{given}): {error}. "
-            f"It has the signature {signature}; expected is {SIGNATURE}"
-        ) from None
+            f"{name} in {path} is a class without __call__: a reward is a function, or a class "
+            "whose instances can be called"
+        )
+    function = found if method is None else method
+    if not isinstance(function, _FUNCTIONS):
+        return Checked(bool(style) and STYLES[style].batch, reads_ids)
+    signature = _signature_of(function.args)
+    if method is not None:  # without self
+        signature = inspect.Signature(list(signature.parameters.values())[1:])
+    known = STYLES.get(style) or style_of(signature.parameters, _reward_type(tree))
+    if not function.decorator_list:
+        check_call(signature, f"reward function {name} in {path}", options, known)
+    return Checked(known.batch or isinstance(function, ast.AsyncFunctionDef), reads_ids)
+
+
+def _call_method(node: ast.ClassDef) -> ast.AST | None:
+    """The `__call__` that a class itself defines."""
+    methods = [part for part in node.body if isinstance(part, _FUNCTIONS)]
+    return next((method for method in methods if method.name == "__call__"), None)
+
+
+def _reward_type(tree: ast.Module) -> object:
+    """What a file calls REWARD_TYPE, if it says so by a constant."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if "REWARD_TYPE" in names:
+                return node.value.value
+    return None
 
 
 def _parse(path: Path, name: str) -> ast.Module:

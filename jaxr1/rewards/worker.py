@@ -14,8 +14,9 @@ error, and what it reads is empty.
                        {"at": reward index}                      a user function begins an item
                        {"at": reward index, "together": true}    it begins all items of the line
                        {"at": -1, "together": false}             functions for all items are done
-                       {"id", "values": [...], "status",
-                        "detail", "traceback", "reward"}         for each item, in order
+                       {"id", "values": [...], "parts": [{...}],
+                        "status", "detail", "traceback",
+                        "reward"}                                for each item, in order
 
 The parent's deadlines rest on these lines: an item begins when the line of the one before it has
 come, or when the functions for all items are done, which come first and have a deadline each. This
@@ -36,7 +37,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
@@ -44,8 +45,9 @@ from typing import Any, TextIO
 from jaxr1.rewards.accuracy import needs_math_verify
 from jaxr1.rewards.algebra import math_verify_module
 from jaxr1.rewards.answers import extract_answer
+from jaxr1.rewards.applying import OTHERWISE, Branches, Late, Value, number_of, run_all
 from jaxr1.rewards.builtin import BUILT_IN
-from jaxr1.rewards.forms import Form, form_of
+from jaxr1.rewards.foreign import Function
 from jaxr1.rewards.types import Completion, Example
 
 MAX_TEXT = 4000  # of a traceback sent to the parent
@@ -95,26 +97,6 @@ def _load_file(file: Path) -> ModuleType:
     return module
 
 
-def _number(value: Any) -> float | None:
-    """A reward as a float, None for None.
-
-    Raises:
-      TypeError: it is not a number.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str | bytes):
-        raise TypeError(f"it returned {value!r:.200}, which is no number")
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"it returned a {type(value).__name__}, which is no number") from None
-
-
-Value = tuple[float | None, dict[str, Any]]
-"""What one reward function gives one item, and what went wrong, {} if nothing."""
-
-
 class Grader:
     """Applies the reward functions to items, one after the other or all at once."""
 
@@ -127,31 +109,34 @@ class Grader:
         self.rewards = rewards
         self.emit = emit
         self.timeout_s = timeout_s
-        self.functions: list[RewardFunction] = []
-        self.forms: list[Form] = []
+        self.branches: list[Branches] = []
         self.uses_math = False
         self.math_loaded = False
 
     def load(self) -> dict[str, str] | None:
         """Loads all functions; what failed, if one did."""
         for reward in self.rewards:
-            path, function = reward["path"], reward["function"]
-            try:
-                if path:
-                    self.functions.append(load_function(path, function))
-                else:
-                    self.functions.append(BUILT_IN[function].load())
-                    self.uses_math |= BUILT_IN[function].uses_math
-                self.forms.append(form_of(self.functions[-1]))
-            # whatever it is: a file that calls sys.exit() at import is a failure to report as well
-            except BaseException as error:
-                return {
-                    "reward": reward["name"],
-                    "where": f"{function} in {path}",
-                    "traceback": traceback.format_exc()[-MAX_TEXT:],
-                    "detail": f"{type(error).__name__}: {error}"[:MAX_TEXT],
-                }
+            functions: dict[str, Function] = {}
+            for value, branch in (reward["routes"] or {OTHERWISE: reward}).items():
+                try:
+                    functions[value] = self._load(branch)
+                # whatever it is: a file that calls sys.exit() at import is a failure to report too
+                except BaseException as error:
+                    return {
+                        "reward": reward["name"],
+                        "where": f"{branch['function']} in {branch['path']}",
+                        "traceback": traceback.format_exc()[-MAX_TEXT:],
+                        "detail": f"{type(error).__name__}: {error}"[:MAX_TEXT],
+                    }
+            self.branches.append(Branches(functions, reward["column"]))
         return None
+
+    def _load(self, reward: dict[str, Any]) -> Function:
+        path, name = reward["path"], reward["function"]
+        if path:
+            return Function(load_function(path, name), reward["options"], reward["style"])
+        self.uses_math |= BUILT_IN[name].uses_math
+        return Function(BUILT_IN[name].load(), reward["options"])
 
     def prepare(self, items: list[dict[str, Any]]) -> None:
         """Imports math-verify before the first item that can need it."""
@@ -169,8 +154,8 @@ class Grader:
         completions = [Completion.from_json(item["completion"]) for item in items]
         examples = [Example.from_json(item["example"]) for item in items]
         together: dict[int, list[Value]] = {}
-        for index, form in enumerate(self.forms):
-            if form != "item":
+        for index, branches in enumerate(self.branches):
+            if branches.together:
                 self.emit({"at": index, "together": True})
                 together[index] = self._apply_together(index, completions, examples)
         if together:
@@ -183,117 +168,110 @@ class Grader:
         self, ident: int, completion: Completion, example: Example, known: dict[int, Value]
     ) -> dict[str, Any]:
         """The line that answers an item; the first thing that goes wrong gives it its status."""
-        values: list[float | None] = []
+        found: list[Value] = []
         problem: dict[str, Any] = {}
         for index in range(len(self.rewards)):
-            found = known.get(index) or self._apply(index, completion, example)
-            values.append(found[0])
-            problem = problem or found[1]
+            one = known.get(index) or self._apply(index, completion, example)
+            found.append(one)
+            problem = problem or one.problem
         fine = {"status": "ok", "detail": "", "traceback": "", "reward": -1}
-        return {"id": ident, "values": values} | fine | problem
+        given = {"values": [one.value for one in found], "parts": [one.parts for one in found]}
+        return {"id": ident} | given | fine | problem
 
     def _apply(self, index: int, completion: Completion, example: Example) -> Value:
-        """What a function gives one item."""
-        reward = self.rewards[index]
-        if reward["path"]:
+        """What a reward gives one item."""
+        if self.rewards[index]["path"] or self.rewards[index]["routes"]:
             self.emit({"at": index})
         try:
-            given = self.functions[index](completion, example, **reward["options"])
+            function = self.branches[index].of(example)
+            given = function.one(completion, example)
         # SystemExit and KeyboardInterrupt are let through and end the process: the parent sees a
         # crash
         except Exception as error:
-            return None, self._problem(index, error)
-        return self._checked(index, given)
+            return self._problem(index, error)
+        return self._read_one(index, function, given)
 
     def _apply_together(
         self, index: int, completions: list[Completion], examples: list[Example]
     ) -> list[Value]:
-        """What a function gives all items: in one call, or in calls that wait for each other."""
-        function, options = self.functions[index], self.rewards[index]["options"]
-        try:
-            if self.forms[index] == "async":
-                calls = [
-                    function(completion, example, **options)
-                    for completion, example in zip(completions, examples, strict=True)
-                ]
-                given = _run_all(calls, self.timeout_s)
-            else:
-                given = function(completions, examples, **options)
-                if inspect.isawaitable(given):
-                    [given] = _run_all([given], self.timeout_s)
-                if isinstance(given, Exception):
-                    raise given
-                given = _as_list(given, len(completions))
-        except Exception as error:
-            return [(None, self._problem(index, error))] * len(completions)
-        return [self._checked(index, one) for one in given]
+        """What a reward gives all items, each from the function that its row routes it to."""
+        found: dict[int, Value] = {}
+        places: dict[Function, list[int]] = {}
+        for place, example in enumerate(examples):
+            try:
+                places.setdefault(self.branches[index].of(example), []).append(place)
+            except ValueError as error:
+                found[place] = self._problem(index, error)
+        for function, at in places.items():
+            own = [completions[place] for place in at], [examples[place] for place in at]
+            found |= zip(at, self._apply_all(index, function, *own), strict=True)
+        return [found[place] for place in range(len(examples))]
 
-    def _checked(self, index: int, given: Any) -> Value:
-        """What a function gave an item, as a value or as a problem."""
-        if isinstance(given, Exception):
-            return None, self._problem(index, given)
+    def _apply_all(
+        self,
+        index: int,
+        function: Function,
+        completions: list[Completion],
+        examples: list[Example],
+    ) -> list[Value]:
+        """What one function gives items: in one call, in calls that wait, or one by one."""
+        pairs = list(zip(completions, examples, strict=True))
+        if not function.together:
+            return [self._apply(index, *pair) for pair in pairs]
         try:
-            value = _number(given)
+            if not function.style.batch:
+                calls = [function.one(*pair) for pair in pairs]
+                singly = run_all(calls, self.timeout_s)
+                return [self._read_one(index, function, given) for given in singly]
+            given = function.many(completions, examples)
+            if inspect.isawaitable(given):
+                [given] = run_all([given], self.timeout_s)
+            if isinstance(given, Exception):
+                raise given
+            scored = function.read_many(given, len(pairs))
+        except Exception as error:
+            return [self._problem(index, error)] * len(pairs)
+        return [self._checked(index, *one) for one in scored]
+
+    def _read_one(self, index: int, function: Function, given: Any) -> Value:
+        """What a call for one item returned, as a value or as a problem."""
+        if isinstance(given, Exception):
+            return self._problem(index, given)
+        try:
+            return self._checked(index, *function.read_one(given))
         except TypeError as error:
-            return None, self._problem(index, error)
+            return self._problem(index, error)
+
+    def _checked(self, index: int, given: Any, parts: dict[str, float]) -> Value:
+        """A reward as it was given, as a value or as a problem."""
+        if isinstance(given, Exception):
+            return self._problem(index, given)
+        try:
+            value = number_of(given)
+        except TypeError as error:
+            return self._problem(index, error)
         if value is not None and not math.isfinite(value):
             detail = f"{self._where(index)} returned {value}"
-            return None, {"status": "nan", "detail": detail, "reward": index}
-        return value, {}
+            return Value(None, parts, {"status": "nan", "detail": detail, "reward": index})
+        return Value(value, parts)
 
     def _where(self, index: int) -> str:
         reward = self.rewards[index]
         return f"{reward['function']} in {reward['path'] or 'jaxr1'}"
 
-    def _problem(self, index: int, error: Exception) -> dict[str, Any]:
-        """What is said of an item for which a function raised this."""
-        if isinstance(error, _Late):
+    def _problem(self, index: int, error: Exception) -> Value:
+        """What an item gets for which a function raised this."""
+        if isinstance(error, Late):
             detail = f"{self._where(index)} took over {self.timeout_s:g} s"
-            return {"status": "timeout", "detail": detail, "reward": index}
+            return Value(None, {}, {"status": "timeout", "detail": detail, "reward": index})
         last = "".join(traceback.format_exception_only(error)).strip()
-        return {
+        problem = {
             "status": "error",
             "detail": f"{self._where(index)}: {last}"[:MAX_TEXT],
             "traceback": "".join(traceback.format_exception(error))[-MAX_TEXT:],
             "reward": index,
         }
-
-
-class _Late(Exception):
-    """An awaited call is over its deadline."""
-
-
-def _run_all(calls: Sequence[Any], timeout_s: float) -> list[Any]:
-    """The results of awaitables that run at the same time, an exception where one raised it."""
-    import asyncio  # most rewards wait for nothing
-
-    async def one(call: Any) -> Any:
-        task = asyncio.ensure_future(call)
-        done, _ = await asyncio.wait([task], timeout=timeout_s)
-        if not done:
-            task.cancel()
-            return _Late()
-        return await task
-
-    async def run() -> list[Any]:
-        return await asyncio.gather(*map(one, calls), return_exceptions=True)
-
-    return asyncio.run(run())
-
-
-def _as_list(given: Any, count: int) -> list[Any]:
-    """The values of a function of the batch form.
-
-    Raises:
-      TypeError: there are not as many as items.
-    """
-    if isinstance(given, str | bytes | dict) or not hasattr(given, "__len__"):
-        raise TypeError(
-            f"it returned a {type(given).__name__}, which is no list of {count} numbers"
-        )
-    if len(given) != count:
-        raise TypeError(f"it returned {len(given)} values for {count} completions")
-    return list(given)
+        return Value(None, {}, problem)
 
 
 def _needs_import(item: dict[str, Any]) -> bool:

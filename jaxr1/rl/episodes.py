@@ -188,10 +188,11 @@ class Episodes:
             if not draw.is_own:
                 continue
             e = draw.example
-            asked = types.Example(e.question, e.answer, e.source, e.metadata)
+            sizes = tuple(types.ImageSize(*size) for size in draw.prompt.sizes)
+            asked = types.Example(e.question, e.answer, e.source, e.metadata, sizes)
             for c in group:
                 text = draw.prompt.prefix + c.text
-                said = types.Completion(text, c.finish_reason, len(c.token_ids))
+                said = types.Completion(text, c.finish_reason, len(c.token_ids), c.token_ids)
                 seen.append((said, asked))
         return seen
 
@@ -266,7 +267,8 @@ class Episodes:
             "rollout/frac_truncated": _mean([c.finish_reason == "length" for c in said]),
             "rollout/entropy": _mean([c.entropy for c in said]),
         }
-        for name in grades[0].by_name:
+        # not every grade has all: components of a reward are known where it was given
+        for name in dict.fromkeys(itertools.chain.from_iterable(g.by_name for g in grades)):
             given = [grade.by_name.get(name) for grade in grades]
             metrics[f"reward/{name}"] = _mean([value for value in given if value is not None])
         for status, name in LOST.items():

@@ -6,6 +6,7 @@ many rows each data set had. Pictures and clips are not hashed: there may be mil
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,8 +60,8 @@ def inputs_of(
 
 
 def _reward_files(rewards: Sequence[Reward], folder: Path) -> list[Path]:
-    resolved = [reward.resolve(folder) for reward in rewards]
-    return [Path(reward.path) for reward in resolved if reward.path]
+    files = itertools.chain.from_iterable(reward.resolve(folder).files for reward in rewards)
+    return [Path(file) for file in files]
 
 
 def kept_inputs(run_dir: Path) -> Inputs | None:

@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 from reference import pixel_values, pixels_of
 
+from jaxr1.inputs.images import ImageOptions
 from jaxr1.inputs.tiles import TileOptions, cut_tiles, preprocess_tiles, tile_grid, tile_grids
+from jaxr1.inputs.units import image_unit
 from jaxr1.media.images import MediaError, load_image
 
 
@@ -51,6 +53,24 @@ def test_the_drawing():
     assert len(cut_tiles(Image.new("RGB", (300, 100)), options)) == 4
     assert len(cut_tiles(Image.new("RGB", (30, 30)), options)) == 1, "one tile is its own thumbnail"
     assert len(cut_tiles(Image.new("RGB", (300, 100)), TileOptions(size=28, max_tiles=1))) == 1
+
+
+def test_the_size_that_is_seen(rng):
+    """Of all tiles together, or of the one picture that patches are cut from."""
+    tiles, patches = TileOptions(size=28, max_tiles=6, thumbnail=False), ImageOptions()
+    for _ in range(30):
+        height, width = (int(side) for side in rng.integers(20, 600, 2))
+        picture = Image.new("RGB", (width, height))
+        for decode in (True, False):
+            one = image_unit(picture, tiles, decode=decode)
+            w, h, seen_width, seen_height = one.size
+            assert (w, h) == (width, height)
+            columns, rows = tile_grid(height, width, tiles)
+            assert (seen_width, seen_height) == (28 * columns, 28 * rows)
+            assert columns * rows == len(one.grids)
+            one = image_unit(picture, patches, decode=decode)
+            _, rows, columns = one.grids[0]
+            assert one.size == (width, height, columns * 14, rows * 14)
 
 
 def test_what_is_refused():

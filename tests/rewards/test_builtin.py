@@ -9,6 +9,7 @@ import pytest
 
 from jaxr1.rewards import Completion, Example, Reward, accuracy_reward
 from jaxr1.rewards.builtin import BUILT_IN, name_of, wanted_instead
+from jaxr1.rewards.types import ImageSize
 from jaxr1.rewards.worker import Grader
 
 # What a right answer of 20 tokens gets, and the options that a reward must be given.
@@ -19,11 +20,28 @@ RIGHT = {
     "cosine": (0.75, {"max_length": 40}),
     "stop_properly": (0.0, {}),
     "repetition": (0.0, {}),
+    "format_result": ({"score": 1.0, "format": 1.0, "accuracy": 1.0}, {}),
+    "label": ({"score": 1.0, "parsed": 1.0}, {}),
+    "iou": ({"score": 1.0, "iou": 1.0}, {}),
+    "detection": ({"score": 1.0, "position": 1.0, "label": 1.0, "completeness": 1.0}, {}),
+    "numeric": (1.0, {}),
+    "yes_no": (1.0, {}),
+    "choice_text": (1.0, {}),
+    "all_match": (1.0, {}),
+    "json_fields": ({"score": 1.0, "share": 1.0}, {}),
+}
+# Right answers other than 2.
+ANSWERS = {
+    "iou": "[10, 10, 20, 30]",
+    "detection": '[{"bbox_2d": [10, 10, 20, 30], "label": "cat"}]',
+    "yes_no": "yes",
+    "json_fields": '{"a": 1}',
 }
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "remote"])
 def test_every_row(name):
+    """But for the one that asks a service."""
     row = BUILT_IN[name]
     function = row.load()
     assert name_of(function) == name
@@ -39,8 +57,10 @@ def test_every_row(name):
     for key, annotation in row.options().items():
         assert not wanted_instead(annotation, defaults[key]), key  # it accepts its own default
     assert Reward(function, options=defaults).function == name
-    answered = Completion("<think>1 + 1</think><answer>2</answer>", length=20)
-    example = Example("1 + 1?", "2")
+    answer = ANSWERS.get(name, "2")
+    answered = Completion(f"<think>1 + 1</think><answer>{answer}</answer>", length=20)
+    columns = {"choices": ["1", "2"]} if name == "choice_text" else {}
+    example = Example("1 + 1?", answer, "", columns, (ImageSize(100, 100, 100, 100),))
     assert function(answered, example, **defaults) == pytest.approx(want)
     # A message may be about a response of which no more than its text is known.
     for said in (answered, Completion(answered.text)):

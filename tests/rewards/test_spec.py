@@ -2,27 +2,16 @@
 
 import dataclasses
 import json
-import linecache
 import re
-import types
 from pathlib import Path
 
 import pytest
+from cells import cell
 
 from jaxr1.rewards import Completion, Example, Reward, RewardPool, accuracy_reward, format_reward
 from jaxr1.rewards.worker import load_function
 
 FILE = Path(__file__).with_name("user_rewards.py")
-
-
-def cell(source, name="notebook", **globals_):
-    """The namespace of source run as a notebook does: no file, but lines that inspect can find."""
-    filename = f"<ipython-input-{abs(hash((source, name)))}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    module = types.ModuleType("__main__")
-    module.__dict__.update(globals_)
-    exec(compile(source, filename, "exec"), module.__dict__)  # the test's own literal source
-    return module.__dict__
 
 
 def test_construction():

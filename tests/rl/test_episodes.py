@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jaxr1.base.names import is_component
 from jaxr1.data import Example
 from jaxr1.inputs.batch import EncodedPrompt
 from jaxr1.inputs.exchange import Draw
 from jaxr1.rewards.grades import Grade
+from jaxr1.rewards.types import ImageSize
 from jaxr1.rl.episodes import Episodes
 from jaxr1.rl.journal import Journal
 from jaxr1.sampling.sampler import Completion
@@ -26,6 +28,7 @@ def prompt(length: int, prefix: str = "") -> EncodedPrompt:
         spans=(),
         hashes=("ab",),
         prefix=prefix,
+        sizes=((640, 480, 308, 224),),
     )
 
 
@@ -131,6 +134,8 @@ def test_rewards_see_the_prefix_and_rows_tell_all(step):
     assert completion.length == episodes.counts_bg[1, 2]
     assert (example.question, example.answer) == ("question 1", "1")
     assert example.metadata == {"level": 1} and example.source == "rows.jsonl:2"
+    assert example.images == (ImageSize(640, 480, seen_width=308, seen_height=224),)
+    assert list(completion.token_ids) == episodes.groups[1][2].token_ids.tolist()
     assert "advantage" not in episodes.rows()[0]
 
     episodes.columns["advantage"] = np.arange(len(episodes.token_n), dtype=np.float32)
@@ -140,6 +145,16 @@ def test_rewards_see_the_prefix_and_rows_tell_all(step):
     size = len(episodes.groups[0][0].token_ids)
     assert rows[0]["advantage"] == pytest.approx((size - 1) / 2)
     assert rows[4]["status"] == "timeout" and rows[4]["reward"] is None
+
+
+def test_components_of_a_reward_are_logged_by_name(step):
+    """Also where not every response has them; they are no terms of the sum."""
+    for i, grade in enumerate(step.grades[2:]):
+        grade.by_name["spread/wide"] = float(i % 2)
+    step.episodes.grade(step.grades)
+    metrics = step.episodes.metrics()
+    assert metrics["reward/spread/wide"] == 0.5
+    assert is_component("reward/spread") and not is_component("reward/spread/wide")
 
 
 def test_given_groups_may_differ_in_size():
