@@ -119,7 +119,7 @@ def test_near_misses(tmp_path):
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
         (
             "Config(stages=(Rl(8),))",
-            ["data must be Arithmetic | Spatial | Files | Sat | DataSource, got 8"],
+            ["data must be Arithmetic | Spatial | Files | Sat | Rated | Mixture | EasyToHard | TargetRate | DataSource, got 8"],
         ),
         ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
         ("Config(stages=())", ["at least one stage"]),

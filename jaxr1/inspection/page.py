@@ -67,7 +67,9 @@ def _table(rows: Sequence[tuple[object, ...]], head: Sequence[str] = ()) -> str:
     cells = lambda row: "".join(map(_cell, row))
     top = "".join(f"<th>{_escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{cells(row)}</tr>" for row in rows)
-    return f"<table>{f'<tr>{top}</tr>' if top else ''}{body}</table>" if rows else ""
+    if not rows:
+        return ""
+    return f"<table><tr>{top}</tr>{body}</table>" if top else f"<table>{body}</table>"
 
 
 def _overlap_html(found: Mapping[tuple[str, str], Sequence[Overlap]]) -> str:

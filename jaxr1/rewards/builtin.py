@@ -90,6 +90,7 @@ BUILT_IN: dict[str, BuiltIn] = {
     "choice_text": BuiltIn("jaxr1.rewards.matching", "choice_text_reward", "matching_reading"),
     "all_match": BuiltIn("jaxr1.rewards.matching", "all_match_reward", "matching_reading"),
     "json_fields": BuiltIn("jaxr1.rewards.matching", "json_fields_reward", "matching_reading"),
+    "sokoban": BuiltIn("jaxr1.rewards.sokoban", "sokoban_reward", "sokoban_reading"),
     "remote": BuiltIn("jaxr1.rewards.remote", "remote_reward", "remote_reading", together=True),
 }
 """The rewards that a config may name without a file."""
