@@ -1,12 +1,14 @@
 """Reading one's own data: files of prompts, images, videos and answers."""
 
-import functools
 from dataclasses import dataclass
-from typing import get_args
 
-from jaxr1.data.example import Dataset
+from jaxr1.data.containers import files_of
+from jaxr1.data.example import Dataset, Example
+from jaxr1.data.formats.base import Format
+from jaxr1.data.formats.table import format_of
 from jaxr1.data.rows import CheckImages, make_example
-from jaxr1.data.tables import BadRows, check_choice, files_of, load_rows
+from jaxr1.data.stored import Row
+from jaxr1.data.tables import BadRows, load_rows
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,17 @@ class Files:
           DataError: a file cannot be read, there is no usable row, or (with bad_rows="error") a row
             is bad. Rows are counted from 1 and, in JSON lines, are the lines of the file.
         """
-        check_choice("check_images", self.check_images, get_args(CheckImages))
-        make = functools.partial(
-            make_example, require_answer=self.require_answer, check_images=self.check_images
-        )
         return load_rows(
             self.path,
-            make,
+            self._example,
             image_root=self.image_root,
             bad_rows=self.bad_rows,
             limit=self.limit,
+            check_images=self.check_images,
+        )
+
+    def _example(self, row: Row, known: Format | None, check_images: CheckImages) -> Example:
+        known = format_of(row.columns) if known is None else known
+        return make_example(
+            row, known, require_answer=self.require_answer, check_images=check_images
         )
