@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxr1.data.example import DataError
 from jaxr1.data.formats.base import Format
+from jaxr1.data.formats.llama_factory import REGISTRY, entry_of
 from jaxr1.data.parquet import ParquetFile
 from jaxr1.data.stored import RowFile
 from jaxr1.data.text import CommaTable, JsonLines, JsonList, TabTable
@@ -22,7 +23,7 @@ KINDS: Mapping[str, Callable[[str], RowFile]] = {
     ".tsv": TabTable,
     ".csv": CommaTable,
 }
-_DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "state.json", "config.json")
+_DESCRIPTIONS = (REGISTRY, "dataset_infos.json", "state.json", "config.json")
 _SPLIT = re.compile(r"(train|validation|valid|val|dev|test)(?![a-z])", re.IGNORECASE)
 
 
@@ -44,17 +45,24 @@ class Shard:
 
 
 def shards_of(path: str) -> list[Shard]:
-    """The files of rows behind the path of a file, a folder or a pattern.
+    """The files of rows behind the path of a file, a folder, a pattern, or an entry of a registry.
 
     Raises:
       DataError: there are none, or a folder holds more than one data set.
     """
+    entry = entry_of(os.fspath(path))
+    if entry is not None:
+        found = _files(str(entry.path))
+        root = entry.registry.parent
+        return [Shard(file, root, entry.known, entry.limit) for file in found]
     return [Shard(file, Path(file).parent) for file in _files(os.fspath(path))]
 
 
 def files_of(path: str) -> list[str]:
-    """All files that are read for a path; see `shards_of`."""
-    return [shard.file for shard in shards_of(path)]
+    """All files that are read for a path, also that of a registry; see `shards_of`."""
+    entry = entry_of(os.fspath(path))
+    registry = [] if entry is None else [str(entry.registry)]
+    return [*registry, *(shard.file for shard in shards_of(path))]
 
 
 def open_rows(file: str) -> RowFile:

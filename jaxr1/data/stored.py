@@ -24,8 +24,8 @@ Place = tuple[int, int]
 Way = tuple[str | int, ...]
 """The way through a row: a column, then keys and indices."""
 
-MAX_RECENT_BYTES = 32 << 20
-"""About so much of the rows that were read last is in memory."""
+MAX_RECENT_ROWS, MAX_RECENT_BYTES = 64, 32 << 20
+"""So many of the rows that were read last are in memory, and not more than so much of them."""
 
 
 def as_list(value: Any) -> list[Any]:
@@ -61,7 +61,7 @@ class _Recent:
         with self._lock:
             if key not in self._rows:
                 self._rows[key], self._bytes = (row, size), self._bytes + size
-            while self._bytes > MAX_RECENT_BYTES:
+            while self._bytes > MAX_RECENT_BYTES or len(self._rows) > MAX_RECENT_ROWS:
                 self._bytes -= self._rows.popitem(last=False)[1][1]
 
 

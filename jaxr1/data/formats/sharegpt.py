@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxr1.data.formats.base import Format, others, parsed, reference, refuse_sound
+from jaxr1.data.formats.base import Format, judged, others, parsed, reference, refuse_sound
 from jaxr1.data.stored import BadField
 
 ROLES = {
@@ -63,6 +63,18 @@ def with_system(messages: list[dict[str, Any]], system: Any) -> list[dict[str, A
     if not isinstance(system, str) or not system or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": system}, *messages]
+
+
+def judge(own: dict[str, Any], liked: Any, name: str) -> dict[str, Any]:
+    """Our columns where somebody liked the response of a row, or did not; see `judged`."""
+    own = dict(own)
+    response = own.pop("response", None)
+    if response is None and own["messages"][-1]["role"] == "assistant":
+        *own["messages"], final = own["messages"]
+        response = final["content"]
+    if response is None:
+        raise BadField(name, "there is no response that it could be about")
+    return own | judged(response, liked, name)
 
 
 def conversation(columns: Mapping[str, Any], name: str = "conversations") -> dict[str, Any]:

@@ -3,16 +3,38 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxr1.data.formats import easyr1, own, sharegpt, trl, verl
+from jaxr1.data.formats import (
+    alpaca,
+    easyr1,
+    eureka,
+    llama_factory,
+    lmm_r1,
+    openrlhf,
+    own,
+    r1_omni,
+    sharegpt,
+    swift,
+    trl,
+    verl,
+    vlmevalkit,
+)
 from jaxr1.data.formats.base import Format
 from jaxr1.data.stored import BadField
 
 FORMATS: tuple[Format, ...] = (
     verl.FORMAT,
+    lmm_r1.FORMAT,
+    eureka.FORMAT,
+    r1_omni.FORMAT,
     sharegpt.FORMAT,
+    swift.FORMAT,
+    alpaca.FORMAT,
     trl.FORMAT,
     own.FORMAT,
     easyr1.FORMAT,
+    openrlhf.FORMAT,
+    vlmevalkit.FORMAT,
+    llama_factory.FORMAT,
 )
 
 
