@@ -65,6 +65,13 @@ def files_of(path: str) -> list[str]:
     return [*registry, *(shard.file for shard in shards_of(path))]
 
 
+def name_of(path: str) -> str:
+    """How a data set is called: as its file or folder, or its entry of a registry."""
+    text = os.fspath(path)
+    entry = entry_of(text)
+    return Path(text).stem if entry is None else entry.name
+
+
 def open_rows(file: str) -> RowFile:
     """What reads a file of rows.
 

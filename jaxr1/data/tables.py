@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from jaxr1.data.containers import Shard, open_rows, shards_of
+from jaxr1.data.containers import Shard, name_of, open_rows, shards_of
 from jaxr1.data.example import DataError, Dataset, Example
 from jaxr1.data.formats.base import Format
 from jaxr1.data.rows import CheckImages
@@ -121,7 +121,7 @@ def load_rows(
         why = f"; the first: {dropped[0]['source']}: {dropped[0]['reason']}" if dropped else ""
         raise DataError(f"{path}: no usable row among {seen}{why}")
     return Dataset(
-        Path(path).stem,
+        name_of(path),
         len(kept),
         kept.example,
         dropped,

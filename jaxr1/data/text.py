@@ -3,8 +3,8 @@
 import codecs
 import csv
 import io
+import itertools
 import json
-import os
 import sys
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -46,7 +46,8 @@ class TextFile(RowFile):
 
     def _read(self, place: Place) -> tuple[Any, int]:
         with open(self.file, "rb") as opened:
-            found = os.pread(opened.fileno(), place[1], place[0])
+            opened.seek(place[0])
+            found = opened.read(place[1])
         return self._parsed(found.decode(self.encoding)), place[1]
 
     def _lines(self) -> Iterator[tuple[Place, bytes]]:
@@ -131,34 +132,33 @@ class Delimited(TextFile):
 
     def _records(self) -> Iterator[tuple[int, Place, Any]]:
         """The records with the number of their first line; one may go over several lines."""
-        read = 0
-        taken: list[Place] = []
-        broken: list[UnicodeDecodeError] = []
-
-        def texts() -> Iterator[str]:
-            for place, line in self._lines():
-                taken.append(place)
-                try:
-                    yield line.decode(self.encoding)
-                except UnicodeDecodeError as error:
-                    broken.append(error)
-                    yield line.decode(self.encoding, errors="replace")
-
-        records = csv.reader(texts(), delimiter=self.delimiter)
-        while True:
-            cells: Any = None
+        lines = self._lines()
+        number = 1
+        for place, line in lines:
+            taken = [(place, line)]
             try:
-                cells = next(records, None)
+                cells: Any = self._cells(line.decode(self.encoding), self._following(lines, taken))
+            except UnicodeDecodeError as error:
+                cells = DataError(f"not text: {error}")
             except csv.Error as error:
                 cells = DataError(f"not a row of cells: {error}")
-            if cells is None:
-                return
-            if broken:
-                cells = DataError(f"not text: {broken[0]}")
-            yield read + 1, (taken[0][0], sum(size for _, size in taken)), cells
-            read += len(taken)
-            taken.clear()
-            broken.clear()
+            yield number, (place[0], sum(size for (_, size), _ in taken)), cells
+            number += len(taken)
+
+    def _following(
+        self, lines: Iterator[tuple[Place, bytes]], taken: list[tuple[Place, bytes]]
+    ) -> Iterator[str]:
+        """The texts of lines, which are added to those that were taken."""
+        for found in lines:
+            taken.append(found)
+            yield found[1].decode(self.encoding)
+
+    def _cells(self, text: str, following: Iterator[str]) -> list[str]:
+        """The cells of a record that begins with a text, and may go on in those that follow."""
+        plain = text.removesuffix("\n").removesuffix("\r")
+        if '"' not in plain:
+            return plain.split(self.delimiter) if plain else []
+        return next(csv.reader(itertools.chain([text], following), delimiter=self.delimiter))
 
     def _named(self, cells: list[str]) -> Any:
         if len(cells) != len(self._header):
@@ -170,8 +170,8 @@ class Delimited(TextFile):
         return {name: cell or None for name, cell in pairs}
 
     def _parsed(self, text: str) -> Any:
-        records = csv.reader(io.StringIO(text, newline="\n"), delimiter=self.delimiter)
-        return self._named(next(records))
+        first, *more = io.StringIO(text, newline="\n")
+        return self._named(self._cells(first, iter(more)))
 
 
 class TabTable(Delimited):

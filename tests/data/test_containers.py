@@ -50,6 +50,35 @@ def test_encodings(kind, encoding, tmp_path, rng):
     assert [example.source for example in dataset] == [f"{file}:{line}" for line in lines]
 
 
+@pytest.mark.parametrize("kind", ["tsv", "csv"])
+def test_any_cells(kind, tmp_path, rng):
+    """What Python's own reader of whole files finds, and again from the places of rows."""
+    signs = ['"', "\t", ",", "\n", "\r", "\r\n", "a", "é", "\u2028", " ", ""]
+    cell = lambda: "".join(signs[i] for i in rng.integers(len(signs), size=rng.integers(6)))
+    for _ in range(30):
+        rows = [[f"q{cell()}", cell(), "1"] for _ in range(rng.integers(1, 9))]
+        file = tmp_path / f"rows.{kind}"
+        quoting, end = [(csv.QUOTE_MINIMAL, "\r\n"), (csv.QUOTE_ALL, "\n")][rng.integers(2)]
+        mark = "\t" if kind == "tsv" else ","
+        with open(file, "w", newline="", encoding="utf-8") as out:
+            table = csv.writer(out, delimiter=mark, quoting=quoting, lineterminator=end)
+            table.writerows([["prompt", "note", "answer"], *rows])
+        with open(file, newline="", encoding="utf-8") as whole:
+            assert list(csv.reader(whole, delimiter=mark))[1:] == rows
+        dataset = Files(str(file)).load()
+        expected = [(text, note or None) for text, note, _ in rows]
+        for i in [*range(len(rows)), *rng.permutation(len(rows))]:
+            example = dataset[int(i)]
+            assert (example.messages[0]["content"], example.metadata["note"]) == expected[i]
+
+
+def test_a_lone_carriage_return(tmp_path):
+    """pandas writes it without quotes, and does not find the row again itself."""
+    (tmp_path / "rows.tsv").write_bytes(b"prompt\tanswer\na\rb\t1\r\nc\t2")
+    dataset = Files(str(tmp_path / "rows.tsv")).load()
+    assert [e.messages[0]["content"] for e in dataset] == ["a\rb", "c"]
+
+
 def test_broken_rows_of_tables(tmp_path):
     """What is wrong with a line is told, and the others are read."""
     file = tmp_path / "rows.tsv"

@@ -47,12 +47,14 @@ class Entry:
     """An entry of a registry.
 
     Attributes:
+      name: of the data set.
       registry: the file that it stands in; paths start from its folder.
       path: its file or folder of rows.
       limit: so many rows of it are used.
       known: the format of its rows.
     """
 
+    name: str
     registry: Path
     path: Path
     limit: int | None
@@ -111,7 +113,7 @@ def _entry(file: Path, name: str, options: Mapping[str, Any]) -> Entry:
     if asked_in is not None:
         names["messages"] = asked_in
     known = dataclasses.replace(FORMAT, convert=convert, names=names)
-    return Entry(file, file.parent / options["file_name"], options.get("num_samples"), known)
+    return Entry(name, file, file.parent / options["file_name"], options.get("num_samples"), known)
 
 
 def _own(
