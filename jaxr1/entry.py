@@ -21,7 +21,7 @@ def prepare() -> None:
 
     import jax
 
-    from jaxr1.models.presets import cache_folder
+    from jaxr1.base.files import cache_folder
 
     logging.getLogger("absl").setLevel(logging.ERROR)
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):

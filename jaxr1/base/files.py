@@ -7,6 +7,13 @@ import os
 from pathlib import Path
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $JAXR1_CACHE, or jaxr1 in the user's cache folder."""
+    if os.environ.get("JAXR1_CACHE"):
+        return Path(os.environ["JAXR1_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxr1"
+
+
 def write_whole(file: Path, data: bytes) -> None:
     """Writes a file by atomic rename, on disk before this returns: nobody ever reads half of it."""
     # A name of this process: two that write the same file do not write into each other's.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 from jaxr1.data.example import Example
-from jaxr1.data.stored import as_list
-from jaxr1.data.tables import BadField, Row
+from jaxr1.data.formats.base import OWN_COLUMNS, Format, spoken
+from jaxr1.data.stored import BadField, InRow, Row, Way, as_list, written
 from jaxr1.media.images import MediaError, load_image, probe_image
 from jaxr1.media.references import StoredMedia, is_empty, media_reference
 from jaxr1.media.videos import probe_video
@@ -15,32 +15,19 @@ from jaxr1.media.videos import probe_video
 CheckImages: TypeAlias = Literal["header", "decode", "no"]
 """How far media are opened when a row is read; see `Files.check_images`."""
 
-Path: TypeAlias = tuple[str | int, ...]
-"""The way through a row: a column, then keys and indices."""
-
 IMAGE_MARK, VIDEO_MARK = "<image>", "<video>"
 ROLES = ("system", "user", "assistant", "tool")
-
-_OWN_COLUMNS = (
-    "messages",
-    "prompt",
-    "images",
-    "image",
-    "videos",
-    "video",
-    "answer",
-    "response",
-    "chosen",
-    "rejected",
-)
 _ANSWER_BLOCK = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
-def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -> Example:
-    """The example of a row with the columns that `Files` describes.
+def make_example(
+    row: Row, known: Format, *, require_answer: bool, check_images: CheckImages
+) -> Example:
+    """The example of a row of a known format.
 
     Args:
       row: as it stands in the file.
+      known: its format.
       require_answer: whether it must have an answer.
       check_images: how far to open its images and videos.
 
@@ -48,17 +35,29 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
       BadField: a column is missing or unusable, or the media are not those that the prompt marks.
       DataError: the row has no columns at all.
     """
-    columns = row.columns
+    own = known.own(row)
+    try:
+        return _example(row, own, known, require_answer, check_images)
+    except BadField as error:
+        raise BadField(known.said(error.name), error.reason) from error
+
+
+def _example(
+    row: Row, columns: dict[str, Any], known: Format, require_answer: bool, check: CheckImages
+) -> Example:
     name = _prompt_column(columns)
-    media = {kind: _Media(row, kind, check_images) for kind in ("image", "video")}
+    media = {kind: _Media(row, columns, known, kind, check) for kind in ("image", "video")}
     turns = columns[name]
-    if isinstance(turns, str):
+    is_chat = not isinstance(turns, str)
+    if not is_chat:
         turns = [{"role": "user", "content": turns}]
     messages = _messages(turns, name, media)
+    if known.unmarked == "first" or (known.unmarked == "chats" and is_chat):
+        _put_first(messages, media)
     for column in media.values():
         column.finish(name)
 
-    chosen, rejected = (_said(columns.get(side), side) for side in ("chosen", "rejected"))
+    chosen, rejected = (spoken(columns.get(side), side) for side in ("chosen", "rejected"))
     response = columns.get("response")
     if response is not None and not isinstance(response, str):
         raise BadField("response", f"must be text, got {type(response).__name__}")
@@ -77,32 +76,12 @@ def make_example(row: Row, *, require_answer: bool, check_images: CheckImages) -
     return Example(tuple(messages), answer, response, row.source, _metadata(columns), rejected)
 
 
-def _said(value: Any, name: str) -> str | None:
-    """A response: text, or chat turns of which the last one is the model's."""
-    if value is None or isinstance(value, str):
-        return value
-    last = value[-1] if isinstance(value, list) and value else None
-    if not isinstance(last, Mapping) or last.get("role") != "assistant":
-        raise BadField(name, f"expected text or turns that end with the model's, got {value!r:.80}")
-    content, where = last.get("content"), f"{name}[{len(value) - 1}].content"
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise BadField(where, f"expected text or a list of parts, got {content!r:.80}")
-    for i, part in enumerate(content):
-        is_text = isinstance(part, Mapping) and part.get("type") == "text"
-        if not is_text or not isinstance(part.get("text"), str):
-            raise BadField(f"{where}[{i}]", f"a response is text, got the part {part!r:.80}")
-    return _text_of(content)
-
-
 # --- messages -----------------------------------------------------------------------------------
 def _prompt_column(columns: Mapping[str, Any]) -> str:
     for name in ("messages", "prompt"):
         if columns.get(name) is not None:
             return name
-    has = ", ".join(map(repr, columns)) or "nothing"
-    raise BadField("prompt", f"missing, and so is 'messages'; the row has {has}")
+    raise BadField("prompt", "missing, and so is 'messages'")
 
 
 def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[str, Any]]:
@@ -132,11 +111,29 @@ def _messages(turns: Any, name: str, media: "dict[str, _Media]") -> list[dict[st
     return messages
 
 
+def _put_first(messages: list[dict[str, Any]], media: "dict[str, _Media]") -> None:
+    """Puts media before the first user turn's text where no turn has a place for any."""
+    user = next((message for message in messages if message["role"] == "user"), None)
+    if user is None or any(column.places for column in media.values()):
+        return
+    parts = []
+    for kind, column in media.items():
+        parts += [{"type": kind, kind: column.next()} for _ in column.values]
+    if parts:
+        content = user["content"]
+        text = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        user["content"] = [*parts, *text]
+
+
 def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
     """The text cut at its marks; the text itself where it has none."""
-    marks = {IMAGE_MARK: media["image"]}
+    marks = {}
+    if media["image"].values or media["image"].known.unfilled == "error":
+        marks[IMAGE_MARK] = media["image"]
     if media["video"].values:
         marks[VIDEO_MARK] = media["video"]
+    if not marks:
+        return text
     pieces = re.split("(" + "|".join(marks) + ")", text)
     if len(pieces) == 1:
         return text
@@ -149,9 +146,9 @@ def _marked_parts(text: str, media: "dict[str, _Media]") -> Any:
     return parts
 
 
-def _part(part: Any, path: Path, media: "dict[str, _Media]") -> dict[str, Any]:
+def _part(part: Any, path: Way, media: "dict[str, _Media]") -> dict[str, Any]:
     """A part of a list, as an example keeps it; `path` is the way to it."""
-    where = _written(path)
+    where = written(path)
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text":
         if not isinstance(part.get("text"), str):
@@ -170,12 +167,6 @@ def _part(part: Any, path: Path, media: "dict[str, _Media]") -> dict[str, Any]:
     return {"type": medium, medium: media[medium].resolve(value, inner, where)}
 
 
-def _written(path: Path) -> str:
-    """A way through a row as messages write it: messages[0].content[1]."""
-    first, *rest = path
-    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)
-
-
 def _text_of(content: Any) -> str:
     """The content of a turn without its media."""
     if isinstance(content, str):
@@ -191,11 +182,13 @@ class _Media:
     none. What is asked for beyond the end is counted, for `finish` to report.
     """
 
-    def __init__(self, row: Row, kind: str, check: CheckImages) -> None:
-        self.kind, self.row, self.check = kind, row, check
-        given = {name: as_list(row.columns.get(name)) for name in (f"{kind}s", kind)}
+    def __init__(
+        self, row: Row, columns: dict[str, Any], known: Format, kind: str, check: CheckImages
+    ) -> None:
+        self.kind, self.row, self.known, self.check = kind, row, known, check
+        given = {name: as_list(columns.get(name)) for name in (f"{kind}s", kind)}
         filled = [name for name in given if not all(map(is_empty, given[name]))]
-        present = [name for name in given if row.columns.get(name) is not None]
+        present = [name for name in given if columns.get(name) is not None]
         self.field = next(iter(filled or present), kind)
         self.values: list[Any] = given[self.field] if filled else []
         self.left_out = 0 if filled else len(given[self.field])
@@ -214,8 +207,13 @@ class _Media:
         self.places += 1
         if index >= len(self.values):
             return None
-        path = (self.field, index)
-        return self.resolve(self.values[index], path, _written(path))
+        value: Any = self.values[index]
+        path: Way = (self.field, index)
+        where = written(path)
+        if isinstance(value, Mapping) and is_empty(value.get("bytes")):
+            if not is_empty(value.get(self.kind)):  # {"image": "a.png", "max_pixels": 4}
+                value, path = value[self.kind], (*path, self.kind)
+        return self.resolve(value, path, where)
 
     def finish(self, name: str) -> None:
         """Raises BadField where the prompt in the column `name` has more or fewer places."""
@@ -224,17 +222,18 @@ class _Media:
             empty = f" (and {self.left_out} empty: null or '')" if self.left_out else ""
             raise BadField(
                 name,
-                f"{relation} <{self.kind}> placeholders than {self.kind}s: "
-                f"{self.places} in {name!r}, {len(self.values)} in {self.field!r}{empty}",
+                f"{relation} <{self.kind}> placeholders than {self.kind}s: {self.places} in "
+                f"{self.known.said(name)!r}, {len(self.values)} in "
+                f"{self.known.said(self.field)!r}{empty}",
             )
 
-    def resolve(self, value: Any, path: Path, where: str) -> str | StoredMedia:
+    def resolve(self, value: Any, path: Way, where: str) -> str | StoredMedia:
         """The reference that an example keeps, opened as far as was asked for.
 
         A path, or the place of bytes in their file.
         """
         try:
-            reference = media_reference(value, self.row.root)
+            reference = media_reference(value, self.row.at.root)
             if self.kind == "video":
                 if self.check != "no":
                     probe_video(reference)
@@ -244,14 +243,16 @@ class _Media:
                 probe_image(reference)
         except MediaError as error:
             raise BadField(where, str(error)) from error
-        return reference if isinstance(reference, str) else self.row.stored(path)
+        if isinstance(reference, str):
+            return reference
+        return InRow(self.row.at, self.known, path)
 
 
 # --- answers and other columns ------------------------------------------------------------------
 def _answer(value: Any, response: str | None) -> str | None:
     """The reference answer: the column's, else the one that the response states."""
     if isinstance(value, str):
-        return value
+        return _stated(value)
     if value is not None:
         is_number = isinstance(value, bool | int | float)
         if not is_number or (isinstance(value, float) and not math.isfinite(value)):
@@ -259,15 +260,20 @@ def _answer(value: Any, response: str | None) -> str | None:
         return str(value)
     if response is None:
         return None
-    blocks = _ANSWER_BLOCK.findall(response)
-    return (blocks[0] if len(blocks) == 1 else response).strip()
+    return _stated(response).strip()
+
+
+def _stated(text: str) -> str:
+    """What stands in the answer block of a text; the text where it has none, or several."""
+    blocks = _ANSWER_BLOCK.findall(text)
+    return blocks[0].strip() if len(blocks) == 1 else text
 
 
 def _metadata(columns: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that mean nothing here, without those that hold bytes."""
     metadata = {}
     for name, value in columns.items():
-        if name not in _OWN_COLUMNS and not _has_bytes(value):
+        if name not in OWN_COLUMNS and not _has_bytes(value):
             metadata[name] = _plain(value)
     return metadata
 

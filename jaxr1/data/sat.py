@@ -1,19 +1,21 @@
 """Reading SAT, the spatial aptitude data set (arXiv:2412.07755)."""
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from jaxr1.data.choices import shuffle_options, with_options
+from jaxr1.data.containers import files_of
 from jaxr1.data.example import Dataset, Example
+from jaxr1.data.formats.base import Format
+from jaxr1.data.formats.own import FORMAT as OWN
 from jaxr1.data.rows import CheckImages, make_example
-from jaxr1.data.stored import as_list
-from jaxr1.data.tables import BadField, BadRows, LeftOut, Row, check_choice, files_of, load_rows
+from jaxr1.data.stored import BadField, Row, as_list
+from jaxr1.data.tables import BadRows, LeftOut, load_rows
 from jaxr1.media.references import is_empty
 
 # Columns that a parquet row does not hand on as they are: they are rewritten, or are no part of SAT
@@ -67,16 +69,16 @@ class Sat:
 
     def load(self) -> Dataset:
         """Reads and checks every row; errors are those of `Files.load`."""
-        check_choice("check_images", self.check_images, get_args(CheckImages))
         return load_rows(
             self.path,
             self._example,
             image_root=self.image_root,
             bad_rows=self.bad_rows,
             limit=self.limit,
+            check_images=self.check_images,
         )
 
-    def _example(self, row: Row) -> Example:
+    def _example(self, row: Row, known: Format | None, check_images: CheckImages) -> Example:
         columns = row.columns
         is_parquet = "image_bytes" in columns
         if is_parquet:
@@ -86,14 +88,14 @@ class Sat:
         count = sum(not is_empty(image) for image in as_list(images))
         if self.single_image_only and count != 1:
             raise LeftOut(f"{count} images; single_image_only keeps rows with one")
-        if is_parquet:
-            stored = row.stored
-            row = dataclasses.replace(
-                row,
-                value=self._asked(columns),
-                stored=lambda path: stored(("image_bytes", *path[1:])),
-            )
-        return make_example(row, require_answer=True, check_images=self.check_images)
+        known = self._format if is_parquet else OWN
+        return make_example(row, known, require_answer=True, check_images=check_images)
+
+    @property
+    def _format(self) -> Format:
+        """The format of parquet rows of SAT."""
+        names = {"images": "image_bytes", "prompt": "question", "answer": "correct_answer"}
+        return Format("SAT", (), lambda row: self._asked(row.columns), names=names)
 
     def _asked(self, columns: Mapping[str, Any]) -> dict[str, Any]:
         """The columns of a parquet row of SAT as those of a row of `Files`."""

@@ -1,40 +1,31 @@
-"""Pictures that stay in their file of rows until they are needed.
+"""Rows that stay in their files: read again by their place when they are needed.
 
-A data set of pictures is larger than memory, and a step uses a few of them. What an example keeps
-of a picture that stands in its row (bytes, base64) is where: the file, the place of the row in it,
-and the way through the row.
+A data set of pictures is larger than memory, and a step uses a few of them. What is kept of a row
+is where it stands; what an example keeps of a picture in its row (bytes, base64) is the way to it.
 """
 
-import codecs
-import json
+from __future__ import annotations
+
+import collections
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, Protocol
 
+from jaxr1.data.example import DataError
 from jaxr1.media.references import MediaError, StoredMedia, media_reference
 
-BATCH_BYTES = 16 << 20
-"""About so much of a parquet file is in memory at a time."""
-
-MAX_BATCH_ROWS, PROBE_ROWS = 64, 4
-_READ_BYTES = 1 << 20
-
-MAX_HELD = 4
-"""Parquet files that hold a batch at the same time: a data set may have hundreds of them."""
-
-MAX_OPEN_BYTES = 64 << 20
-"""Size of a row group whose reader is kept, so that rows in order are read once."""
-
-_NOTHING: Iterator[Any] = iter(())
-_DECODER = json.JSONDecoder()
-_lock = threading.Lock()
-_holders: "list[ParquetFile]" = []
-
 Place = tuple[int, int]
-"""Of a row: first byte and size in a text file; row group and row of it in a parquet file."""
+"""Of a row in its file: first byte and size in text; see `ParquetFile` for the other one."""
+
+Way = tuple[str | int, ...]
+"""The way through a row: a column, then keys and indices."""
+
+MAX_RECENT_ROWS, MAX_RECENT_BYTES = 64, 32 << 20
+"""So many of the rows that were read last are in memory, and not more than so much of them."""
 
 
 def as_list(value: Any) -> list[Any]:
@@ -44,143 +35,172 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-class RowFile(ABC):
-    """A file of rows that single columns are read from anew.
+class BadField(ValueError):
+    """What is wrong with one field of a row."""
 
-    Raises:
-      MediaError: by `column`, where the file has changed since it was opened, or cannot be read.
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"field {name!r}: {reason}")
+        self.name, self.reason = name, reason
+
+
+class _Recent:
+    """The rows that were read last: one with several pictures is read and parsed once."""
+
+    def __init__(self) -> None:
+        self._rows: collections.OrderedDict[Any, tuple[Any, int]] = collections.OrderedDict()
+        self._bytes, self._lock = 0, threading.Lock()
+
+    def get(self, key: Any) -> tuple[Any, int] | None:
+        with self._lock:
+            found = self._rows.get(key)
+            if found is not None:
+                self._rows.move_to_end(key)
+            return found
+
+    def put(self, key: Any, row: Any, size: int) -> None:
+        with self._lock:
+            if key not in self._rows:
+                self._rows[key], self._bytes = (row, size), self._bytes + size
+            while self._bytes > MAX_RECENT_BYTES or len(self._rows) > MAX_RECENT_ROWS:
+                self._bytes -= self._rows.popitem(last=False)[1][1]
+
+
+_recent = _Recent()
+
+
+class RowFile(ABC):
+    """A file of rows, which are read in order, and by their places.
+
+    Attributes:
+      file: its path.
     """
 
     def __init__(self, file: str) -> None:
         self.file = file
         self._stamp = self._stamped()
+        self._found: dict[str, dict[str, Place]] = {}
+        self._finding = threading.Lock()
 
-    def column(self, place: Place, name: str) -> Any:
-        """What a row has in a column."""
-        with _lock:
-            try:
-                if self._stamped() != self._stamp:
-                    raise MediaError(f"{self.file}: the file has changed since it was loaded")
-                return self._column(place, name)
-            except MediaError:
-                raise
-            except Exception as error:  # parsers raise whatever they like on damaged data
-                self._forget()
-                raise MediaError(f"{self.file}: cannot be read any more ({error})") from error
+    @abstractmethod
+    def scan(self) -> Iterator[tuple[int, Place, Any]]:
+        """All rows in order: number, place, and what stands there.
+
+        What cannot be parsed is a DataError in the place of the value.
+
+        Raises:
+          DataError: the file is none of its kind.
+        """
+
+    @abstractmethod
+    def _read(self, place: Place) -> tuple[Any, int]:
+        """What stands at a place, and its size in bytes."""
+
+    def row(self, place: Place) -> Any:
+        """What stands at a place.
+
+        Raises:
+          MediaError: the file has changed since it was opened, or cannot be read.
+        """
+        try:
+            if self._stamped() != self._stamp:
+                raise MediaError(f"{self.file}: the file has changed since it was loaded")
+            found = _recent.get((self, place))
+            if found is None:
+                found = self._read(place)
+                _recent.put((self, place), *found)
+            return found[0]
+        except MediaError:
+            raise
+        except Exception as error:  # parsers raise whatever they like on damaged data
+            raise MediaError(f"{self.file}: cannot be read any more ({error})") from error
+
+    def find(self, column: str, value: str) -> Any:
+        """The row that has a value in a column; None where there is none."""
+        with self._finding:
+            if column not in self._found:
+                rows = (found for found in self.scan() if isinstance(found[2], Mapping))
+                self._found[column] = {str(row.get(column)): place for _, place, row in rows}
+        place = self._found[column].get(value)
+        return None if place is None else self.row(place)
 
     def _stamped(self) -> tuple[int, int]:
         found = os.stat(self.file)
         return found.st_size, found.st_mtime_ns
 
-    @abstractmethod
-    def _column(self, place: Place, name: str) -> Any: ...
 
-    @abstractmethod
-    def _forget(self) -> None:
-        """Lets go of what is held of the file."""
+@dataclass(frozen=True, slots=True)
+class RowPlace:
+    """Where a row stands.
 
-
-class TextFile(RowFile):
-    """JSON lines, or the objects of a JSON list."""
-
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._last: tuple[Place, dict[str, Any]] = ((-1, -1), {})
-
-    def _column(self, place: Place, name: str) -> Any:
-        if self._last[0] != place:  # a row may hold several pictures
-            with open(self.file, "rb") as rows:
-                rows.seek(place[0])
-                self._last = (place, json.loads(rows.read(place[1]).decode("utf-8-sig")))
-        return self._last[1][name]
-
-
-class ParquetFile(RowFile):
-    """A parquet file, of which one batch of rows is held at a time.
-
-    Rows of a group can only be read in order, and often come in one page: files with small row
-    groups are read quickly in any order; of one large group what stands before the wanted row is
-    read too, and for that moment takes up to three times its size.
+    Attributes:
+      rows: the file.
+      place: in it.
+      number: of the row, from 1; in text files its line.
+      root: folder that relative paths in the row start from.
     """
 
-    def __init__(self, file: str) -> None:
-        super().__init__(file)
-        self._sizes: dict[int, tuple[int, bool]] = {}  # rows of a batch, whether the group is large
-        self._forget()
+    rows: RowFile
+    place: Place
+    number: int
+    root: Path
 
-    def _forget(self) -> None:
-        self._batches: Iterator[Any] = _NOTHING
-        self._held: Any = None
-        self._at: tuple[int, str, int] = (-1, "", -1)  # row group, column, number of the batch
+    @property
+    def source(self) -> str:
+        """File and number, such as "train.jsonl:17"."""
+        return f"{self.rows.file}:{self.number}"
 
-    def _column(self, place: Place, name: str) -> Any:
-        group, row = place
-        if group not in self._sizes:
-            with self._opened() as table:
-                large = table.metadata.row_group(group).total_byte_size > MAX_OPEN_BYTES
-                self._sizes[group] = _batch_rows(table, group), large
-        size, large = self._sizes[group]
-        number = row // size
-        is_over = self._at[2] < number and self._batches is _NOTHING
-        if self._at[:2] != (group, name) or self._at[2] > number or is_over:
-            self._batches, self._at = self._read(group, name, size), (group, name, -1)
-        while self._at[2] < number:
-            self._held = next(self._batches)
-            self._at = (group, name, self._at[2] + 1)
-        if large and self._batches is not _NOTHING:  # a reader keeps the whole page that it is in
-            self._batches = _NOTHING
-            _give_back()
-        if self in _holders:
-            _holders.remove(self)
-        _holders.append(self)
-        while len(_holders) > MAX_HELD:
-            _holders.pop(0)._forget()
-        return self._held[row % size].as_py()
+    def read(self) -> Row:
+        """The row.
 
-    def _opened(self) -> Any:
-        import pyarrow.parquet as pq  # slow to import, and most runs read no parquet
-
-        # With a buffer a column is read piece by piece, and not a whole row group of it at once.
-        return pq.ParquetFile(self.file, buffer_size=_READ_BYTES, pre_buffer=False)
-
-    def _read(self, group: int, name: str, size: int) -> Iterator[Any]:
-        with self._opened() as table:
-            # a point in a name would be a way into a struct
-            columns = None if "." in name else [name]
-            for batch in table.iter_batches(size, row_groups=[group], columns=columns):
-                yield batch.column(name)
-
-    def rows(self) -> Iterator[tuple[Place, dict[str, Any]]]:
-        """All rows, with their places."""
-        with self._opened() as table:
-            for group in range(table.num_row_groups):
-                row = 0
-                for batch in table.iter_batches(_batch_rows(table, group), row_groups=[group]):
-                    for columns in batch.to_pylist():
-                        yield (group, row), columns
-                        row += 1
-        _give_back()
+        Raises:
+          MediaError: the file has changed since it was opened, or cannot be read.
+        """
+        return Row(self, self.rows.row(self.place))
 
 
-def _give_back() -> None:
-    """Memory that pyarrow keeps for later."""
-    import pyarrow as pa
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file.
 
-    pa.default_memory_pool().release_unused()
+    Attributes:
+      at: where it stands.
+      value: what stands there: a mapping of columns, or the error that says why there is none.
+    """
+
+    at: RowPlace
+    value: Any
+
+    @property
+    def source(self) -> str:
+        """File and number, such as "train.jsonl:17"."""
+        return self.at.source
+
+    @property
+    def columns(self) -> Mapping[str, Any]:
+        """The columns by name.
+
+        Raises:
+          DataError: the row could not be read, or is no object.
+        """
+        if isinstance(self.value, DataError):
+            raise self.value
+        if not isinstance(self.value, Mapping):
+            raise DataError(
+                f"a row must be an object with columns, got {type(self.value).__name__}"
+            )
+        return self.value
 
 
-def _batch_rows(table: Any, group: int) -> int:
-    """Rows of a group that are read together."""
-    about = table.metadata.row_group(group)
-    size = about.total_byte_size // max(1, about.num_rows)
-    # That counts a value which occurs often once: rows as they are in memory say more.
-    first = next(table.iter_batches(PROBE_ROWS, row_groups=[group]), None)
-    if first is not None and first.num_rows:
-        size = max(size, first.nbytes // first.num_rows)
-    return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // max(1, size)))
+class Known(Protocol):
+    """A format of rows; see `Format`."""
+
+    def own(self, row: Row) -> Mapping[str, Any]:
+        """The columns of a row by our names."""
+        ...
+
+    def said(self, name: str) -> str:
+        """What a column of ours is called in the file."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,25 +208,22 @@ class InRow(StoredMedia):
     """Encoded bytes that stand in a row of a file.
 
     Attributes:
-      rows: the file.
-      place: of the row.
-      path: the column, then keys and indices inside it.
-      source: file and number of the row, for messages.
+      at: where the row stands.
+      known: its format.
+      way: to the bytes, by our names of columns.
     """
 
-    rows: RowFile
-    place: Place
-    path: tuple[str | int, ...]
-    source: str
+    at: RowPlace
+    known: Known
+    way: Way
 
     @property
     def name(self) -> str:
-        inner = "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in self.path[1:])
-        return f"{self.path[0]}{inner} of {self.source}"
+        return f"{self.known.said(written(self.way))} of {self.at.source}"
 
     def read(self) -> bytes:
-        value = self.rows.column(self.place, str(self.path[0]))
-        for key in self.path[1:]:
+        value: Any = self.known.own(self.at.read())
+        for key in self.way:
             value = as_list(value)[key] if isinstance(key, int) else value[key]
         found = media_reference(value)
         if isinstance(found, str):
@@ -214,106 +231,7 @@ class InRow(StoredMedia):
         return found
 
 
-def json_rows(file: str) -> Iterator[tuple[Place, Any]] | None:
-    """The objects of a JSON list one by one, with their places in the bytes of the file.
-
-    One of them is in memory at a time. None where the file holds no list, or breaks off: what is
-    wrong is for the parser of the whole to say.
-    """
-    with open(file, "rb") as opened:
-        try:
-            found = _list_places(_Window(opened))
-        except UnicodeDecodeError:
-            return None
-    return None if found is None else _objects(file, found)
-
-
-def _objects(file: str, places: list[Place]) -> Iterator[tuple[Place, Any]]:
-    with open(file, "rb") as opened:
-        for first, size in places:
-            opened.seek(first)
-            yield (first, size), json.loads(opened.read(size).decode())
-
-
-def _list_places(window: "_Window") -> list[Place] | None:
-    """The places of a list's values; None where it is no list, or no whole one."""
-    if window.next() != "[":
-        return None
-    window.advance(window.at + 1)
-    found: list[Place] = []
-    if window.next() != "]":
-        while True:
-            window.next()
-            first, end = window.offset, window.value()
-            if end is None:
-                return None
-            window.advance(end)
-            found.append((first, window.offset - first))
-            following = window.next()
-            if following == "]":
-                break
-            if following != ",":
-                return None
-            window.advance(window.at + 1)
-    window.advance(window.at + 1)
-    return found if not window.next() else None
-
-
-class _Window:
-    """The part of a JSON file that is being parsed.
-
-    Attributes:
-      text: that part.
-      at: what of it is done with, in characters.
-      offset: the same in bytes, from the beginning of the file.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.text, self.at, self.offset = "", 0, 0
-        self._file, self._read = file, codecs.getincrementaldecoder("utf-8")()
-        if file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
-            self.offset = len(codecs.BOM_UTF8)
-        file.seek(self.offset)
-
-    def advance(self, to: int) -> None:
-        """Is done with the text before a place in it."""
-        self.offset += len(self.text[self.at : to].encode())
-        self.at = to
-
-    def next(self) -> str:
-        """The next character that is no white space, which is passed over; "" at the end."""
-        while True:
-            self.advance(_skip(self.text, self.at))
-            if self.at < len(self.text) or not self._more():
-                return self.text[self.at : self.at + 1]
-
-    def value(self) -> int | None:
-        """Where in the text the value ends that begins here; None where none does."""
-        while True:
-            try:
-                end = _DECODER.raw_decode(self.text, self.at)[1]
-            except (ValueError, RecursionError):
-                end = None  # perhaps only for want of its end
-            # The text may break off inside a number, after what is one too: 3.5 of 3.5e-7.
-            if end is not None and self._following(end) in (",", "]"):
-                return end
-            if not self._more():
-                return None
-
-    def _following(self, end: int) -> str:
-        at = _skip(self.text, end)
-        return self.text[at : at + 1]
-
-    def _more(self) -> bool:
-        """Reads on, at least as much as is there already; False at the end of the file."""
-        data = self._file.read(max(_READ_BYTES, len(self.text) - self.at))
-        self.text = self.text[self.at :] + self._read.decode(data, final=not data)
-        self.at = 0
-        return bool(data)
-
-
-def _skip(text: str, at: int) -> int:
-    """The place of the next character that is no white space of JSON."""
-    while text[at : at + 1] in (" ", "\t", "\r", "\n"):
-        at += 1
-    return at
+def written(way: Way) -> str:
+    """A way through a row as messages write it: messages[0].content[1]."""
+    first, *rest = way
+    return f"{first}" + "".join(f"[{k}]" if isinstance(k, int) else f".{k}" for k in rest)

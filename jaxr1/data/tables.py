@@ -1,122 +1,131 @@
-"""Tables on disk: the rows of JSON lines, JSON and parquet files, and a data set made from them."""
+"""A data set made of the rows of files."""
 
-import functools
-import glob
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from jaxr1.data.containers import Shard, name_of, open_rows, shards_of
 from jaxr1.data.example import DataError, Dataset, Example
-from jaxr1.data.stored import InRow, ParquetFile, Place, RowFile, TextFile, json_rows
-from jaxr1.media.references import StoredMedia
+from jaxr1.data.formats.base import Format
+from jaxr1.data.rows import CheckImages
+from jaxr1.data.stored import BadField, Row, RowFile, RowPlace
+from jaxr1.media.references import MediaError
 
 BadRows: TypeAlias = Literal["error", "drop"]
 """What a bad row does: "error" refuses the data set, "drop" leaves the row out."""
+
+Make: TypeAlias = Callable[[Row, Format | None, CheckImages], Example]
+"""Makes the example of a row; the format is what a registry says of it."""
 
 _ADVICE = (
     'check_images="decode" finds such rows when the data is loaded, bad_rows="drop" leaves them out'
 )
 
 
-class BadField(ValueError):
-    """What is wrong with one field of a row."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"field {name!r}: {reason}")
-
-
 class LeftOut(Exception):
     """A good row that the options leave out."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a file.
+class _Kept:
+    """The rows that a data set consists of: where they stand, in 32 bytes each."""
 
-    Attributes:
-      source: file and number, such as "train.jsonl:17". Numbers count from 1; in JSON lines they
-        are the lines of the file.
-      root: folder that relative paths in the row start from.
-      value: what stands there: a mapping of columns, or the error that says why there is none.
-      stored: makes of the way to bytes inside the row (a column, then keys and indices) what stands
-        for them in an example.
-    """
+    def __init__(self, make: Make) -> None:
+        self._make = make
+        self._files: list[tuple[RowFile, Path, Format | None]] = []
+        self._numbers = array("q")  # file, number, and the two of the place, row by row
 
-    source: str
-    root: Path
-    value: Any
-    stored: Callable[[tuple[str | int, ...]], StoredMedia]
+    def open(self, shard: Shard, root: str | None) -> RowFile:
+        """Goes on to a file, whose rows are added next."""
+        rows = open_rows(shard.file)
+        self._files.append((rows, shard.root if root is None else Path(root), shard.known))
+        return rows
 
-    @property
-    def columns(self) -> Mapping[str, Any]:
-        """The columns by name.
+    def at(self, number: int, place: tuple[int, int]) -> RowPlace:
+        """Where a row of the file stands that was opened last."""
+        rows, root, _ = self._files[-1]
+        return RowPlace(rows, place, number, root)
+
+    def add(self, at: RowPlace) -> None:
+        self._numbers.extend((len(self._files) - 1, at.number, *at.place))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 4
+
+    def example(self, index: int) -> Example:
+        """Reads a row again; it has been checked.
 
         Raises:
-          DataError: the row could not be read, or is no object.
+          DataError: its file has changed, or cannot be read any more.
         """
-        if isinstance(self.value, DataError):
-            raise self.value
-        if not isinstance(self.value, Mapping):
-            raise DataError(
-                f"a row must be an object with columns, got {type(self.value).__name__}"
-            )
-        return self.value
+        file, number, *place = self._numbers[4 * index : 4 * index + 4]
+        rows, root, known = self._files[file]
+        at = RowPlace(rows, (place[0], place[1]), number, root)
+        try:
+            return self._make(at.read(), known, "no")
+        except (MediaError, BadField) as error:
+            raise DataError(f"{at.source}: {error}") from error
 
 
 def load_rows(
     path: str,
-    make: Callable[[Row], Example],
+    make: Make,
     *,
     image_root: str | None,
     bad_rows: BadRows,
     limit: int | None,
+    check_images: CheckImages,
 ) -> Dataset:
-    """A data set of all rows of a file or a pattern.
+    """A data set of all rows behind a path.
 
     Args:
-      path: a file, or a pattern of files, read in alphabetical order.
+      path: a file, a folder, or a pattern of files, read in alphabetical order; or an entry of a
+        registry.
       make: an example of a row. It raises BadField or DataError for a bad row, and LeftOut for one
-        that the options leave out; either way the message goes to `Dataset.dropped`.
+        that the options leave out; either way the message goes to `Dataset.dropped`. It is called
+        again, with check_images="no", when the example is used.
       image_root: folder that relative paths start from; None is the folder of the file.
       bad_rows: see `BadRows`.
       limit: keep only the first so many good rows.
+      check_images: how far media are opened now.
 
     Raises:
       DataError: an option is out of range, a file cannot be read, there is no usable row, or (with
         bad_rows="error") a row is bad. The message names the first bad row.
     """
     check_choice("bad_rows", bad_rows, get_args(BadRows))
+    check_choice("check_images", check_images, get_args(CheckImages))
     if limit is not None and limit < 1:
         raise DataError(f"limit must be at least 1, got {limit}")
-    kept: list[Example] = []
+    kept = _Kept(make)
     dropped: list[dict[str, str]] = []
     bad: list[str] = []
-    seen = 0
-    for row in _rows(path, image_root):
+    seen, has_videos = 0, False
+    for at, value, known in _rows(path, kept, image_root):
         seen += 1
         try:
-            kept.append(make(row))
+            example = make(Row(at, value), known, check_images)
         except LeftOut as reason:
-            dropped.append({"source": row.source, "reason": str(reason)})
+            dropped.append({"source": at.source, "reason": str(reason)})
         except (BadField, DataError) as error:
-            bad.append(f"{row.source}: {error}")
-            dropped.append({"source": row.source, "reason": str(error)})
+            bad.append(f"{at.source}: {error}")
+            dropped.append({"source": at.source, "reason": str(error)})
+        else:
+            kept.add(at)
+            has_videos = has_videos or example.holds("video")
         if limit is not None and len(kept) >= limit:
             break
     if bad and bad_rows == "error":
         raise DataError(f'{_first_of(bad)} (bad_rows="drop" leaves bad rows out)')
-    if not kept:
+    if not len(kept):
         why = f"; the first: {dropped[0]['source']}: {dropped[0]['reason']}" if dropped else ""
         raise DataError(f"{path}: no usable row among {seen}{why}")
     return Dataset(
-        Path(path).stem,
+        name_of(path),
         len(kept),
-        kept.__getitem__,
+        kept.example,
         dropped,
-        videos=any(example.holds("video") for example in kept),
+        videos=has_videos,
         drop_bad=bad_rows == "drop",
         advice=_ADVICE,
     )
@@ -136,86 +145,19 @@ def _first_of(bad: list[str]) -> str:
     return f"{bad[0]}; {more} more bad row{'s' if more > 1 else ''}"
 
 
-def _rows(path: str, image_root: str | None) -> Iterator[Row]:
-    """The rows of all files; one that cannot be parsed holds the error that says so."""
-    for file in files_of(path):
-        root = Path(image_root) if image_root is not None else Path(file).parent
-        for number, rows, place, value in _places(file):
-            source = f"{file}:{number}"
-            stored = functools.partial(_in_row, rows, place, source)
-            yield Row(source, root, value, stored)
+def _rows(
+    path: str, kept: _Kept, image_root: str | None
+) -> Iterator[tuple[RowPlace, Any, Format | None]]:
+    """The rows of all files: where each stands, what stands there, and its format if it is told.
 
-
-def _in_row(rows: RowFile, place: Place, source: str, path: tuple[str | int, ...]) -> InRow:
-    return InRow(rows, place, path, source)
-
-
-def files_of(path: str) -> list[str]:
-    """The file of that name, or those that match the pattern."""
-    text = os.fspath(path)
-    if os.path.isfile(text):
-        return [text]
-    if os.path.isdir(text):
-        pattern = os.path.join(text, "*.parquet")
-        raise DataError(f'{text}: a folder; name a file, or a pattern such as "{pattern}"')
-    files = sorted(glob.glob(text)) if any(sign in text for sign in "*?[") else []
-    if not files:
-        raise DataError(f"{text}: no such file")
-    return files
-
-
-def _places(file: str) -> Iterator[tuple[int, RowFile, Place, Any]]:
-    """The rows of a file: number, the file for reading them again, place in it, value."""
-    suffix = Path(file).suffix.lower()
-    try:
-        if suffix in (".jsonl", ".ndjson"):
-            text = TextFile(file)
-            for number, place, value in _lines(file):
-                yield number, text, place, value
-        elif suffix == ".json":
-            text = TextFile(file)
-            for number, (place, value) in enumerate(_json_list(file), 1):
-                yield number, text, place, value
-        elif suffix in (".parquet", ".pq"):
-            table = ParquetFile(file)
-            for number, (place, value) in enumerate(_parquet_rows(table), 1):
-                yield number, table, place, value
-        else:
-            raise DataError(
-                f"{file}: unknown kind of file {suffix!r}; known are .jsonl, .json and .parquet"
-            )
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
-
-
-def _lines(file: str) -> Iterator[tuple[int, Place, Any]]:
-    begin = 0
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            place, begin = (begin, len(line)), begin + len(line)
-            if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                try:
-                    yield number, place, json.loads(line.decode("utf-8-sig"))
-                except (ValueError, RecursionError) as error:
-                    yield number, place, DataError(f"not JSON: {error}")
-
-
-def _json_list(file: str) -> Iterator[tuple[Place, Any]]:
-    found = json_rows(file)
-    if found is not None:
-        return found
-    try:
-        rows = json.loads(Path(file).read_bytes().decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        hint = "; is it JSON lines? then name it .jsonl" if "Extra data" in str(error) else ""
-        raise DataError(f"{file}: not JSON: {error}{hint}") from error
-    raise DataError(f"{file}: expected a list of objects, got {type(rows).__name__}")
-
-
-def _parquet_rows(table: ParquetFile) -> Iterator[tuple[Place, dict[str, Any]]]:
-    import pyarrow as pa  # slow to import, and most runs read no parquet
-
-    try:
-        yield from table.rows()
-    except pa.ArrowException as error:
-        raise DataError(f"{table.file}: not a readable parquet file ({error})") from error
+    In the place of what cannot be parsed stands the error that says so.
+    """
+    for shard in shards_of(path):
+        rows = kept.open(shard, image_root)
+        try:
+            for i, (number, place, value) in enumerate(rows.scan()):
+                if shard.limit is not None and i >= shard.limit:
+                    break
+                yield kept.at(number, place), value, shard.known
+        except OSError as error:
+            raise DataError(f"{shard.file}: cannot be read ({error})") from error

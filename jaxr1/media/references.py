@@ -28,7 +28,6 @@ _DATA_URI = re.compile(r"data:[\w.+-]*/?[\w.+-]*(;[\w.+-]+=[^;,]*)*;base64,", re
 _FILE_URI = re.compile(r"file:(?://)?(?:localhost(?=/))?", re.ASCII | re.IGNORECASE)
 _WEB = re.compile(r"(?:https?|ftp|s3|gs|hf)://", re.ASCII | re.IGNORECASE)
 _PRINTED_BYTES = re.compile(r"""b'(?:[^'\\]|\\.)*'|b"(?:[^"\\]|\\.)*\"""", re.ASCII)
-_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+={0,2}\s*", re.ASCII)
 # The first base64 characters of JPEG, PNG, GIF, RIFF (WebP, AVI), BMP, TIFF, JPEG 2000, of what
 # begins with a box "ftyp" (AVIF, MP4, MOV), of Matroska (WebM), FLV and Ogg files.
 _BASE64_STARTS = re.compile(
@@ -126,7 +125,7 @@ def _spelled_bytes(text: str) -> bytes | None:
         return decode_data_uri(text)
     if text.startswith(("b'", 'b"')) and len(text) > 3 and text[-1] == text[1]:
         return parse_printed_bytes(text)
-    if len(text) >= 64 and _BASE64_STARTS.match(text) and _BASE64.fullmatch(text):
+    if len(text) >= 64 and _BASE64_STARTS.match(text):
         try:
             return base64.b64decode("".join(text.split()), validate=True)
         except (binascii.Error, ValueError):

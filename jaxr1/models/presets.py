@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
+from jaxr1.base.files import cache_folder
 from jaxr1.checkpoints.tensors import write_checkpoint
 from jaxr1.checkpoints.weights import hf_tensors
 from jaxr1.models.families.family import Preset, PresetFiles
@@ -53,13 +54,6 @@ CORPUS = (
 
 PRESETS = {family.preset.name: family.preset for family in FAMILIES.values() if family.preset}
 DRAWING = 2  # counts changes of how parameters are drawn, so that a cache of older ones is not used
-
-
-def cache_folder() -> Path:
-    """Where presets are kept: $JAXR1_CACHE, or jaxr1 in the user's cache folder."""
-    if os.environ.get("JAXR1_CACHE"):
-        return Path(os.environ["JAXR1_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxr1"
 
 
 def make_tokenizer(vocab: int, special: tuple[str, ...] = SPECIAL):

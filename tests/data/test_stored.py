@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 import jaxr1
-from jaxr1.data import Files, Sat, stored
+from jaxr1.data import Files, Sat, json_lists, parquet, stored
+from jaxr1.data.example import DataError
 from jaxr1.media.images import MediaError, load_image
 from jaxr1.media.references import StoredMedia
 
@@ -73,8 +74,9 @@ NAMES = ["rows.jsonl", "marked.jsonl", "rows.json", "marked.json", "rows.parquet
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_bytes_in_any_order(name, tmp_path, rng, monkeypatch):
     """Looked up again in the file, several times and by several ways through a row."""
-    monkeypatch.setattr(stored, "MAX_BATCH_ROWS", 3)
-    monkeypatch.setattr(stored, "MAX_OPEN_BYTES", int(rng.choice([0, 1 << 20])))
+    monkeypatch.setattr(parquet, "MAX_BATCH_ROWS", 3)
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", int(rng.choice([0, 30_000, 1 << 20])))
+    monkeypatch.setattr(stored, "MAX_RECENT_BYTES", int(rng.choice([0, 20_000, 1 << 20])))
     coded = lambda data: base64.b64encode(data).decode()
     spell = (lambda data: {"bytes": data, "path": "x"}) if "parquet" in name else coded
     rows, pictures = rows_of(rng, 40, spell)
@@ -157,24 +159,56 @@ def test_a_file_that_has_changed(name, how, tmp_path, rng):
         load_image(media_of(example)[0])
 
 
-def test_few_of_many_files_hold_a_batch(tmp_path, rng):
-    """A data set may be hundreds of parquet files, each with a batch of its own."""
+def test_few_of_many_groups_are_held(tmp_path, rng, monkeypatch):
+    """A data set may be hundreds of parquet files, each with a group that was read last."""
+    monkeypatch.setattr(stored, "MAX_RECENT_BYTES", 0)
     expected = []
     for i in range(8):
         expected.append(picture(rng))
-        row = {
-            "prompt": "<image>",
-            "images": [{"bytes": expected[-1]}],
-            "image": None,
-            "answer": "1",
-        }
+        images = [{"bytes": expected[-1]}]
+        row = {"prompt": "<image>", "images": images, "image": None, "answer": "1"}
         write(tmp_path, [row], f"{i}.parquet")
     dataset = Files(str(tmp_path / "*.parquet")).load()
     for i in (*range(8), *rng.permutation(8)):
         assert dataset[int(i)].images == [expected[i]]
-        assert len(stored._holders) <= stored.MAX_HELD
-    held = {medium.rows for e in dataset for medium in media_of(e) if medium.rows._held is not None}
-    assert 1 <= len(held) <= stored.MAX_HELD
+        held = [(f, group) for f, group, _ in parquet._held]
+        assert held[-1][0].file.endswith(f"{i}.parquet")
+        assert len(held) == len(set(held)) <= parquet.MAX_HELD
+
+
+def test_rows_that_were_read_last(monkeypatch):
+    """Up to so many bytes of them, whatever their sizes; one that is larger is not kept."""
+    monkeypatch.setattr(stored, "MAX_RECENT_BYTES", 10)
+    recent = stored._Recent()
+    for key, size in (("a", 4), ("b", 4), ("a", 4), ("c", 3)):
+        if recent.get(key) is None:
+            recent.put(key, key.upper(), size)
+    assert recent.get("a") == ("A", 4) and recent.get("c") == ("C", 3) and recent.get("b") is None
+    recent.put("d", "D", 11)
+    assert recent.get("d") is None
+    recent.put("e", "E", 10)
+    assert recent.get("e") == ("E", 10)
+
+
+def test_no_room_for_large_groups(tmp_path, rng, monkeypatch):
+    """What cannot be written out is said, with what helps."""
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("JAXR1_CACHE", str(tmp_path / "file"))
+    row = {"prompt": "<image>", "images": [{"bytes": picture(rng)}], "image": None, "answer": "1"}
+    file = write(tmp_path, [row], "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet: .*smaller row groups, or set JAXR1_CACHE"):
+        Files(file).load()
+
+
+def test_columns_of_few_values(tmp_path, rng, monkeypatch):
+    """Tables of pandas keep such columns as numbers of values: also where groups are written."""
+    monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 0)
+    level = pa.array(["easy", "hard", "easy"]).dictionary_encode()
+    columns = {"prompt": ["a", "b", "c"], "answer": ["1", "2", "3"], "level": level}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    dataset = Files(str(tmp_path / "rows.parquet")).load()
+    assert [e.metadata["level"] for e in dataset] == ["easy", "hard", "easy"]
 
 
 LOAD = """
@@ -245,24 +279,37 @@ def test_memory_of_pictures_in_text(name, tmp_path, rng):
     assert peak < 16 + 4.2 * count / 1024
 
 
+ENCODINGS = {"utf-8": 3, "utf-16-le": 2, "utf-16-be": 2}
+
+
+def marked(text: str, encoding: str, has_mark: bool) -> tuple[bytes, int]:
+    """A text as bytes behind its byte order mark, and where it begins."""
+    mark = "\ufeff".encode(encoding) if has_mark else b""
+    return mark + text.encode(encoding), len(mark)
+
+
 def test_a_list_of_any_values_read_in_pieces(tmp_path, rng, monkeypatch):
     """Whatever the pieces that a file is read in: the values of the whole, each at its place."""
-    monkeypatch.setattr(stored, "_READ_BYTES", int(rng.integers(1, 9)))
+    monkeypatch.setattr(json_lists, "READ_BYTES", int(rng.integers(1, 9)))
     scalars = [12, -3.5e-7, 1234567, True, None, "a", 'q"\\u00e9 é 你\U0001f600]', "", {}, [], 0]
     for _ in range(40):
         picked = [scalars[i] for i in rng.integers(0, len(scalars), rng.integers(0, 9))]
         values = [[v, {"k": v}] if rng.random() < 0.3 else v for v in picked]
         indent, ascii_only = [None, 0, 3][rng.integers(3)], bool(rng.integers(2))
-        data = json.dumps(values, indent=indent, ensure_ascii=ascii_only).encode()
-        data = [b"", b"\xef\xbb\xbf"][rng.integers(2)] + data + b" \r\n"[: rng.integers(4)]
+        text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
+        encoding = list(ENCODINGS)[rng.integers(3)]
+        text += " \r\n"[: rng.integers(4)]
+        data, start = marked(text, encoding, bool(rng.integers(2)))
         file = tmp_path / "v.json"
         file.write_bytes(data)
-        found = list(stored.json_rows(str(file)))
-        assert [value for _, value in found] == values
-        assert [json.loads(data[a : a + size]) for (a, size), _ in found] == values
+        found = json_lists.list_places(str(file), encoding, start)
+        assert [json.loads(data[a : a + size].decode(encoding)) for a, size in found] == values
         # What breaks off, or goes on behind its end, is no list; nor is a file of other bytes.
-        body = data.rstrip()
+        body = text.rstrip()
         cut = body[: rng.integers(len(body))]
-        for wrong in (cut, data + b"1", b'{"a": 1}', b"", b'["\xff"]', b"[1,]", b"[1 2]"):
-            file.write_bytes(wrong)
-            assert stored.json_rows(str(file)) is None, wrong
+        for wrong in (cut, text + "1", '{"a": 1}', "", "[1,]", "[1 2]"):
+            data, start = marked(wrong, encoding, True)
+            file.write_bytes(data)
+            assert json_lists.list_places(str(file), encoding, start) is None, wrong
+        file.write_bytes(b'["\xff"]')
+        assert json_lists.list_places(str(file), "utf-8", 0) is None

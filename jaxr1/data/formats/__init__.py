@@ -1,0 +1,1 @@
+"""Formats of rows: a small file for each, and a table of them."""
