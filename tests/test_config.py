@@ -105,9 +105,9 @@ def test_near_misses(tmp_path):
         ("Config(stages=(Rl(Arithmetic(8)),), seed=1.5)", ["seed must be int, got 1.5"]),
         (
             "Config(stages=Rl(Arithmetic(8)))",
-            ["stages must be tuple[Sft | Rl | Preference, ...], got Rl("],
+            ["stages must be tuple[Sft | Rl | Preference | Filter, ...], got Rl("],
         ),
-        ("Config(stages=(3,))", ["stages.0 must be Sft | Rl | Preference, got 3"]),
+        ("Config(stages=(3,))", ["stages.0 must be Sft | Rl | Preference | Filter, got 3"]),
         (
             "Config(stages=(Sft(Arithmetic(8), optimizer=Optimizer(schedule='cosin')),))",
             ["Optimizer.schedule must be 'constant' | 'cosine' | 'linear', got 'cosin'"],
@@ -119,7 +119,10 @@ def test_near_misses(tmp_path):
         ("Config(stages=(Rl(Arithmetic(8)),), tensorboard=1)", ["tensorboard must be bool, got 1"]),
         (
             "Config(stages=(Rl(8),))",
-            ["data must be Arithmetic | Spatial | Files | Sat | Rated | Mixture | EasyToHard | TargetRate | DataSource, got 8"],
+            [
+                "data must be Arithmetic | Spatial | Files | Sat | Rated | Mixture | EasyToHard | "
+                "TargetRate | DataSource, got 8"
+            ],
         ),
         ("Config(stages=(Rl(),))", ["missing 1 required positional argument: 'data'"]),
         ("Config(stages=())", ["at least one stage"]),

@@ -20,11 +20,10 @@ from jaxr1.media.images import MediaError
 from jaxr1.rewards.letters import choice_letter
 from jaxr1.rewards.numbers import parse_number
 from jaxr1.rewards.pool import RewardPool
-from jaxr1.rewards.types import Completion, Example
+from jaxr1.rewards.types import Completion, Example, ImageSize
 
 SHOWN = 5  # rows named for each finding
-ENCODED = 500  # rows whose prompts are measured in tokens, spread over the set
-GRADED = 2000  # rows whose reference answers are graded
+ENCODED = 500  # rows whose prompts are encoded and whose references graded, spread over the set
 SHAPES = ("<think>It is so.</think>\n<answer>{answer}</answer>", "\\boxed{{{answer}}}")
 """How the reference answer is said to a reward: the reward that suits it counts."""
 
@@ -50,6 +49,7 @@ class Survey:
       dropped: rows that are left out, {reason: how many}.
       examples: of each reason, a few sources.
       tokens: of prompts that were encoded.
+      sizes: {row: sizes of its pictures} of these, as rewards see them.
       counts: {what: {value: how many}}.
       twice: rows whose question and pictures are equal, and rows with an equal picture.
       rewards: {reward: how many reference answers it gives which value}.
@@ -63,6 +63,7 @@ class Survey:
     dropped: collections.Counter[str]
     examples: dict[str, list[str]]
     tokens: list[int]
+    sizes: dict[int, tuple[ImageSize, ...]]
     counts: dict[str, collections.Counter[str]]
     twice: tuple[list[list[str]], list[list[str]]]
     rewards: dict[str, collections.Counter[str]] = dataclasses.field(default_factory=dict)
@@ -119,6 +120,7 @@ def survey(
         dropped=collections.Counter(),
         examples={},
         tokens=[],
+        sizes={},
         counts=counted(looked),
         twice=twice(looked),
     )
@@ -134,6 +136,7 @@ def survey(
         try:
             prompt = processor.encode(Prompt(example.messages), *limits)
             found.tokens.append(len(prompt))
+            found.sizes[i] = tuple(ImageSize(*size) for size in prompt.sizes)
         except TooLong as error:
             found.drop(example.source, str(error))
         except (MediaError, PromptError):  # said above, or by the reader
@@ -182,11 +185,10 @@ def graded_references(
     A reward that compares with the reference should be happy with all of them: what it does not
     understand it can only call wrong.
     """
-    rows = range(0, len(dataset), max(1, len(dataset) // GRADED))
-    items = []
+    rows, items = [*found.sizes], []
     for row in rows:
         e = dataset[row]
-        asked = Example(e.question, e.answer, e.source, e.metadata)
+        asked = Example(e.question, e.answer, e.source, e.metadata, found.sizes[row])
         items += [(Completion(shape.format(answer=e.answer)), asked) for shape in SHAPES]
     grades = iter(pool.grade(items))
     for row in rows:
