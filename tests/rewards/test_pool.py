@@ -302,6 +302,23 @@ def test_more_than_a_thousand_descriptors():
     assert [g.total for g in grades] == [1.0, None, 2.0] and grades[1].status == "timeout"
 
 
+def test_one_percent_of_hanging_items_cost_only_themselves(rng):
+    """Of 400 items four hang, wherever they stand: the others are graded, in order."""
+    texts = [str(i) for i in range(400)]
+    hanging = {int(i) for i in rng.choice(400, 4, replace=False)}
+    for i in hanging:
+        texts[i] = "hang"
+    with RewardPool([user("behave")], workers=2, timeout_s=1.0) as pool:
+        began = time.monotonic()
+        grades = pool.grade(items(*texts))
+        took = time.monotonic() - began
+    for i, grade in enumerate(grades):
+        wanted = ("timeout", None) if i in hanging else ("ok", float(i))
+        assert (grade.status, grade.total) == wanted
+    # A second for each, and a new worker: with the others nothing is done twice.
+    assert took < 60
+
+
 def test_a_worker_that_reads_nothing_is_replaced(monkeypatch):
     """Items larger than a pipe are sent to a process that has been stopped."""
     monkeypatch.setattr("jaxr1.rewards.pool.SEND_SECONDS", 0.5)

@@ -51,7 +51,7 @@ def by_draw(rows, *roles):
     return found
 
 
-def test_every_step_has_all_its_groups(tmp_path):
+def test_the_online_filter_refills_to_a_full_batch_and_never_shrinks_it(tmp_path):
     """Each in the range; the others are written down with the reason, and counted."""
     steps, rows = trained(tmp_path / "run", MIXED, steps=3, data=Arithmetic(count=64))
     for metrics in steps:
