@@ -1,0 +1,387 @@
+"""Kinds of answers: how a text is read as one, and when two readings are the same.
+
+A new kind is a row of `KINDS`, with a file of its own where it takes more than a few lines.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxr1.rewards import structures
+from jaxr1.rewards.counted import forbids_number, said_quantity
+from jaxr1.rewards.dates import read_date, read_time, said_date, said_time, same_time
+from jaxr1.rewards.formulas import Formula, close, environments, read_formula, same_formula
+from jaxr1.rewards.letters import choice_letter, choice_letters, is_choice_letter, said_letters
+from jaxr1.rewards.quantities import read_compound, read_quantity, same_compound, same_quantity
+from jaxr1.rewards.sentences import core
+from jaxr1.rewards.structures import Matrix, Piece
+from jaxr1.rewards.words import PLAIN, canonical, read_phrase, read_yes_no, says_phrase, says_yes_no
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of answers.
+
+    Attributes:
+      name: for messages.
+      read: the value that all of a normalised reference is; None where it is none of this kind.
+      says: whether a claim, often a sentence, states the value of a reference, and no other.
+      has_or: whether an "or" may join parts of one answer.
+      denies: whether "no" and "not" are words of its own.
+      own: the words of a value that deny nothing: a reference may itself be "not parallel".
+    """
+
+    name: str
+    read: Callable[[str], Any]
+    says: Callable[[Any, str], bool]
+    has_or: bool = False
+    denies: bool = False
+    own: Callable[[Any], tuple[str, ...]] = lambda _: ()
+
+
+def _compared(
+    read: Callable[[str], Any], same: Callable[[Any, Any], bool]
+) -> Callable[[Any, str], bool]:
+    """`says` of a kind whose claims are read into a value as well."""
+
+    def says(gold: Any, text: str) -> bool:
+        answer = read(text)
+        return answer is not None and bool(same(gold, answer))
+
+    return says
+
+
+# --- scalars ------------------------------------------------------------------------------------
+def same_scalar(gold: str, answer: str) -> bool:
+    """Whether two parts of a structure are the same quantity, formula or phrase."""
+    if gold == answer:
+        return True
+    scalars: tuple[tuple[Callable[[str], Any], Callable[[Any, Any], bool]], ...] = (
+        (read_quantity, same_quantity),
+        (read_formula, same_formula),
+    )
+    for read, same in scalars:
+        one, other = read(gold), read(answer)
+        if one is not None and other is not None:
+            return same(one, other)
+        if one is not None or other is not None:
+            return False
+    return bool(PLAIN.fullmatch(gold)) and canonical(gold) == canonical(answer)
+
+
+def _same_parts(gold: tuple[str, ...], answer: tuple[str, ...]) -> bool:
+    return len(gold) == len(answer) and all(map(same_scalar, gold, answer))
+
+
+def _same_members(gold: tuple[str, ...], answer: tuple[str, ...]) -> bool:
+    """Whether two lists have the same members, in any order and any number of times."""
+    return all(any(same_scalar(one, other) for other in answer) for one in gold) and all(
+        any(same_scalar(one, other) for one in gold) for other in answer
+    )
+
+
+# --- letters ------------------------------------------------------------------------------------
+def _read_letter(text: str) -> frozenset[str] | None:
+    if is_choice_letter(text) and text.strip("()[]*. ").isupper():
+        return frozenset(text.strip("()[]*. "))
+    first = re.match(r"\(([A-J])\)\s|([A-J])[.:)]\s", text)
+    return frozenset(filter(None, first.groups())) if first else None
+
+
+def _read_letters(text: str) -> frozenset[str] | None:
+    return choice_letters(text) if text != text.lower() else None
+
+
+def _said_letter(text: str) -> frozenset[str] | None:
+    letter = choice_letter(text)
+    return None if letter is None else frozenset(letter)
+
+
+# --- quantities ---------------------------------------------------------------------------------
+def _said_quantity(text: str) -> Any:
+    found = read_quantity(text) or said_quantity(text)
+    if found is not None:
+        return found
+    before, inner = core(text)
+    return None if not before or forbids_number(before) else read_quantity(inner)
+
+
+# --- structures ---------------------------------------------------------------------------------
+def _same_interval(gold: structures.Interval, answer: structures.Interval) -> bool:
+    if len(gold) != len(answer):
+        return False
+    return all(any(_same_piece(one, other) for other in answer) for one in gold)
+
+
+def _same_piece(one: Piece, other: Piece) -> bool:
+    return (
+        (one.has_low, one.has_high) == (other.has_low, other.has_high)
+        and bool(one.low) == bool(other.low)
+        and bool(one.high) == bool(other.high)
+        and (not one.low or same_scalar(one.low, other.low))
+        and (not one.high or same_scalar(one.high, other.high))
+    )
+
+
+def _read_matrix(text: str) -> Matrix | None:
+    found = structures.read_matrix(text)
+    if found is not None:
+        return found
+    column = structures.read_tuple(text)
+    return None if column is None else Matrix(tuple((cell,) for cell in column))
+
+
+def _read_tuple(text: str) -> tuple[str, ...] | None:
+    """A tuple, or a matrix of one column or row."""
+    found = structures.read_tuple(text)
+    if found is None and "{" not in text and "(" not in text:  # "1, 2"
+        members = structures.parts_of(text, re.compile(r"\s*,\s*"))
+        return tuple(members) if len(members) > 1 and all(members) else None
+    if found is None and (matrix := structures.read_matrix(text)) and not matrix.factor:
+        flat = matrix.rows[0] if len(matrix.rows) == 1 else tuple(row[0] for row in matrix.rows)
+        return flat if len(flat) == sum(map(len, matrix.rows)) else None
+    return found
+
+
+def _same_matrix(gold: Matrix, answer: Matrix) -> bool:
+    if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
+        return False
+    return all(
+        _same_parts(_scaled(one, gold.factor), _scaled(other, answer.factor))
+        for one, other in zip(gold.rows, answer.rows, strict=True)
+    )
+
+
+def _scaled(row: tuple[str, ...], factor: str) -> tuple[str, ...]:
+    if not factor:
+        return row
+    factor = f"{factor}1" if factor in "+-" else factor
+    return tuple(f"({factor})*({cell})" for cell in row)
+
+
+_VERB = re.compile(r"(?:\b(?:is|are|equals?|as|at|be)\b|:)\s+")
+
+
+def _within(
+    read: Callable[[str], Any], same: Callable[[Any, Any], bool]
+) -> Callable[[Any, str], bool]:
+    """`says` of a kind that a sentence holds whole: the text without the words around it."""
+
+    def says(gold: Any, text: str) -> bool:
+        inner = core(text)[1]
+        return any(
+            answer is not None and bool(same(gold, answer))
+            for answer in map(read, dict.fromkeys((text, inner, _VERB.split(text)[-1])))
+        )
+
+    return says
+
+
+_EMPTY = re.compile(
+    r"(?i)(?:(?:there (?:is|are) |it has |the equation has )?no (?:real |integer |such |valid )?"
+    r"(?:solutions?|roots?|numbers?|values?)(?: exists?| of x)?"
+    r"|(?:the )?empty set|none|无解|空集|没有解"
+    r"|(?:\\?\w\s*(?:\\in|=)\s*)?(?:\\emptyset|\\varnothing|∅|Ø|\\?\{\s*\\?\}))"
+)
+
+
+def _read_empty(text: str) -> bool | None:
+    """True for "no solution", in words or as the empty set."""
+    return True if _EMPTY.fullmatch(text) else None
+
+
+# --- equations and expressions ------------------------------------------------------------------
+@dataclass(frozen=True)
+class Equation:
+    """A line, a curve or a definition.
+
+    Attributes:
+      name: the left side where it is a lone symbol, or a function of one: "y", "f(x)".
+      left, right: the sides; the left one is None where only the right one was given.
+    """
+
+    name: str
+    left: Formula | None
+    right: Formula
+
+
+_EQUALS = re.compile(r"(?<![<>!=:])=(?!=)")
+_SYMBOL = re.compile(
+    r"(?:(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?'*|[A-Za-z]'*\([A-Za-z](?:,\s?[A-Za-z])*\))"
+)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_equation(text: str) -> Equation | None:
+    """An equation of two formulas; or of one, whose left side went without saying."""
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    if len(sides) == 1:
+        right = read_formula(sides[0])
+        return None if right is None else Equation("", None, right)
+    if len(sides) != 2:
+        return None
+    if not _SYMBOL.fullmatch(sides[0]) and _SYMBOL.fullmatch(sides[1]):
+        sides.reverse()
+    name = sides[0] if _SYMBOL.fullmatch(sides[0]) else ""
+    left = read_formula("y" if "(" in name else sides[0])
+    right = read_formula(sides[1])
+    return None if left is None or right is None else Equation(name, left, right)
+
+
+def _read_own_equation(text: str) -> Equation | None:
+    found = _read_equation(text)
+    return None if found is None or found.left is None else found
+
+
+def _same_equation(gold: Equation, answer: Equation) -> bool:
+    if answer.left is None:
+        return bool(gold.name) and same_formula(gold.right, answer.right)
+    if "(" in gold.name and answer.name and (answer.name in ("y", gold.name)):
+        return same_formula(gold.right, answer.right)
+    assert gold.left is not None
+    names = gold.left.symbols | gold.right.symbols
+    if names != answer.left.symbols | answer.right.symbols:
+        return False
+    if gold.name and gold.name == answer.name and same_formula(gold.right, answer.right):
+        return True
+    return (
+        _proportional(gold, answer, names)
+        or _solved(gold, answer, names)
+        or _solved(answer, gold, names)
+    )
+
+
+def _proportional(gold: Equation, answer: Equation, names: frozenset[str]) -> bool:
+    """Whether the sides of two equations differ by the same terms, but for a factor."""
+    ratios: list[complex] = []
+    for environment in environments(names):
+        one, other = _difference(gold, environment), _difference(answer, environment)
+        if one is None or other is None:
+            continue
+        if not one or not other:
+            return False
+        ratios.append(one / other)
+    return len(ratios) >= 3 and all(abs(r - ratios[0]) <= 1e-7 * abs(ratios[0]) for r in ratios)
+
+
+def _solved(explicit: Equation, other: Equation, names: frozenset[str]) -> bool:
+    """Whether what an equation gives for a symbol fulfils the other one, as "y = 1/x" does "xy ="
+    " 1"."""
+    if not explicit.name or explicit.left is None or explicit.name in explicit.right.symbols:
+        return False
+    compared = 0
+    for environment in environments(names):
+        value, at_random = explicit.right.at(environment), _difference(other, environment)
+        if value is None or at_random is None or other.left is None:
+            continue
+        there = {**environment, **dict.fromkeys(explicit.left.symbols, complex(value))}
+        if not at_random or not close(other.left.at(there), other.right.at(there)):
+            return False
+        compared += 1
+    return compared >= 3
+
+
+def _difference(equation: Equation, environment: dict[str, complex]) -> complex | None:
+    left = equation.left.at(environment) if equation.left is not None else None
+    right = equation.right.at(environment)
+    return None if left is None or right is None else complex(left) - complex(right)
+
+
+def _read_expression(text: str) -> Formula | None:
+    """A formula with symbols, or behind a name that it does not hold itself."""
+    formula = read_formula(text)
+    if formula is not None:
+        return formula
+    sides = [side.strip() for side in _EQUALS.split(text)]
+    if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]):
+        right = read_formula(sides[1])
+        name = read_formula(sides[0].partition("(")[0])
+        if right is not None and name is not None and not name.symbols & right.symbols:
+            return right
+    return None
+
+
+def _read_own_expression(text: str) -> Formula | None:
+    formula = read_formula(text)
+    return formula if formula is not None and formula.symbols else None
+
+
+LETTER = Kind("letter", _read_letter, _compared(_said_letter, frozenset.__eq__))
+LETTERS = Kind("letters", _read_letters, _compared(said_letters, frozenset.__eq__))
+DATE = Kind(
+    "date", read_date, _compared(lambda text: read_date(text) or said_date(text), tuple.__eq__)
+)
+TIME = Kind(
+    "time", read_time, _compared(lambda text: read_time(text) or said_time(text), same_time)
+)
+QUANTITY = Kind("quantity", read_quantity, _compared(_said_quantity, same_quantity))
+COMPOUND = Kind("compound", read_compound, _within(read_compound, same_compound))
+MATRIX = Kind("matrix", structures.read_matrix, _within(_read_matrix, _same_matrix))
+INTERVAL = Kind(
+    "interval",
+    structures.read_interval,
+    _within(structures.read_interval, _same_interval),
+    has_or=True,
+)
+TUPLE = Kind("tuple", structures.read_tuple, _within(_read_tuple, _same_parts))
+SEQUENCE = Kind(
+    "sequence", structures.read_sequence, _within(structures.read_sequence, _same_parts)
+)
+LIST = Kind(
+    "list",
+    structures.read_list,
+    _within(structures.read_list, _same_members),
+    has_or=True,
+)
+RATIO = Kind("ratio", structures.read_ratio, _within(structures.read_ratio, _same_parts))
+EQUATION = Kind("equation", _read_own_equation, _within(_read_equation, _same_equation))
+EXPRESSION = Kind("expression", _read_own_expression, _within(_read_expression, same_formula))
+YES_NO = Kind("yes or no", read_yes_no, says_yes_no, denies=True)
+EMPTY = Kind("no solution", _read_empty, lambda _, text: _read_empty(text) is not None, denies=True)
+PHRASE = Kind("phrase", read_phrase, says_phrase, own=lambda phrase: (phrase,))
+
+# In the order in which a reference is read. Where the first kinds of a row read it, those of the
+# second are no readings of it: "12:00" is no ratio, and "1,234" no list.
+KINDS = (
+    EMPTY,
+    LETTER,
+    LETTERS,
+    DATE,
+    TIME,
+    QUANTITY,
+    COMPOUND,
+    MATRIX,
+    INTERVAL,
+    TUPLE,
+    SEQUENCE,
+    LIST,
+    RATIO,
+    EQUATION,
+    EXPRESSION,
+    YES_NO,
+    PHRASE,
+)
+_SHADOWS = (
+    ((LETTER, LETTERS), (QUANTITY, LIST, EXPRESSION, INTERVAL, PHRASE)),
+    ((EMPTY,), (LIST, PHRASE)),
+    ((DATE, TIME), (QUANTITY, LIST, RATIO, EXPRESSION, PHRASE)),
+    ((COMPOUND,), (LIST, PHRASE)),
+    ((QUANTITY,), (TUPLE, LIST, RATIO, EQUATION, EXPRESSION, PHRASE)),
+    ((MATRIX, INTERVAL, TUPLE, SEQUENCE, LIST, RATIO, EQUATION, EXPRESSION, YES_NO), (PHRASE,)),
+)
+Reading = tuple[Kind, Any]
+
+
+@functools.lru_cache(maxsize=4096)
+def readings(text: str) -> tuple[Reading, ...]:
+    """Every kind that a normalised reference is, with its value; a phrase where it is no other."""
+    found = {kind.name: (kind, value) for kind in KINDS if (value := kind.read(text)) is not None}
+    for above, below in _SHADOWS:
+        if any(kind.name in found for kind in above):
+            for kind in below:
+                found.pop(kind.name, None)
+    return tuple(found.values())

@@ -1,0 +1,133 @@
+"""Words: phrases, and yes and no."""
+
+from __future__ import annotations
+
+import re
+
+PLAIN = re.compile(r"[A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-]*")
+"""Words with nothing between them that mathematics could mean."""
+
+# --- yes and no ---------------------------------------------------------------------------------
+_YES = "yes yeah yep true correct 是 是的 对 对的 正确 没错 有 会 能 可以 真".split()
+_NO = (
+    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错的 不正确 没有 不会 不能 不可以 假"
+).split()
+_TRUTHS = {word: True for word in _YES} | {word: False for word in _NO}
+_REFERENCES = frozenset("yes no true false 是 否 不是 对 错 正确 错误 是的 不对 没错".split())
+_WORD = "|".join(sorted(_TRUTHS, key=len, reverse=True))
+_FIRST = re.compile(
+    rf"(?i)({_WORD})(?=$|[\s,.;:!—-])"
+    rf"|([{''.join(w for w in _TRUTHS if len(w) == 1 and w > '~')}])(?=它|这|图|的)"
+)
+_LAST = re.compile(rf"(?i)(?:^|[\s是为:,]|\bnot )({_WORD})$")
+_AGREES = re.compile(
+    r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
+)
+_ALSO = re.compile(rf"(?i)(?<![\w])({_WORD})(?=$|\s*[,.;!/]|\s+(?:yes|no|true|false|maybe)\b)")
+_ONLY_NO = re.compile(r"(?i)no (?!not\b)[a-z]+")
+
+
+def read_yes_no(text: str) -> bool | None:
+    """True for a reference of yes, false for one of no; None for any other text."""
+    word = text.casefold().strip()
+    return _TRUTHS[word] if word in _REFERENCES else None
+
+
+def says_yes_no(gold: bool, text: str) -> bool:
+    """Whether a text says yes, or no, and does not say the other one too."""
+    said: set[bool | None] = set()
+    for sentence in re.split(r"(?<=[.!?;])\s+", text.strip()):
+        said.add(_truth_of(sentence.strip(" .!;")))
+    said.discard(None)
+    return said == {gold}
+
+
+def _truth_of(sentence: str) -> bool | None:
+    """What one sentence says of yes and no; None for nothing or for both."""
+    first = _FIRST.match(sentence)
+    if first is None:
+        last = _LAST.search(sentence)
+        if last is None:
+            return None
+        denied = re.search(r"(?i)(?:\bnot|n't) (?:an? )?$|不$", sentence[: last.start(1)])
+        return _TRUTHS[last.group(1).lower()] != bool(denied)
+    word = (first.group(1) or first.group(2)).lower()
+    value, rest = _TRUTHS[word], sentence[first.end() :]
+    if word == "no" and re.match(r"\s+[a-z]", rest):  # "no doubt", "no cat"
+        return None
+    for other in _ALSO.finditer(rest):
+        if _TRUTHS[other.group(1).lower()] != value:
+            return None
+    agrees = _AGREES.match(rest)
+    if agrees and bool(agrees["no"]) == value:
+        return None
+    return value
+
+
+# --- phrases ------------------------------------------------------------------------------------
+_ARTICLE = re.compile(r"(?i)\b(?:the|an?)\s+(?=\w)")
+_LINKS = (
+    r"is|are|was|were|be|been|being|am|equals?|in|on|at|to|of|by|with|as|for|from|toward|towards|a"
+    r"|an|the"
+    r"|it|they|colou?rs?|called|named|it's|that's|there's|he's|she's|say|choose|pick|see|think"
+    r"|answer|option|its"
+    r"|into|near|means?|called|like|very|clearly|definitely|probably|likely|most likely|indeed"
+    r"|[a-z]+ing|[a-z]+ed|[a-z]{2,}s"
+)
+_NO_LINK = r"less|this|always|plus|minus|does|thus|perhaps|sometimes"
+_FOLLOWS = (
+    r"(?:on|in|at|near|next|behind|with|from|under|beside|above|below|for|because|since|as|which"
+    r"|that|who|side|hand side|colou?red|in colou?r|colou?r|direction|one|here|there|of|is|are|was"
+    r"|were)\b"
+)
+_MODIFIED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[/&]")
+
+
+def canonical(phrase: str) -> str:
+    """A phrase without letter case, articles and punctuation."""
+    text = _ARTICLE.sub("", phrase.casefold())
+    text = re.sub(r"[\"'“”.,;:!?()\[\]]+(?=\s|$)|(?<=\s)[\"'(\[]|^[\"'(\[]+", " ", text)
+    return " ".join(text.split())
+
+
+def read_phrase(text: str) -> str | None:
+    """A phrase of words, in the form in which phrases are compared."""
+    return canonical(text) or None
+
+
+def says_phrase(gold: str, text: str) -> bool:
+    """Whether a sentence says a phrase: "The cube is on the left side." says "left".
+
+    Not where the phrase is a part of a longer one: "dark red" does not say "red".
+    """
+    said = canonical(text)
+    if said == gold:
+        return True
+    if gold > "~" and "\u4e00" <= gold[0] <= "\u9fff":
+        return _says_han(gold, said)
+    if _MODIFIED.search(said.replace(gold, " ")):
+        return False
+    for match in re.finditer(rf"(?<![\w-]){re.escape(gold)}(?![\w-])", said):
+        before, after = said[: match.start()].rstrip(), said[match.end() :].strip()
+        is_linked = not before or (
+            re.search(rf"(?:^|\s)(?:{_LINKS})$", before)
+            and not re.search(rf"\b(?:{_NO_LINK})$", before)
+        )
+        if is_linked and (not after or re.match(_FOLLOWS, after)):
+            return bool(
+                before
+                or not after
+                or re.match(
+                    r"(?:is|are|was|were|because|since|as|side|which|in colou?r|one$)\b", after
+                )
+            )
+    return False
+
+
+def _says_han(gold: str, text: str) -> bool:
+    """As `says_phrase`, for a language without spaces."""
+    found = re.search(
+        rf"(?:^|[是为在有选叫:,\s]|属于|等于|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
+        text,
+    )
+    return found is not None and not re.search(r"[和或与及]", text.replace(gold, ""))
