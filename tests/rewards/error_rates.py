@@ -11,7 +11,6 @@ that is installed. `--write` brings the tables in notebooks/grading.md up to dat
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.metadata
 import importlib.util
 import json
