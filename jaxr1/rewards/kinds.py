@@ -11,14 +11,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from jaxr1.rewards import structures
 from jaxr1.rewards.counted import forbids_number, said_quantity
 from jaxr1.rewards.dates import read_date, read_time, said_date, said_time, same_time
 from jaxr1.rewards.formulas import Formula, close, environments, read_formula, same_formula
 from jaxr1.rewards.letters import choice_letter, choice_letters, is_choice_letter, said_letters
 from jaxr1.rewards.quantities import read_compound, read_quantity, same_compound, same_quantity
 from jaxr1.rewards.sentences import core
-from jaxr1.rewards.structures import Matrix, Piece
+from jaxr1.rewards.structures import (
+    Interval,
+    Matrix,
+    Piece,
+    parts_of,
+    read_interval,
+    read_list,
+    read_matrix,
+    read_ratio,
+    read_sequence,
+    read_tuple,
+)
 from jaxr1.rewards.words import PLAIN, canonical, read_phrase, read_yes_no, says_phrase, says_yes_no
 
 
@@ -111,7 +121,7 @@ def _said_quantity(text: str) -> Any:
 
 
 # --- structures ---------------------------------------------------------------------------------
-def _same_interval(gold: structures.Interval, answer: structures.Interval) -> bool:
+def _same_interval(gold: Interval, answer: Interval) -> bool:
     if len(gold) != len(answer):
         return False
     return all(any(_same_piece(one, other) for other in answer) for one in gold)
@@ -128,20 +138,20 @@ def _same_piece(one: Piece, other: Piece) -> bool:
 
 
 def _read_matrix(text: str) -> Matrix | None:
-    found = structures.read_matrix(text)
+    found = read_matrix(text)
     if found is not None:
         return found
-    column = structures.read_tuple(text)
+    column = read_tuple(text)
     return None if column is None else Matrix(tuple((cell,) for cell in column))
 
 
 def _read_tuple(text: str) -> tuple[str, ...] | None:
     """A tuple, or a matrix of one column or row."""
-    found = structures.read_tuple(text)
+    found = read_tuple(text)
     if found is None and "{" not in text and "(" not in text:  # "1, 2"
-        members = structures.parts_of(text, re.compile(r"\s*,\s*"))
+        members = parts_of(text, re.compile(r"\s*,\s*"))
         return tuple(members) if len(members) > 1 and all(members) else None
-    if found is None and (matrix := structures.read_matrix(text)) and not matrix.factor:
+    if found is None and (matrix := read_matrix(text)) and not matrix.factor:
         flat = matrix.rows[0] if len(matrix.rows) == 1 else tuple(row[0] for row in matrix.rows)
         return flat if len(flat) == sum(map(len, matrix.rows)) else None
     return found
@@ -320,24 +330,22 @@ TIME = Kind(
 )
 QUANTITY = Kind("quantity", read_quantity, _compared(_said_quantity, same_quantity))
 COMPOUND = Kind("compound", read_compound, _within(read_compound, same_compound))
-MATRIX = Kind("matrix", structures.read_matrix, _within(_read_matrix, _same_matrix))
+MATRIX = Kind("matrix", read_matrix, _within(_read_matrix, _same_matrix))
 INTERVAL = Kind(
     "interval",
-    structures.read_interval,
-    _within(structures.read_interval, _same_interval),
+    read_interval,
+    _within(read_interval, _same_interval),
     has_or=True,
 )
-TUPLE = Kind("tuple", structures.read_tuple, _within(_read_tuple, _same_parts))
-SEQUENCE = Kind(
-    "sequence", structures.read_sequence, _within(structures.read_sequence, _same_parts)
-)
+TUPLE = Kind("tuple", read_tuple, _within(_read_tuple, _same_parts))
+SEQUENCE = Kind("sequence", read_sequence, _within(read_sequence, _same_parts))
 LIST = Kind(
     "list",
-    structures.read_list,
-    _within(structures.read_list, _same_members),
+    read_list,
+    _within(read_list, _same_members),
     has_or=True,
 )
-RATIO = Kind("ratio", structures.read_ratio, _within(structures.read_ratio, _same_parts))
+RATIO = Kind("ratio", read_ratio, _within(read_ratio, _same_parts))
 EQUATION = Kind("equation", _read_own_equation, _within(_read_equation, _same_equation))
 EXPRESSION = Kind("expression", _read_own_expression, _within(_read_expression, same_formula))
 YES_NO = Kind("yes or no", read_yes_no, says_yes_no, denies=True)

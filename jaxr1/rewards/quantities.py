@@ -190,7 +190,7 @@ def _with_unit(quantity: Quantity, text: str, end: int, whole: bool) -> tuple[Qu
     for stop in sorted(
         {m.end() for m in re.finditer(r"\S(?=\s|$)|[\u4e00-\u9fff]|[$€£¥₹¢°]", tail)}, reverse=True
     ):
-        name = tail[:stop].strip().rstrip(".") if not tail[:stop].strip().lower() == "in." else "in"
+        name = tail[:stop].strip().rstrip(".")
         if not name or name.endswith(("/", "*", "^", "-")):
             continue
         unit = read_unit(name)

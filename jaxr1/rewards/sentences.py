@@ -62,9 +62,9 @@ _CONCLUSION = re.compile(
     r"|(?:所以|因此|综上所述|综上)[,\s]*"
 )
 _REASON = re.compile(
-    r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering)\b|\s?[,;(—-]{1,3}\s?(?:since|as"
-    r"|for(?= \w+ \w+ )"
-    r"|where|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if)\b"
+    r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering)\b"
+    r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
+    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if)\b"
     r"|[,;\s]*(?:因为|由于)).*$",
     re.DOTALL,
 )

@@ -193,7 +193,8 @@ def _end(text: str, sign: str) -> str:
         .replace("infinity", "oo")
         .replace("inf", "oo")
     )
-    return "" if bare in ({"-oo"} if sign == "-" else {"oo", "+oo"}) else text
+    infinite = bare == "-oo" if sign == "-" else bare in ("oo", "+oo")
+    return "" if infinite else text
 
 
 # --- lists, tuples ------------------------------------------------------------------------------
@@ -289,11 +290,8 @@ def read_sequence(text: str) -> tuple[str, ...] | None:
         return None
     both = enclosed(text)
     members = parts_of(both[1] if both else text, re.compile(r"\s*[,;:]\s*"))
-    return (
-        tuple("..." if m in ("\\ldots", "...") else m for m in members)
-        if len(members) > 2
-        else None
-    )
+    terms = tuple("..." if member in ("\\ldots", "...") else member for member in members)
+    return terms if len(terms) > 2 else None
 
 
 # --- matrices -----------------------------------------------------------------------------------
