@@ -15,7 +15,7 @@ from typing import Literal
 
 from jaxr1.rewards.algebra import looks_like_math, math_problem, parsed_math
 from jaxr1.rewards.answers import MAX_ANSWER_CHARS, Found, closing_line, find_answer, marks_answer
-from jaxr1.rewards.kinds import LETTERS, LIST, PHRASE, TUPLE, readings
+from jaxr1.rewards.kinds import ASSIGNMENTS, LETTERS, LIST, PHRASE, TUPLE, readings
 from jaxr1.rewards.letters import is_choice_letter
 from jaxr1.rewards.matching import TRUTH, answers_match, informs, reference_text, repeats_question
 from jaxr1.rewards.sentences import denies, sentences
@@ -72,7 +72,7 @@ def _candidates(found: Found, gold: str) -> Iterator[str]:
     """The texts that may be the answer: one, but for lists in several boxes and for last lines."""
     yield found.text
     if found.listed is not None and any(
-        kind in (LIST, LETTERS, TUPLE) for kind, _ in readings(reference_text(gold))
+        kind in (LIST, LETTERS, TUPLE, ASSIGNMENTS) for kind, _ in readings(reference_text(gold))
     ):
         yield found.listed
     if not found.closing:

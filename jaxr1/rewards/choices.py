@@ -10,12 +10,13 @@ from jaxr1.rewards.letters import (
     choice_letter,
     choice_letters,
     is_choice_letter,
+    marked_letters,
     said_letters,
     without_letter,
 )
 from jaxr1.rewards.sentences import denies
 from jaxr1.rewards.structures import parts_of
-from jaxr1.rewards.words import PLAIN, canonical, read_yes_no, says_yes_no
+from jaxr1.rewards.words import PLAIN, canonical, may_precede, read_yes_no, says_yes_no
 
 _ITEMS = re.compile(r"(?i)\s*(?:[,;]\s*(?:and\b|和)?|\band\b|和|与|及)\s*")
 
@@ -67,8 +68,10 @@ class Choices:
         if letters is not None:
             return letters
         named = self._stated(text)
-        if len(named) == 1:
-            return named
+        if len(named) == 1:  # "5 cm, option D" contradicts itself
+            (letter,) = named
+            is_said = marked_letters(text) <= named and self._states(self.texts[letter], text, True)
+            return named if is_said else None
         items = [self._stated(item) for item in parts_of(text, _ITEMS)]
         return frozenset().union(*items) if all(len(item) == 1 for item in items) else None
 
@@ -92,18 +95,12 @@ class Choices:
         return frozenset(words)
 
     @staticmethod
-    def _states(option: str, text: str) -> bool:
+    def _states(option: str, text: str, whole: bool = False) -> bool:
+        """Whether a text states an option; `whole`: and no longer name that ends with it."""
         if (truth := read_yes_no(option)) is not None:
             return says_yes_no(truth, text)
         if PLAIN.fullmatch(option):
-            words, text = _stems(option), _stems(text)
-            if words > "~":
-                return words in text
-            return (
-                bool(words)
-                and re.search(rf"(?<![\w-]){re.escape(words)}(?![\w-])", canonical(text))
-                is not None
-            )
+            return _says_words(canonical(option), canonical(text), whole)
         return any(
             kind.says(value, text)
             for kind, value in readings(option)
@@ -111,6 +108,19 @@ class Choices:
         )
 
 
-def _stems(text: str) -> str:
-    """The words of a text without an ending of the plural or of a verb."""
-    return re.sub(r"(?<=[a-z]{3})s\b", "", canonical(text))
+def _says_words(option: str, text: str, whole: bool) -> bool:
+    """Whether a text says the words of an option, in the singular or plural."""
+    if option > "~":  # Chinese has no spaces between words
+        return option in text
+    words = r"\s+".join(re.escape(word.removesuffix("s")) + "s?" for word in option.split())
+    found = re.search(rf"(?<![\w-]){words}(?![\w-])", text) if option else None
+    if found is None or not whole:
+        return found is not None
+    return may_precede(text[: found.start()].rstrip()) or _VERBS.match(option) is not None
+
+
+_VERBS = re.compile(
+    r"(?:increase|decrease|stay|remain|rise|fall|double|halve|move|turn|become|go|expand|contract"
+    r"|shrink"
+    r"|grow|melt|freeze|float|sink|speed|slow|will|does|has|have|can|is|are)s?\b"
+)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from jaxr1.rewards.numerals import HAN_NUMBER, number_in_words
 from jaxr1.rewards.quantities import NAME, Quantity, quantity_at, same_quantity
+from jaxr1.rewards.words import WORDY
 
 MAX_NUMBERS = 20  # of a sentence that names one again and again
 WORDS = 60  # characters before a number that say what it bounds, or is a part of
@@ -16,8 +17,9 @@ _BEGINS = re.compile(
 )
 _BEFORE = re.compile(
     r"(?i)(?:\b(?:than|least|most|over|under|above|below|beyond|within|up to|between|from|before"
-    r"|after|until|since|by|not|never|twice|double|triple|half|half of|root|root of|times|plus"
-    r"|minus|(?:multiple|power|factor|divisor|digit|part|fraction|multiples) of|exceeds?|figure"
+    r"|after|until|since|not|never|twice|double|triple|half|half of|root|root of|times|plus"
+    r"|minus|(?:multiple|power|factor|divisor|digit|part|fraction|multiples) of|exceeds?|minimum"
+    r"|maximum|figure"
     r"|chapter|question|step|problem|part|number of the|no\.|except|besides|without|jan\w*|feb\w*"
     r"|mar(?:ch)?|apr\w*|may|june?|july?|aug\w*|sept?\w*|oct\w*|nov\w*|dec\w*)|[<>^_*/+-]|!=|[<>]="
     r"|[大小多少高低]于|超过|不到|至少|至多|最多|最少|第|不足|除了|之间)"
@@ -27,9 +29,10 @@ _AFTER = re.compile(
     r"(?i)(?:(?=[a-z])|\s+[b-hj-z]\b(?!')|\s*(?:[!^_*/+<>({|\\]|-(?=\w))|\s*(?:times|squared|cubed"
     r"|factorial|plus|minus|or (?:more|less|fewer)"
     r"|and (?:a half|up|over|above)|more than|less than|fewer than|divided|multiplied|out of|to the"
-    r"|percent|jan|feb|mar|apr|may\b|june?\b|july?\b|aug|sep|oct|nov|dec)\b|[月号题倍]|以[上下内外]|次方|折|分之)"
+    r"|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|以[上下内外]|次方|折|分之)"
 )
-_REMAINS = re.compile(r"[\d\\^*/<>{}|_+=]")
+_REMAINS = re.compile(f"[!?#&…~*{WORDY}]*")
 
 
 def forbids_number(before: str) -> bool:
@@ -67,7 +70,7 @@ def said_quantity(text: str) -> Quantity | None:
         at = end
     rest.append(text[at:])
     left = " ".join(rest)
-    if _REMAINS.search(left):
+    if not _REMAINS.fullmatch(left):
         return None
     if not found:
         return _said_in_words(text)

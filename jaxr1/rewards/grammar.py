@@ -275,6 +275,8 @@ class Reader:
             if degree is None:
                 return _apply(_function("sqrt"), value)
             return _apply(_power, value, _apply(_divide, _constant(Fraction(1)), degree))
+        if name in ("binom", "dbinom", "tbinom"):
+            return _apply(_choose, self.group(), self.group())
         if name in _FUNCTIONS:
             return self.applied(name)
         if name == "pi":
@@ -364,6 +366,15 @@ def _factorial(value: Value) -> Value:
     if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= MAX_FACTORIAL:
         raise ValueError("no factorial")
     return Fraction(math.factorial(int(value)))
+
+
+def _choose(total: Value, part: Value) -> Value:
+    """The binomial coefficient of two integers."""
+    if not (isinstance(total, Fraction) and isinstance(part, Fraction)):
+        raise ValueError("no binomial coefficient")
+    if total.denominator * part.denominator != 1 or not 0 <= part <= total <= MAX_FACTORIAL:
+        raise ValueError("no binomial coefficient")
+    return Fraction(math.comb(int(total), int(part)))
 
 
 def _function(name: str) -> Callable[[Value], Value]:

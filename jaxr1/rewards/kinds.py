@@ -13,7 +13,14 @@ from typing import Any
 
 from jaxr1.rewards.counted import forbids_number, said_quantity
 from jaxr1.rewards.dates import read_date, read_time, said_date, said_time, same_time
-from jaxr1.rewards.formulas import Formula, close, environments, read_formula, same_formula
+from jaxr1.rewards.equations import (
+    read_equation,
+    read_expression,
+    read_own_equation,
+    read_own_expression,
+    same_equation,
+)
+from jaxr1.rewards.formulas import read_formula, same_formula
 from jaxr1.rewards.letters import choice_letter, choice_letters, is_choice_letter, said_letters
 from jaxr1.rewards.quantities import read_compound, read_quantity, same_compound, same_quantity
 from jaxr1.rewards.sentences import core
@@ -22,6 +29,7 @@ from jaxr1.rewards.structures import (
     Matrix,
     Piece,
     parts_of,
+    read_assignments,
     read_interval,
     read_list,
     read_matrix,
@@ -191,6 +199,32 @@ def _within(
     return says
 
 
+def _says_assignments(gold: tuple[tuple[str, str], ...], text: str) -> bool:
+    """Whether a text gives every variable its value, by name or as a tuple in their order."""
+    for said in (text, core(text)[1]):
+        answer = read_assignments(said)
+        if answer is not None:
+            return [name for name, _ in gold] == [name for name, _ in answer] and _same_parts(
+                tuple(value for _, value in gold), tuple(value for _, value in answer)
+            )
+        if (values := read_tuple(said)) is not None:
+            return _same_parts(tuple(value for _, value in gold), values)
+    return False
+
+
+_INFINITY = re.compile(
+    r"(?i)(\+|-|positive |plus |negative |minus )?\s*(?:\\infty|infinity|无穷大?)"
+)
+
+
+def _read_infinity(text: str) -> str | None:
+    """ "+" or "-" for infinity."""
+    match = _INFINITY.fullmatch(text)
+    if match is None:
+        return None
+    return "-" if (match[1] or "").lower().strip() in ("-", "negative", "minus") else "+"
+
+
 _EMPTY = re.compile(
     r"(?i)(?:(?:there (?:is|are) |it has |the equation has )?no (?:real |integer |such |valid )?"
     r"(?:solutions?|roots?|numbers?|values?)(?: exists?| of x)?"
@@ -204,122 +238,7 @@ def _read_empty(text: str) -> bool | None:
     return True if _EMPTY.fullmatch(text) else None
 
 
-# --- equations and expressions ------------------------------------------------------------------
-@dataclass(frozen=True)
-class Equation:
-    """A line, a curve or a definition.
-
-    Attributes:
-      name: the left side where it is a lone symbol, or a function of one: "y", "f(x)".
-      left, right: the sides; the left one is None where only the right one was given.
-    """
-
-    name: str
-    left: Formula | None
-    right: Formula
-
-
-_EQUALS = re.compile(r"(?<![<>!=:])=(?!=)")
-_SYMBOL = re.compile(
-    r"(?:(?:[A-Za-z]|\\[A-Za-z]+)(?:_\{?\w+\}?)?'*|[A-Za-z]'*\([A-Za-z](?:,\s?[A-Za-z])*\))"
-)
-
-
-@functools.lru_cache(maxsize=4096)
-def _read_equation(text: str) -> Equation | None:
-    """An equation of two formulas; or of one, whose left side went without saying."""
-    sides = [side.strip() for side in _EQUALS.split(text)]
-    if len(sides) == 1:
-        right = read_formula(sides[0])
-        return None if right is None else Equation("", None, right)
-    if len(sides) != 2:
-        return None
-    if not _SYMBOL.fullmatch(sides[0]) and _SYMBOL.fullmatch(sides[1]):
-        sides.reverse()
-    name = sides[0] if _SYMBOL.fullmatch(sides[0]) else ""
-    left = read_formula("y" if "(" in name else sides[0])
-    right = read_formula(sides[1])
-    return None if left is None or right is None else Equation(name, left, right)
-
-
-def _read_own_equation(text: str) -> Equation | None:
-    found = _read_equation(text)
-    return None if found is None or found.left is None else found
-
-
-def _same_equation(gold: Equation, answer: Equation) -> bool:
-    if answer.left is None:
-        return bool(gold.name) and same_formula(gold.right, answer.right)
-    if "(" in gold.name and answer.name and (answer.name in ("y", gold.name)):
-        return same_formula(gold.right, answer.right)
-    assert gold.left is not None
-    names = gold.left.symbols | gold.right.symbols
-    if names != answer.left.symbols | answer.right.symbols:
-        return False
-    if gold.name and gold.name == answer.name and same_formula(gold.right, answer.right):
-        return True
-    return (
-        _proportional(gold, answer, names)
-        or _solved(gold, answer, names)
-        or _solved(answer, gold, names)
-    )
-
-
-def _proportional(gold: Equation, answer: Equation, names: frozenset[str]) -> bool:
-    """Whether the sides of two equations differ by the same terms, but for a factor."""
-    ratios: list[complex] = []
-    for environment in environments(names):
-        one, other = _difference(gold, environment), _difference(answer, environment)
-        if one is None or other is None:
-            continue
-        if not one or not other:
-            return False
-        ratios.append(one / other)
-    return len(ratios) >= 3 and all(abs(r - ratios[0]) <= 1e-7 * abs(ratios[0]) for r in ratios)
-
-
-def _solved(explicit: Equation, other: Equation, names: frozenset[str]) -> bool:
-    """Whether what an equation gives for a symbol fulfils the other one, as "y = 1/x" does "xy ="
-    " 1"."""
-    if not explicit.name or explicit.left is None or explicit.name in explicit.right.symbols:
-        return False
-    compared = 0
-    for environment in environments(names):
-        value, at_random = explicit.right.at(environment), _difference(other, environment)
-        if value is None or at_random is None or other.left is None:
-            continue
-        there = {**environment, **dict.fromkeys(explicit.left.symbols, complex(value))}
-        if not at_random or not close(other.left.at(there), other.right.at(there)):
-            return False
-        compared += 1
-    return compared >= 3
-
-
-def _difference(equation: Equation, environment: dict[str, complex]) -> complex | None:
-    left = equation.left.at(environment) if equation.left is not None else None
-    right = equation.right.at(environment)
-    return None if left is None or right is None else complex(left) - complex(right)
-
-
-def _read_expression(text: str) -> Formula | None:
-    """A formula with symbols, or behind a name that it does not hold itself."""
-    formula = read_formula(text)
-    if formula is not None:
-        return formula
-    sides = [side.strip() for side in _EQUALS.split(text)]
-    if len(sides) == 2 and _SYMBOL.fullmatch(sides[0]):
-        right = read_formula(sides[1])
-        name = read_formula(sides[0].partition("(")[0])
-        if right is not None and name is not None and not name.symbols & right.symbols:
-            return right
-    return None
-
-
-def _read_own_expression(text: str) -> Formula | None:
-    formula = read_formula(text)
-    return formula if formula is not None and formula.symbols else None
-
-
+# --- the table ---------------------------------------------------------------------------------
 LETTER = Kind("letter", _read_letter, _compared(_said_letter, frozenset.__eq__))
 LETTERS = Kind("letters", _read_letters, _compared(said_letters, frozenset.__eq__))
 DATE = Kind(
@@ -346,9 +265,11 @@ LIST = Kind(
     has_or=True,
 )
 RATIO = Kind("ratio", read_ratio, _within(read_ratio, _same_parts))
-EQUATION = Kind("equation", _read_own_equation, _within(_read_equation, _same_equation))
-EXPRESSION = Kind("expression", _read_own_expression, _within(_read_expression, same_formula))
+EQUATION = Kind("equation", read_own_equation, _within(read_equation, same_equation))
+EXPRESSION = Kind("expression", read_own_expression, _within(read_expression, same_formula))
 YES_NO = Kind("yes or no", read_yes_no, says_yes_no, denies=True)
+ASSIGNMENTS = Kind("assignments", read_assignments, _says_assignments)
+INFINITE = Kind("infinity", _read_infinity, _within(_read_infinity, str.__eq__))
 EMPTY = Kind("no solution", _read_empty, lambda _, text: _read_empty(text) is not None, denies=True)
 PHRASE = Kind("phrase", read_phrase, says_phrase, own=lambda phrase: (phrase,))
 
@@ -356,6 +277,8 @@ PHRASE = Kind("phrase", read_phrase, says_phrase, own=lambda phrase: (phrase,))
 # second are no readings of it: "12:00" is no ratio, and "1,234" no list.
 KINDS = (
     EMPTY,
+    INFINITE,
+    ASSIGNMENTS,
     LETTER,
     LETTERS,
     DATE,
@@ -375,7 +298,7 @@ KINDS = (
 )
 _SHADOWS = (
     ((LETTER, LETTERS), (QUANTITY, LIST, EXPRESSION, INTERVAL, PHRASE)),
-    ((EMPTY,), (LIST, PHRASE)),
+    ((EMPTY, INFINITE, ASSIGNMENTS), (LIST, TUPLE, EXPRESSION, PHRASE)),
     ((DATE, TIME), (QUANTITY, LIST, RATIO, EXPRESSION, PHRASE)),
     ((COMPOUND,), (LIST, PHRASE)),
     ((QUANTITY,), (TUPLE, LIST, RATIO, EQUATION, EXPRESSION, PHRASE)),

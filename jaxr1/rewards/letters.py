@@ -39,7 +39,7 @@ _LETTER_LONE = re.compile(
     r"|picks?"
     r"|select|selected|say|think|believe|guess|letters?|for|with|it's|as|so|therefore|thus|hence"
     r"|and"
-    r"|or|nor|not|but|both|either|neither|than|of|statements?|figure|image|picture|panel|item"
+    r"|or|nor|not|but|both|only|either|neither|than|of|statements?|figure|image|picture|panel|item"
     r"|object|diagram|graph|shape|would|go|to|one|that|like|actually|probably|definitely|clearly"
     r"|likely|maybe|perhaps|possibly|surely|certainly|也|是|选|为))\s+[\"']?"
     r"|[选是为和或])([A-HJ])(?![A-Za-z0-9_'+*/^=-])(?=$|\s*[,.;:!?)\"]|\s+(?:is|and|or|was|because"
@@ -135,6 +135,12 @@ def choice_letter(answer: str) -> str | None:
     if last and last.end() == len(text) and not named:
         return _letter(last)
     return None
+
+
+def marked_letters(text: str) -> frozenset[str]:
+    """The letters of a text that brackets, a stop or a word before them make letters of choices."""
+    found = _letters_found(_LETTER_MARKED, text) | _letters_found(_LETTER_OPTION, text)
+    return frozenset(found | _letters_found(_LETTER_HAN, text))
 
 
 def without_letter(text: str, letter: str) -> str:

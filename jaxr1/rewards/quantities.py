@@ -42,7 +42,7 @@ _ABOUT = re.compile(
     r"|a total of|大约|约|共|一共|总共)\s*|\\approx\s*|~\s*|=\s*)+"
 )
 NAME = (
-    r"(?:[A-Za-z]|[A-Z]{2,3}|\\[A-Za-z]+(?:\s?[A-Z]{1,3})?|[A-Za-z]\([^()=]{1,8}\)|[A-Za-z]'{1,2})"
+    r"(?:[A-Za-z]|[A-Z]{2,3}|m?\\[A-Za-z]+(?:\s?[A-Z]{1,3})?|[A-Za-z]\([^()=]{1,8}\)|[A-Za-z]'{1,2})"
     r"(?:_\{?\w{1,6}\}?)?"
 )
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx(?![a-z])|≈")
@@ -55,7 +55,9 @@ _NOUN = re.compile(
 # After a number: what makes it part of a larger term.
 _NOT_A_NOUN = re.compile(
     r"(?i)\b(?:times|squared|cubed|factorial|plus|minus|over|divided|multiplied|more|less|fewer"
-    r"|or|to|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?)\b"
+    r"|or|to|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?"
+    r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:tember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
     r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多"
 )
 
@@ -118,6 +120,8 @@ def read_quantity(text: str) -> Quantity | None:
 
 def _one_quantity(text: str) -> Quantity | None:
     text = text.strip()
+    if text.startswith("\\{") and text.endswith("\\}"):  # the set of one solution
+        text = text[2:-2].strip()
     if re.fullmatch(r"[+-]?\d{1,3}(?: \d{3})+(?:\.\d+)?", text):
         text = text.replace(" ", "")
     return _begun_quantity(text, whole=True) or _formula_quantity(text) or _word_quantity(text)

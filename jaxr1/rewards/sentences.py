@@ -62,7 +62,7 @@ _CONCLUSION = re.compile(
     r"|(?:所以|因此|综上所述|综上)[,\s]*"
 )
 _REASON = re.compile(
-    r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering)\b"
+    r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
     r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
     r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if)\b"
     r"|[,;\s]*(?:因为|由于)).*$",
@@ -87,7 +87,8 @@ _DENIES = re.compile(
     r"|anything but|all but|everything but|nothing but|any but|rul(?:e|es|ed|ing) out|eliminat\w+"
     r"|wrong|incorrect|false|fails?|cannot|unlikely|impossible|doubt\w*|reject\w*|far from"
     r"|opposite|apart from|aside from|besides|anything else|instead of|rather than|un(?:true|able)"
-    r"|lacks?|hardly|non)\b|n't\b|n’t|\bcant\b|\bisnt\b|[不非没除否错无]"
+    r"|lacks?|hardly|non|none of|too (?:big|large|small|high|low|long|short|much|many|few"
+    r"|little))\b|n't\b|n’t|\bcant\b|\bisnt\b|[不非没除否错无]"
 )
 _OPEN = re.compile(
     r"(?i)\b(?:either|whichever|unsure|uncertain|unclear|unknown|unknowable|depends?|hard to say"

@@ -47,6 +47,7 @@ def enclosed(text: str) -> tuple[str, str, str] | None:
     return opening, inside.strip(), closing
 
 
+_ITEM = re.compile(r"(?i)\s*(?:[,;]\s*(?:and\b)?|\band\b|和)\s*")
 _COMMA = re.compile(r"\s*[,;]\s*")
 _NAMED = re.compile(
     r"(?:\(\w(?:,\s?\w)+\)|\\?[A-Za-z]{1,3}(?:_\{?\w{1,4}\}?)?(?:\([^()=]{1,6}\)|\^\{?-?\w\}?)?"
@@ -238,10 +239,18 @@ def _both_signs(text: str) -> list[str]:
     return [f"{before}{sign}{after}".strip() for sign in "+-"]
 
 
-_COORDINATES = re.compile(
-    r"x\s*=\s*([^,;=]+?)\s*(?:[,;]|\band\b)\s*y\s*=\s*([^,;=]+?)"
-    r"(?:\s*(?:[,;]|\band\b)\s*z\s*=\s*([^,;=]+))?"
-)
+_ASSIGNED = re.compile(r"\\?([A-Za-z]+|[A-Za-z]_\{?\w\}?)\s*=\s*([^=]+)")
+
+
+def read_assignments(text: str) -> tuple[tuple[str, str], ...] | None:
+    """(name, value) of each of several variables, by name: "x = 2, y = 3"; None otherwise."""
+    found: dict[str, str] = {}
+    for part in parts_of(text, _ITEM):
+        match = _ASSIGNED.fullmatch(part)
+        if match is None or match[1] in found:
+            return None
+        found[match[1]] = match[2].strip()
+    return tuple(sorted(found.items())) if len({name[0] for name in found}) > 1 else None
 
 
 def read_tuple(text: str) -> tuple[str, ...] | None:
@@ -249,8 +258,9 @@ def read_tuple(text: str) -> tuple[str, ...] | None:
 
     Two members in square brackets are an interval, and so is what reaches to infinity.
     """
-    if match := _COORDINATES.fullmatch(text.replace(", and ", ", ")):
-        return tuple(member for member in match.groups() if member)
+    assigned = read_assignments(text)
+    if assigned and [name for name, _ in assigned] in (["x", "y"], ["x", "y", "z"]):
+        return tuple(value for _, value in assigned)
     text = without_name(
         re.sub(r"(?i)^(?:the )?(?:point|vector|coordinates?(?: are)?)\s+", "", text)
     )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-PLAIN = re.compile(r"[A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-]*")
+WORDY = r"A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-"
+PLAIN = re.compile(f"[{WORDY}]*")
 """Words with nothing between them that mathematics could mean."""
 
 # --- yes and no ---------------------------------------------------------------------------------
@@ -20,6 +21,7 @@ _FIRST = re.compile(
     rf"|([{''.join(w for w in _TRUTHS if len(w) == 1 and w > '~')}])(?=它|这|图|的)"
 )
 _LAST = re.compile(rf"(?i)(?:^|[\s是为:,]|\bnot )({_WORD})$")
+_PRONOUN = "(?:it|they|he|she|there|this|that|i|we|you)"
 _AGREES = re.compile(
     r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
 )
@@ -53,7 +55,7 @@ def _truth_of(sentence: str) -> bool | None:
         return _TRUTHS[last.group(1).lower()] != bool(denied)
     word = (first.group(1) or first.group(2)).lower()
     value, rest = _TRUTHS[word], sentence[first.end() :]
-    if word == "no" and re.match(r"\s+[a-z]", rest):  # "no doubt", "no cat"
+    if word == "no" and re.match(rf"\s+(?!{_PRONOUN}\b)[a-z]", rest):  # "no doubt", "no cat"
         return None
     for other in _ALSO.finditer(rest):
         if _TRUTHS[other.group(1).lower()] != value:
@@ -71,14 +73,27 @@ _LINKS = (
     r"|an|the"
     r"|it|they|colou?rs?|called|named|it's|that's|there's|he's|she's|say|choose|pick|see|think"
     r"|answer|option|its"
-    r"|into|near|means?|called|like|very|clearly|definitely|probably|likely|most likely|indeed"
+    r"|into|near|means?|called|like|will|would|must|should|can|very|clearly|definitely|probably"
+    r"|likely|most likely|indeed"
     r"|[a-z]+ing|[a-z]+ed|[a-z]{2,}s"
 )
-_NO_LINK = r"less|this|always|plus|minus|does|thus|perhaps|sometimes"
-_FOLLOWS = (
+_NO_LINK = (
+    r"(?:[a-z]{3,}(?:ous|ss|us|is|les))|less|this|always|plus|minus|does|thus|perhaps|sometimes"
+)
+_FOLLOWS = re.compile(
     r"(?:on|in|at|near|next|behind|with|from|under|beside|above|below|for|because|since|as|which"
-    r"|that|who|side|hand side|colou?red|in colou?r|colou?r|direction|one|here|there|of|is|are|was"
-    r"|were)\b"
+    r"|that"
+    r"|who|side|hand side|colou?red|(?:in )?colou?r|direction|one|here|there|of|to|today|now|is|are"
+    r"|was|were)\b"
+)
+# What may follow a phrase that a text begins with.
+_CLOSES = re.compile(
+    r"(?:is|are|was|were|because|since|as|side|which|(?:in )?colou?r|one$|to each other|today"
+    r"|now)\b"
+)
+_PLACES = frozenset(
+    "behind;above;below;under;over;beside;inside;outside;near;between;in front of;next to;on top of"
+    ";on;in;left of;right of;to left of;to right of;underneath;beneath".split(";")
 )
 _MODIFIED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[/&]")
 
@@ -109,19 +124,21 @@ def says_phrase(gold: str, text: str) -> bool:
         return False
     for match in re.finditer(rf"(?<![\w-]){re.escape(gold)}(?![\w-])", said):
         before, after = said[: match.start()].rstrip(), said[match.end() :].strip()
-        is_linked = not before or (
-            re.search(rf"(?:^|\s)(?:{_LINKS})$", before)
-            and not re.search(rf"\b(?:{_NO_LINK})$", before)
-        )
-        if is_linked and (not after or re.match(_FOLLOWS, after)):
-            return bool(
-                before
-                or not after
-                or re.match(
-                    r"(?:is|are|was|were|because|since|as|side|which|in colou?r|one$)\b", after
-                )
-            )
+        is_linked = may_precede(before)
+        if is_linked and gold in _PLACES:  # "behind the tree"
+            return True
+        if is_linked and (not after or _FOLLOWS.match(after)):
+            return bool(before or not after or _CLOSES.match(after))
     return False
+
+
+def may_precede(before: str) -> bool:
+    """Whether words may stand before a phrase without being a part of it: no "dark" before"
+    " "red"."""
+    if not before:
+        return True
+    is_linked = re.search(rf"(?:^|\s)(?:{_LINKS})$", before) is not None
+    return is_linked and re.search(rf"\b(?:{_NO_LINK})$", before) is None
 
 
 def _says_han(gold: str, text: str) -> bool:

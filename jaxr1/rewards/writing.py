@@ -95,6 +95,7 @@ _DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|(?<!\\
 _DEGREES = re.compile(r"\^\s?\{?\s?(?:\\circ|°)\s?\}?|\\circ(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?i)(?<=\d)\s?(?:\^\s?\{?\s?)?(?:st|nd|rd|th)\b\}?")
 _BASE = re.compile(r"(?i)(?<=[\dA-F])\s?\(?,? ?(?:in )?base[ -]?(\d{1,2})\)?")
+_MARKUP = re.compile(r"<(b|i|u|em|strong)>(.*?)</\1>")
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*]+?)(?<=\S)\*\*(?![\w*])|(?<![\w_])__([^_]+)__(?!\w)")
 _WRAPPED = (
     re.compile(r"<answer>(.*)</answer>", re.DOTALL),
@@ -132,7 +133,7 @@ def _normalise_once(answer: str) -> str:
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).translate(_CHARACTERS)
     text = re.sub(r"\^-\^(\d)", r"^{-\1}", text)
     text = text.replace("\\%", "%").replace("\\!", "").replace("\\&", "&").replace("\\#", "#")
-    text = text.replace("\\_", "_")
+    text = _MARKUP.sub(r"\2", text.replace("\\_", "_"))
     text = _without_delimiters(text)
     text = _DELIMITERS.sub("", text)
     text = _DEGREES.sub("°", text)

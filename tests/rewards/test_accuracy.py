@@ -365,6 +365,10 @@ def test_nothing_is_evaluated(monkeypatch):
         ("7", "it is 3+4"),
         ("\\sqrt{16}", "2**2"),
         ("x=1.5", "3/2"),
+        ("\\lfloor 7.5 \\rfloor", "7"),  # these are left to math-verify
+        ("8", "\\lfloor 7.5 \\rfloor"),
+        ("\\lceil 1/2+\\frac{1}{4} \\rceil", "1"),
+        ("\\min(2**3, 3+4)", "7"),
     ]
     pairs = [*EXPRESSIONS_SAME, *EXPRESSIONS_DIFFERENT, *plain]
 
