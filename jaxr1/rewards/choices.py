@@ -45,7 +45,10 @@ class Choices:
     def kind(self) -> Kind:
         """The kind of answers that name these options."""
         own = tuple(text for text in self.texts.values() if denies(text))
-        return Kind("option", self.named_by, self.says, denies=self._is_yes_no(), own=lambda _: own)
+        has_or = any(re.search(r"(?i)\bor\b|或", text) for text in self.texts.values())
+        return Kind(
+            "option", self.named_by, self.says, has_or, denies=self._is_yes_no(), own=lambda _: own
+        )
 
     def _is_yes_no(self) -> bool:
         return any(read_yes_no(text) is not None for text in self.texts.values())

@@ -28,7 +28,8 @@ _BEFORE = re.compile(
 _AFTER = re.compile(
     r"(?i)(?:(?=[a-z])|\s+[b-hj-z]\b(?!')|\s*(?:[!^_*/+<>({|\\]|-(?=\w))|\s*(?:times|squared|cubed"
     r"|factorial|plus|minus|or (?:more|less|fewer)"
-    r"|and (?:a half|up|over|above)|more than|less than|fewer than|divided|multiplied|out of|to the"
+    r"|and (?:a half|up|over|above)|more than|less than|fewer than|divided|multiplied|past|out of"
+    r"|to the"
     r"|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
     r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|以[上下内外]|次方|折|分之)"
 )
@@ -83,18 +84,21 @@ def said_quantity(text: str) -> Quantity | None:
 _HAN_BEFORE = re.compile(r"([有是为共得:]|等于|一共|答案)(?=[零一二两三四五六七八九十])")
 
 
+_COUNTING = frozenset(
+    "is are was were exactly just only about has have see be equals count".split()
+)
+
+
 def _said_in_words(text: str) -> Quantity | None:
     """The one number that a sentence without digits names in words."""
     words = _HAN_BEFORE.sub(r"\1 ", text).split()
     found: set[Quantity] = set()
     at = 0
     while at < len(words):
-        if number_in_words(words[at]) is None or (
-            words[at].lower() == "one"
-            and at
-            and words[at - 1].lower()
-            in ("the", "this", "that", "right", "correct", "no", "only", "other")
-        ):
+        before = words[at - 1].lower() if at else "is"
+        # "the right one" counts nothing
+        is_pronoun = words[at].lower() == "one" and before not in _COUNTING
+        if is_pronoun or number_in_words(words[at]) is None:
             at += 1
             continue
         reading = number_in_words(" ".join(words[at:]))

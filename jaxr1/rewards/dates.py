@@ -179,7 +179,7 @@ def _clock_digits(text: str) -> str:
         found = number_in_words(match.group())
         return str(found[0]) if found else match.group()
 
-    if re.search(r"(?i)clock|past|\bto\b|[ap]\.?m", text):
+    if re.search(r"(?i)clock|past|\bto\b|[ap]\.?m|morning|afternoon|evening", text):
         text = _HOUR_WORDS.sub(digits, text)
     return _DAY_HALF.sub(lambda m: " am" if m.group(1).lower() == "morning" else " pm", text)
 

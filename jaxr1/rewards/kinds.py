@@ -125,7 +125,9 @@ def _said_quantity(text: str) -> Any:
     if found is not None:
         return found
     before, inner = core(text)
-    return None if not before or forbids_number(before) else read_quantity(inner)
+    if not before or forbids_number(before) or not re.search(r"[\d\\]", inner):
+        return None
+    return read_quantity(inner)
 
 
 # --- structures ---------------------------------------------------------------------------------

@@ -114,11 +114,17 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
             for words in own:
                 beside = beside.replace(canonical(words), " ")
             leaves_open = claim.text.endswith("?") or claim_of(beside).leaves_open
-        if leaves_open or (claim.has_or and not kind.has_or):
+        if leaves_open:
             continue
         if denies(beside) and not kind.denies:
             continue
-        if kind.says(value, claim.text) and not any(kind.says(value, no) for no in claim.denied):
+        # "3/5 or 0.6" says one thing
+        parts = [claim.text]
+        if claim.has_or and not kind.has_or:
+            parts = re.split(r"\s*(?:\bor\b|或|还是)\s*", claim.text)
+        if all(kind.says(value, part) for part in parts) and not any(
+            kind.says(value, no) for no in claim.denied
+        ):
             return True
     return False
 

@@ -50,6 +50,8 @@ def number_in_words(text: str) -> tuple[Fraction, str] | None:
         return None if found is None or found[0] < 0 else (-found[0], found[1])
     if match := re.match(r"(?i)an? dozen\b", text):
         return Fraction(12), text[match.end() :].strip()
+    if match := re.match(r"(?i)a (?=(?:hundred|thousand|million|billion)\b)", text):
+        return Fraction(1), text[match.end() :].strip()
     if match := _FRACTION.match(text):
         top = (match["top"] or "a").lower()
         is_part = match["top"] is not None or match["part"].lower() == "half"

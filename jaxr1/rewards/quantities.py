@@ -46,6 +46,8 @@ NAME = (
     r"(?:_\{?\w{1,6}\}?)?"
 )
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx(?![a-z])|≈")
+_OUT_OF = re.compile(r"^(\d+) out of (?:every )?(\d+)$")
+_AGAIN = re.compile(r" \(([^()]*\d[^()]*)\)$")  # "3/5 (0.6)"
 _WORDS = re.compile(r"[A-Za-z]+|[\u4e00-\u9fff]")
 # What a number counts: words, apart from the digits, and no single letter, which is a variable.
 _NOUN = re.compile(
@@ -55,7 +57,7 @@ _NOUN = re.compile(
 # After a number: what makes it part of a larger term.
 _NOT_A_NOUN = re.compile(
     r"(?i)\b(?:times|squared|cubed|factorial|plus|minus|over|divided|multiplied|more|less|fewer"
-    r"|or|to|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?"
+    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?"
     r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:tember)?"
     r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
     r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多"
@@ -97,6 +99,8 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if about := _ABOUT.match(text):
         text = text[about.end() :]
+    text = _OUT_OF.sub(r"\1/\2", text)
+    text = _AGAIN.sub(r" = \1", text)
     parts = [part.strip() for part in _EQUALS.split(text)]
     if len(parts) == 1:
         return _one_quantity(text)
@@ -291,7 +295,7 @@ def same_quantity(gold: Quantity, answer: Quantity) -> bool:
     if answer.percent and not gold.percent:
         return False
     if gold.percent and not answer.percent:
-        if answer.unit:
+        if answer.unit or (answer.noun and not answer.noun.startswith("of ")):
             return False
         bare = replace(gold, value=100 * gold.value)
         shifted = replace(

@@ -64,7 +64,8 @@ _CONCLUSION = re.compile(
 _REASON = re.compile(
     r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
     r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
-    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if)\b"
+    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
+    r"|rejecting|discarding|ignoring)\b"
     r"|[,;\s]*(?:因为|由于)).*$",
     re.DOTALL,
 )
