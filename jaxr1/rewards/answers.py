@@ -129,12 +129,6 @@ def boxes(text: str) -> list[tuple[int, int, str]]:
     return found
 
 
-def last_boxed(text: str) -> str | None:
-    """The content of the last outermost \\boxed{} or \\fbox{} whose braces balance."""
-    found = boxes(text)
-    return found[-1][2] if found else None
-
-
 def _boxed(text: str) -> Found | None:
     """The last box, and all those of its statement."""
     found = boxes(text)

@@ -16,7 +16,8 @@ _BEGINS = re.compile(
     r"|\\frac)"
 )
 _BEFORE = re.compile(
-    r"(?i)(?:\b(?:than|least|most|over|under|above|below|beyond|within|up to|between|from|before"
+    r"(?i)(?:\b(?:than|least|most|over|under|above|below|beyond|within|(?<!add )(?<!adds )up to"
+    r"|between|from|before"
     r"|after|until|since|not|never|twice|double|triple|half|half of|root|root of|times|plus"
     r"|minus|(?:multiple|power|factor|divisor|digit|part|fraction|multiples) of|exceeds?|minimum"
     r"|maximum|figure"
@@ -26,9 +27,11 @@ _BEFORE = re.compile(
     r"\s*(?:the |a |an |about |exactly )*$"
 )
 _AFTER = re.compile(
-    r"(?i)(?:(?=[a-z])|\s+[b-hj-z]\b(?!')|\s*(?:[!^_*/+<>({|\\]|-(?=\w))|\s*(?:times|squared|cubed"
+    r"(?i)(?:(?=[a-z])|\s+[b-hj-z]\b(?!')|\s*(?:[!^_*/+<>({|\\]|-(?=\w)|-\s+(?=\d|[a-z]\b))"
+    r"|\s*(?:times|squared|cubed"
     r"|factorial|plus|minus|or (?:more|less|fewer)"
-    r"|and (?:a half|up|over|above)|more than|less than|fewer than|divided|multiplied|past|out of"
+    r"|and (?:a half|up|over|above)|more than|less than|fewer than|(?:is|are) (?:less|greater|more"
+    r"|smaller|larger|bigger|fewer)|divided|multiplied|past|out of"
     r"|to the"
     r"|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
     r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|以[上下内外]|次方|折|分之)"

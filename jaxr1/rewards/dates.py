@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from jaxr1.rewards.numerals import ORDINALS, number_in_words
+from jaxr1.rewards.numerals import HAN_NUMBER, ORDINALS, number_in_words
 from jaxr1.rewards.words import PLAIN
 
 _MONTHS = (
@@ -33,10 +33,6 @@ _PATTERNS = tuple(
 _WEEKDAY = (
     r"(?:mon|tues?|wed(?:nes)?|thur?s?|fri|sat(?:ur)?|sun)(?:day)?\b\.?,?\s*|(?:星期"
     r"|周)[一二三四五六日天],?\s*"
-)
-_NAMED_DAY = re.compile(
-    rf"(?i)\b(?:the )?({'|'.join(ORDINALS)})(?= (?:of |day of )?(?:{_MONTH}))|(?<="
-    rf"{'|'.join([])}\b)$"
 )
 # What makes a date or time a bound instead.
 _BOUND = re.compile(
@@ -181,6 +177,7 @@ def _clock_digits(text: str) -> str:
 
     if re.search(r"(?i)clock|past|\bto\b|[ap]\.?m|morning|afternoon|evening", text):
         text = _HOUR_WORDS.sub(digits, text)
+    text = re.sub(rf"{HAN_NUMBER.pattern}(?=[点时分])", digits, text)
     return _DAY_HALF.sub(lambda m: " am" if m.group(1).lower() == "morning" else " pm", text)
 
 

@@ -54,6 +54,8 @@ _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _CONSTANTS: dict[str, Value] = {"pi": complex(math.pi), "e": complex(math.e), "i": 1j}
 # Words of two letters that are no product of two variables.
 _WORDS = frozenset("an at if in is it no of on or to".split())
+# "nRT" and "mgh" are products; a word has a vowel, or capital letters in front only.
+_PRODUCT = re.compile(r"[b-df-hj-np-tv-xz]{3,4}|xyz|[a-z][A-Z]{1,3}")
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>\d+(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+)"
     r"|\\(?P<command>[A-Za-z]+|[{}|])"
@@ -233,7 +235,7 @@ class Reader:
                 return self.applied(word)
             if word == "pi":
                 return _constant(_CONSTANTS["pi"])
-            if len(word) > 2 or word.lower() in _WORDS:
+            if word.lower() in _WORDS or (len(word) > 2 and not _PRODUCT.fullmatch(word)):
                 raise NoFormula(word)
             self._queue = list(word)
         return self.symbol(self.take())

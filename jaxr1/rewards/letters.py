@@ -51,7 +51,7 @@ _LETTER_ANY = re.compile(r"(?<![A-Za-z0-9_'-])([A-HJ])(?![A-Za-z0-9_'-])" + _NO_
 _HEAD = re.compile(
     r"(?i)^(?:(?:so|thus|therefore|hence|the|both|correct|right|true|final|statements?|options?"
     r"|choices?|answers?|letters?|ones?|are|is|选项?|答案|应选|故选"
-    r"|[是为:])[\s,:]*)+(?=[(\[]?[a-j](?![a-z]{2}))"
+    r"|[是为:])[\s,:]*)+(?=[(\[]?(?:[a-j](?![a-z]{2})|(?-i:[A-J]{2,8})(?![a-z])))"
 )
 _BETWEEN = re.compile(r"\s*(?:[,;，、&/+]\s*(?:and\b|和)?|\band\b|和|与|及|\s)\s*")
 _LETTER_RUN = re.compile(r"(?<![\w'-])([A-J]{2,8})(?![\w'-])")

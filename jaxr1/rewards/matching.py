@@ -212,7 +212,7 @@ def _equal_by_algebra(known: tuple[Reading, ...], gold: str, answer: str) -> boo
 # What math-verify would read only a part of: words, relations, lists, several values.
 _NO_ALGEBRA = re.compile(
     r"[\u4e00-\u9fff,;:?\"]|\\(?:pm|mp|to|rightarrow|Rightarrow|implies|ldots|in|cup|cap|approx"
-    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|[<>]|!=|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
+    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|\\sqrt\s*\(|[<>]|!=|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
 )
 
 

@@ -42,12 +42,13 @@ _ABOUT = re.compile(
     r"|a total of|大约|约|共|一共|总共)\s*|\\approx\s*|~\s*|=\s*)+"
 )
 NAME = (
-    r"(?:[A-Za-z]|[A-Z]{2,3}|m?\\[A-Za-z]+(?:\s?[A-Z]{1,3})?|[A-Za-z]\([^()=]{1,8}\)|[A-Za-z]'{1,2})"
+    r"(?:[A-Za-z]|[A-Z]{2,3}|\|[A-Z]{2}\||\\overline\s?\{[A-Z]{2}\}|m?\\[A-Za-z]+(?:\s?[A-Z]{1,3})?"
+    r"|[A-Za-z]\([^()=]{1,8}\)|[A-Za-z]'{1,2})"
     r"(?:_\{?\w{1,6}\}?)?"
 )
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx(?![a-z])|≈")
 _OUT_OF = re.compile(r"^(\d+) out of (?:every )?(\d+)$")
-_AGAIN = re.compile(r" \(([^()]*\d[^()]*)\)$")  # "3/5 (0.6)"
+_AGAIN = re.compile(r"(?<=[\d}%]) \(([^()]*\d[^()]*)\)$")  # "3/5 (0.6)"
 _WORDS = re.compile(r"[A-Za-z]+|[\u4e00-\u9fff]")
 # What a number counts: words, apart from the digits, and no single letter, which is a variable.
 _NOUN = re.compile(
@@ -57,7 +58,7 @@ _NOUN = re.compile(
 # After a number: what makes it part of a larger term.
 _NOT_A_NOUN = re.compile(
     r"(?i)\b(?:times|squared|cubed|factorial|plus|minus|over|divided|multiplied|more|less|fewer"
-    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?"
+    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?|[ap]\.?m"
     r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:tember)?"
     r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
     r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多"

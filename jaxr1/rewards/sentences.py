@@ -59,7 +59,7 @@ _CONCLUSION = re.compile(
     r"(?i)(?:^|[.,;:]\s*|\s(?=(?:so|thus|therefore|hence) (?:the|it|we|x|there|answer)\b))"
     r"(?:so|therefore|thus|hence|consequently|in conclusion|finally|所以|因此|故|综上)\b"
     r"(?! (?:that|as|far|on|called))[\s,:]*"
-    r"|(?:所以|因此|综上所述|综上)[,\s]*"
+    r"|(?:所以|因此|综上所述|综上|(?<=[,.;] )故|(?<=[,.;])故)[,\s]*"
 )
 _REASON = re.compile(
     r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
@@ -70,7 +70,7 @@ _REASON = re.compile(
     re.DOTALL,
 )
 _CONDITION = re.compile(
-    r"(?i)^(?:with|if|when|since|because|as|given|for|using|from|by|after|in)\b[^,]*,\s+"
+    r"(?i)^(?:with|if|when|since|because|as|given|for|using|from|by|after|in)\b[^,]*,\s+(?:then\s+)?"
 )
 _NOT_BUT = re.compile(
     r"(?i)^(?P<head>.*?\b)?not (?P<no>[^,.;]+?)[,;]? but(?: rather| instead)? (?P<yes>.+)$"
@@ -95,7 +95,7 @@ _OPEN = re.compile(
     r"(?i)\b(?:either|whichever|unsure|uncertain|unclear|unknown|unknowable|depends?|hard to say"
     r"|any of|one of|some of|any number|any option|all options|all (?:the )?choices|every option"
     r"|and/or|anywhere|ambiguous|undetermined|undefined|no idea|guess between|toss-up)\b|\?"
-    r"|都(?:可以|对|行|正确|选)|全部|任意|不确定|可能.*可能"
+    r"|都(?:可以|行)|全部|任意|不确定|可能.*可能"
 )
 _TWICE_MAYBE = re.compile(
     r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b.*\b(?:maybe|perhaps|possibly|could|might)\b"
@@ -143,7 +143,9 @@ def claim_of(text: str) -> Claim:
         denied.append(match["no"].strip())
         text = head
     text = _after(_CONCLUSION, text)
-    if re.search(r"(?i)\b(?:is|are|equals|=)\b", (bare := _CONDITION.sub("", text))):
+    if re.search(
+        r"(?i)\b(?:is|are|equals|makes?|has|have)\b|=", (bare := _CONDITION.sub("", text))
+    ):
         text = bare
     text = normalise(text)
     is_open = bool(_OPEN.search(text) or _TWICE_MAYBE.search(text))

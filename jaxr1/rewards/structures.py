@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_PAIRS = {"(": ")", "[": "]", "{": "}", "\\{": "\\}", "\\langle": "\\rangle", "<": ">"}
 _NESTING = re.compile(r"\\[{}]|\\langle|\\rangle|[()\[\]{}]")
 INFINITY = "\\infty"
 _AND = re.compile(r"(?i)\s*(?:[,;，；]\s*(?:and\b|or\b|和|或)?|\band\b|\bor\b|&|和|或|与|及)\s*")
@@ -244,6 +243,7 @@ _ASSIGNED = re.compile(r"\\?([A-Za-z]+|[A-Za-z]_\{?\w\}?)\s*=\s*([^=]+)")
 
 def read_assignments(text: str) -> tuple[tuple[str, str], ...] | None:
     """(name, value) of each of several variables, by name: "x = 2, y = 3"; None otherwise."""
+    text = re.sub(r"(?<![A-Za-z])([A-Za-z]) is (?=[-\d\\])", r"\1 = ", text)
     found: dict[str, str] = {}
     for part in parts_of(text, _ITEM):
         match = _ASSIGNED.fullmatch(part)

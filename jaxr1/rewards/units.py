@@ -134,9 +134,6 @@ _FORMS = {
     "立方": "cubic",
 }
 _POWERS = {"square": 2, "cubic": 3, "squared": 2, "cubed": 3}
-CURRENCIES = frozenset(
-    "yen? dollar cent euro gbp pound penny yen yuan rupee won franc ruble peso".split(),
-)
 CURRENCY_SIGNS = "$€£¥₹₩₽¢"
 
 

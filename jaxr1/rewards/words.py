@@ -9,9 +9,10 @@ PLAIN = re.compile(f"[{WORDY}]*")
 """Words with nothing between them that mathematics could mean."""
 
 # --- yes and no ---------------------------------------------------------------------------------
-_YES = "yes yeah yep true correct 是 是的 对 对的 正确 没错 有 会 能 可以 真".split()
+_YES = "yes yeah yep true correct 是 是的 对 对的 正确 正确的 没错 有 会 能 可以 真".split()
 _NO = (
-    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错的 不正确 没有 不会 不能 不可以 假"
+    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错误的 错的 不正确 不正确的 没有 不会 "
+    "不能 不可以 假"
 ).split()
 _TRUTHS = {word: True for word in _YES} | {word: False for word in _NO}
 _REFERENCES = frozenset("yes no true false 是 否 不是 对 错 正确 错误 是的 不对 没错".split())
@@ -26,7 +27,6 @@ _AGREES = re.compile(
     r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
 )
 _ALSO = re.compile(rf"(?i)(?<![\w])({_WORD})(?=$|\s*[,.;!/]|\s+(?:yes|no|true|false|maybe)\b)")
-_ONLY_NO = re.compile(r"(?i)no (?!not\b)[a-z]+")
 
 
 def read_yes_no(text: str) -> bool | None:
@@ -110,13 +110,17 @@ def read_phrase(text: str) -> str | None:
     return canonical(text) or None
 
 
+_APPOSITION = re.compile(r"(?i)\s*(?:\([^()]*\)|, (?:the|an?|which|who|where)\b[^,]*)$")
+
+
 def says_phrase(gold: str, text: str) -> bool:
     """Whether a sentence says a phrase: "The cube is on the left side." says "left".
 
     Not where the phrase is a part of a longer one: "dark red" does not say "red".
     """
-    said = canonical(text)
-    if said == gold:
+    # "tomato (a fruit)", "Tokyo, the capital of Japan"
+    said = canonical(_APPOSITION.sub("", text))
+    if said == gold or canonical(text) == gold:
         return True
     if gold > "~" and "\u4e00" <= gold[0] <= "\u9fff":
         return _says_han(gold, said)

@@ -39,6 +39,7 @@ _CHARACTERS = str.maketrans(
         "θ": "\\theta ",
         "⟨": "\\langle ",
         "⟩": "\\rangle ",
+        **dict.fromkeys("【】", " "),
         "。": ". ",
         "、": ", ",
         "º": "°",
@@ -154,9 +155,6 @@ def _bare_ends(text: str) -> str:
     if re.search(r"[a-z]{3,}!$", text):  # "Yes!" exclaims, "5!" and "n!" are factorials
         text = text[:-1]
     return text
-
-
-_CLOSING = re.compile(r"(?<![\\\s])\$")
 
 
 def _without_delimiters(text: str) -> str:
