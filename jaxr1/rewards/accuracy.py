@@ -17,7 +17,7 @@ from jaxr1.rewards.algebra import looks_like_math, math_problem, parsed_math
 from jaxr1.rewards.answers import MAX_ANSWER_CHARS, Found, closing_line, find_answer, marks_answer
 from jaxr1.rewards.kinds import ASSIGNMENTS, LETTERS, LIST, PHRASE, TUPLE, readings
 from jaxr1.rewards.letters import is_choice_letter
-from jaxr1.rewards.matching import TRUTH, answers_match, informs, reference_text, repeats_question
+from jaxr1.rewards.matching import answers_match, informs, reference_text, repeats_question
 from jaxr1.rewards.sentences import denies, sentences
 from jaxr1.rewards.types import Completion, Example
 from jaxr1.rewards.writing import normalise
@@ -79,13 +79,14 @@ def _candidates(found: Found, gold: str) -> Iterator[str]:
         return
     # of a last line that also reasons, the last sentence, or the one before that says no more
     said = sentences(normalise(found.text))
-    if len(said) < 2 or TRUTH.match(said[-1]):
+    if len(said) < 2 or _CONTRADICTS.match(said[-1]):
         return
     yield said[-1]
     if not informs(said[-1]) and not denies(said[-1]) and _ANNOUNCES.search(said[-2]):
         yield said[-2]
 
 
+_CONTRADICTS = re.compile(r"(?i)no,? \S+$")  # "4. No, 5." settles nothing
 _ANNOUNCES = re.compile(r"(?i)\banswer\b|\bresult\b|^(?:so|therefore|thus|hence)\b|答案|所以|因此")
 
 

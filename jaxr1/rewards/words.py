@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from jaxr1.rewards.sentences import sentences
+
 WORDY = r"A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-"
 PLAIN = re.compile(f"[{WORDY}]*")
 """Words with nothing between them that mathematics could mean."""
@@ -118,6 +120,7 @@ def says_phrase(gold: str, text: str) -> bool:
 
     Not where the phrase is a part of a longer one: "dark red" does not say "red".
     """
+    text = (sentences(text) or [text])[-1]
     # "tomato (a fruit)", "Tokyo, the capital of Japan"
     said = canonical(_APPOSITION.sub("", text))
     if said == gold or canonical(text) == gold:
