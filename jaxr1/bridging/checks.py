@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from jaxr1.rewards.accuracy import answers_match
-from jaxr1.rewards.answers import ANSWER_OPEN, extract_answer, last_boxed
+from jaxr1.rewards.reading.answers import ANSWER_OPEN, boxes, extract_answer
 from jaxr1.rewards.repetition import repetition_reward
 from jaxr1.rewards.types import Completion
 
@@ -79,8 +79,8 @@ def _leaked(said: Reasoned) -> str | None:
 
 def _contradicts(said: Reasoned) -> str | None:
     """The last answer inside the thought is another one than that behind it."""
-    boxed = last_boxed(said.thought)
-    stated = [boxed] if boxed else _STATED.findall(said.thought)[-1:]
+    boxed = [content for _, _, content in boxes(said.thought)]
+    stated = boxed[-1:] or _STATED.findall(said.thought)[-1:]
     for one in stated:
         if one and not answers_match(said.reference, one.strip().strip("*$ ")):
             return f"the thought ends with {one.strip()!r:.40}, the answer is {said.answer!r:.40}"

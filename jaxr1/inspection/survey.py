@@ -17,9 +17,9 @@ from jaxr1.inputs.template import Prompt, PromptError
 from jaxr1.inspection.looked import Looked, look
 from jaxr1.inspection.overlap import twice
 from jaxr1.media.images import MediaError
-from jaxr1.rewards.letters import choice_letter
-from jaxr1.rewards.numbers import parse_number
 from jaxr1.rewards.pool import RewardPool
+from jaxr1.rewards.reading.letters import choice_letter
+from jaxr1.rewards.reading.numbers import parse_number
 from jaxr1.rewards.types import Completion, Example, ImageSize
 
 SHOWN = 5  # rows named for each finding

@@ -1,43 +1,32 @@
-"""The accuracy reward: extract the answer from a completion and compare it with the reference.
+"""The accuracy reward: read the answer of a completion and compare it with the reference.
 
-    completion -> first answer block, else last balanced \\boxed{}, else closing line or tail
-               -> normalise -> same string? -> choice letters -> units -> numbers -> math-verify
+    completion -> first answer block, else last boxes, else last line            answers.py
+               -> compared with the reference, by the reference's own kind       matching.py
 
-Cheap comparisons come first and are final where they apply, so that most answers never reach sympy.
+Cheap comparisons come first, and most answers never reach sympy.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+import re
+from collections.abc import Iterator
+from typing import Literal
 
-from jaxr1.rewards.algebra import (
-    looks_like_math,
-    math_equal,
-    math_problem,
-    may_be_math_equal,
-    parsed_math,
-)
-from jaxr1.rewards.answers import (
+from jaxr1.rewards.reading.algebra import looks_like_math, math_problem, parsed_math
+from jaxr1.rewards.reading.answers import (
     MAX_ANSWER_CHARS,
+    Found,
     closing_line,
-    extract_answer,
+    find_answer,
     marks_answer,
-    says_word,
-    statement,
 )
-from jaxr1.rewards.letters import choice_letter, choice_letters, choice_texts, is_choice_letter
-from jaxr1.rewards.numbers import (
-    has_operation,
-    lone_number,
-    numbers_equal,
-    parse_number,
-    split_unit,
-)
+from jaxr1.rewards.reading.kinds import ASSIGNMENTS, LETTERS, LIST, PHRASE, TUPLE, readings
+from jaxr1.rewards.reading.letters import is_choice_letter
+from jaxr1.rewards.reading.matching import answers_match, informs, reference_text, repeats_question
+from jaxr1.rewards.reading.sentences import denies, sentences
+from jaxr1.rewards.reading.writing import normalise
 from jaxr1.rewards.types import Completion, Example
-
-Named = TypeVar("Named")
 
 
 def accuracy_reward(
@@ -55,9 +44,8 @@ def accuracy_reward(
       unparsable_gold: what to return where the reference itself cannot be parsed: "none" leaves the
         sample to the other rewards; "one" gives 1.0, as LMM-R1 and MM-Eureka do. By default such
         rows are never drawn (`Rl.drop_unparsable`).
-      tail: read completions that hold neither an answer tag nor a box too: their last line, where
-        it says the reference and nothing against it, else their last number or lone choice letter.
-        Not applied to completions that were cut at the length limit.
+      tail: read completions that hold neither an answer tag nor a box too: what their last line
+        states. Not applied to completions that were cut at the length limit.
 
     Raises:
       ValueError: unknown `unparsable_gold`.
@@ -69,24 +57,43 @@ def accuracy_reward(
     gold = example.answer
     if gold is None or parse_answer_problem(gold) is not None:
         return 1.0 if unparsable_gold == "one" and gold is not None else None
-    tail = tail and completion.finish_reason != "length"
-    if tail and _closes_with(gold, completion.text, example.metadata):
-        return 1.0
-    answer = extract_answer(completion.text, tail=tail)
-    if not answer:
+    found = _found(completion, tail)
+    if found is None or not found.text:
         return 0.0
-    return float(answers_match(gold, answer, metadata=example.metadata))
+    if repeats_question(example.question, found.text, gold):
+        return 0.0
+    return float(
+        any(
+            answers_match(gold, text, metadata=example.metadata, question=example.question)
+            for text in _candidates(found, gold)
+        )
+    )
 
 
-def _closes_with(gold: str, text: str, metadata: Mapping[str, Any]) -> bool:
-    """Whether a completion that marks no answer says the reference in its last line.
+def _found(completion: Completion, tail: bool) -> Found | None:
+    return find_answer(completion.text, tail=tail and completion.finish_reason != "length")
 
-    Without computer algebra: who only repeats "3 + 4" has not answered 7.
-    """
-    if marks_answer(text):
-        return False
-    line = closing_line(text)
-    return says_word(gold, line) or answers_match(gold, line, metadata=metadata, math=False)
+
+def _candidates(found: Found, gold: str) -> Iterator[str]:
+    """The texts that may be the answer: one, but for lists in several boxes and for last lines."""
+    yield found.text
+    if found.listed is not None and any(
+        kind in (LIST, LETTERS, TUPLE, ASSIGNMENTS) for kind, _ in readings(reference_text(gold))
+    ):
+        yield found.listed
+    if not found.closing:
+        return
+    # of a last line that also reasons, the last sentence, or the one before that says no more
+    said = sentences(normalise(found.text))
+    if len(said) < 2 or _CONTRADICTS.match(said[-1]):
+        return
+    yield said[-1]
+    if not informs(said[-1]) and not denies(said[-1]) and _ANNOUNCES.search(said[-2]):
+        yield said[-2]
+
+
+_CONTRADICTS = re.compile(r"(?i)no,? \S+$")  # "4. No, 5." settles nothing
+_ANNOUNCES = re.compile(r"(?i)\banswer\b|\bresult\b|^(?:so|therefore|thus|hence)\b|答案|所以|因此")
 
 
 def accuracy_reading(
@@ -98,128 +105,27 @@ def accuracy_reading(
 ) -> str:
     """What the accuracy reward reads in a completion, for a message; arguments as of the reward."""
     text, wanted = completion.text, f"(reference {example.answer!r:.60})"
-    tail = tail and completion.finish_reason != "length"
-    if tail and example.answer and _closes_with(example.answer, text, example.metadata):
-        return f"reads the last line {closing_line(text)!r:.60} {wanted}"
-    if answer := extract_answer(text, tail=tail):
-        return f"reads {answer!r:.60} {wanted}"
+    found = _found(completion, tail)
+    if found is not None and found.text:
+        where = "the last line " if found.closing else ""
+        return f"reads {where}{found.text!r:.60} {wanted}"
     if marks_answer(text):
         return f"finds answer tags or a box, but no whole one with an answer in it {wanted}"
-    if tail:
-        return f"finds no number or letter, and the last line says something else {wanted}"
-    why = "the response was cut" if completion.finish_reason == "length" else "tail is off"
+    if completion.finish_reason == "length":
+        why = "the response was cut"
+    else:
+        why = "tail is off" if closing_line(text) else "the response is empty"
     return f"finds no answer tags and no \\boxed{{}}, and reads nothing else ({why}) {wanted}"
 
 
-def answers_match(
-    gold: str, answer: str, *, metadata: Mapping[str, Any] | None = None, math: bool = True
-) -> bool:
-    """Whether an extracted answer means the same as the reference.
-
-    Never raises. With `math=False` (no computer algebra) the relation is reflexive and symmetric.
-
-    Args:
-      gold: the reference answer.
-      answer: what `extract_answer` found.
-      metadata: the row's other columns; a list or mapping under `choices` or `options` lets a
-        choice's text stand for its letter.
-      math: whether expressions go on to math-verify.
-    """
-    # the same string
-    if gold.strip() == answer.strip():
-        return True
-    if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
-        return False
-    gold_text, answer_text = statement(gold), statement(answer)
-    if gold_text and gold_text.casefold() == answer_text.casefold():
-        return True
-
-    # choice letters
-    verdict = _compare_choices(gold_text, answer_text, choice_texts(metadata or {}), math)
-    if verdict is not None:
-        return verdict
-
-    # units: only different ones are decisive, a missing one is understood
-    gold_text, gold_unit = split_unit(gold_text)
-    answer_text, answer_unit = split_unit(answer_text)
-    if gold_unit and answer_unit and gold_unit != answer_unit:
-        return False
-
-    # numbers, then whatever else mathematics can compare
-    verdict = _compare_numbers(gold_text, answer_text)
-    if verdict is not None:
-        return verdict
-    return math and may_be_math_equal(gold_text, answer_text) and math_equal(gold_text, answer_text)
-
-
-def _compare_choices(gold: str, answer: str, choices: dict[str, str], math: bool) -> bool | None:
-    """Whether two texts name the same choices; None where they are no names of choices."""
-    if choices:
-        verdict = _equal(_letter_among(gold, choices), _letter_among(answer, choices))
-        if verdict is not None:
-            return verdict
-    if is_choice_letter(gold) or is_choice_letter(answer):
-        verdict = _equal(choice_letter(gold), choice_letter(answer))
-        if verdict is not None:
-            return verdict
-        # where the reference is an expression, a lone letter may be a variable
-        if not (math and looks_like_math(gold)):
-            return False
-    return _equal(choice_letters(gold), choice_letters(answer))
-
-
-def _equal(one: Named | None, other: Named | None) -> bool | None:
-    """Whether two things are equal; None where one of them is unknown."""
-    return None if one is None or other is None else one == other
-
-
-def _letter_among(text: str, choices: dict[str, str]) -> str | None:
-    """The letter of the choice that a text names, by its whole text or by its letter."""
-    # the text first: an option may itself be the word "A" or "B"
-    same = [letter for letter, choice in choices.items() if choice == text.casefold()]
-    if len(same) == 1 and not is_choice_letter(text):
-        return same[0]
-    letter = choice_letter(text)
-    return letter if letter in choices else None
-
-
-def _compare_numbers(gold: str, answer: str) -> bool | None:
-    """Whether two texts without their units name the same number; None where neither is one."""
-    gold_number, answer_number = parse_number(gold), parse_number(answer)
-    if gold_number is not None and answer_number is not None:
-        return numbers_equal(gold_number, answer_number)
-    if gold_number is not None and not has_operation(answer):
-        said = lone_number(answer)
-        return said is not None and numbers_equal(gold_number, said)
-    if answer_number is not None and not has_operation(gold):
-        said = lone_number(gold)
-        return said is not None and numbers_equal(said, answer_number)
-    return None
-
-
-def needs_math_verify(gold: str, answer: str) -> bool:
-    """Whether comparing these two can take math-verify, and so its slow import.
-
-    Cheap; may say yes too often.
-    """
-    if len(gold) > MAX_ANSWER_CHARS or len(answer) > MAX_ANSWER_CHARS:
-        return False
-    gold_text, answer_text = (split_unit(statement(text))[0] for text in (gold, answer))
-    if gold_text.casefold() == answer_text.casefold():
-        return False
-    gold_number, answer_number = parse_number(gold_text), parse_number(answer_text)
-    if gold_number is not None and (answer_number is not None or not has_operation(answer_text)):
-        return False
-    return may_be_math_equal(gold_text, answer_text)
-
-
+# --- references ---------------------------------------------------------------------------------
 @functools.lru_cache(maxsize=4096)
 def parse_answer_problem(answer: str | None) -> str | None:
     """Why a reference answer cannot be graded against; None if it can.
 
     Used when data is loaded or drawn, in the main process: bounded, and anything a computer-algebra
-    system could hang on is reported without being parsed. Words, choice letters and plain numbers
-    never get that far.
+    system could hang on is reported without being parsed. What some kind of answers reads never
+    gets that far.
     """
     problem, text = _plain_problem(answer)
     # a bare string is math-verify's fallback when nothing parsed: it would only ever equal itself
@@ -251,11 +157,11 @@ def _plain_problem(answer: str | None) -> tuple[str | None, str]:
     if len(answer) > MAX_ANSWER_CHARS:
         many = f"{len(answer)} characters are too many for an answer (at most {MAX_ANSWER_CHARS})"
         return many, ""
-    text = statement(answer)
+    text = reference_text(answer)
     if not any(c.isalnum() for c in text):
         empty = not answer.strip()
         return ("it is empty" if empty else "it holds neither a letter nor a digit"), ""
-    if parse_number(text) is not None or is_choice_letter(text):
+    if is_choice_letter(text) or any(kind is not PHRASE for kind, _ in readings(text)):
         return None, ""
     if "\\" not in text and "^" not in text:
         return None, ""  # words and simple expressions can at least be compared as strings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jaxr1.rewards.accuracy import accuracy_reading, accuracy_reward
-from jaxr1.rewards.answers import extract_answer
 from jaxr1.rewards.format import Variant, format_reading, format_reward
+from jaxr1.rewards.reading.answers import extract_answer
 from jaxr1.rewards.types import Completion, Example
 
 

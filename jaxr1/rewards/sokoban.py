@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxr1.rewards.answers import ANSWER_CLOSE, ANSWER_OPEN
 from jaxr1.rewards.format import TAGS
+from jaxr1.rewards.reading.answers import ANSWER_CLOSE, ANSWER_OPEN
 from jaxr1.rewards.types import Completion, Example
 
 MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}

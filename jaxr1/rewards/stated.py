@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from jaxr1.rewards.answers import extract_answer
+from jaxr1.rewards.reading.answers import extract_answer
 from jaxr1.rewards.types import Completion
 
 MAX_CHARS = 20_000  # of an answer that is looked at

@@ -42,12 +42,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from jaxr1.rewards.accuracy import needs_math_verify
-from jaxr1.rewards.algebra import math_verify_module
-from jaxr1.rewards.answers import extract_answer
+from jaxr1.rewards.accuracy import takes_algebra
 from jaxr1.rewards.applying import OTHERWISE, Branches, Late, Value, number_of, run_all
 from jaxr1.rewards.builtin import BUILT_IN
 from jaxr1.rewards.foreign import Function
+from jaxr1.rewards.reading.algebra import math_verify_module
+from jaxr1.rewards.reading.answers import extract_answer
+from jaxr1.rewards.reading.matching import needs_math_verify
 from jaxr1.rewards.types import Completion, Example
 
 MAX_TEXT = 4000  # of a traceback sent to the parent
@@ -280,8 +281,8 @@ def _needs_import(item: dict[str, Any]) -> bool:
     if not gold:
         return False
     answer = extract_answer(item["completion"]["text"], tail=True)
-    # a reference with a command or a power is itself parsed
-    return needs_math_verify(gold, answer or "") or "\\" in gold or "^" in gold
+    # a reference that no kind of answers reads is itself parsed
+    return takes_algebra(gold) or needs_math_verify(gold, answer or "")
 
 
 def _follow_parent(parent: int) -> None:

@@ -7,11 +7,13 @@ import time
 
 import pytest
 
-from jaxr1.rewards import Completion, Example, accuracy_reward, algebra, parse_answer_problem
+from jaxr1.rewards import Completion, Example, accuracy_reward, parse_answer_problem
 from jaxr1.rewards.accuracy import accuracy_reading, answers_match
-from jaxr1.rewards.answers import extract_answer, normalise
-from jaxr1.rewards.arithmetic import arithmetic, without_evaluator
-from jaxr1.rewards.letters import choice_letter
+from jaxr1.rewards.reading import algebra
+from jaxr1.rewards.reading.answers import extract_answer
+from jaxr1.rewards.reading.arithmetic import arithmetic, without_evaluator
+from jaxr1.rewards.reading.letters import choice_letter
+from jaxr1.rewards.reading.writing import normalise
 
 EXTRACTED = [
     ("<think>a</think><answer>7</answer>", "7"),
@@ -37,14 +39,16 @@ def test_extract(text, expected):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("I count 3, so 1,204.5", "1,204.5"),
-        ("it must be (B).", "(B)"),
-        ("a lot", None),
-        ("x2", None),
-        ("so .5", ".5"),
-        ("I see a dog. A dog runs.", None),
-        ("it is A", "A"),
-        ("A is closer", "A"),
+        ("I count 3, so 1,204.5", "I count 3, so 1,204.5"),
+        ("First 2.\n\nSo 7.\n", "So 7."),
+        ("so\n$$\nx = 5\n$$", "x = 5"),
+        ("<think>3\n4</think>\n5", "5"),
+        (
+            "M is\n\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}",
+            "\\begin{pmatrix}\n1 \\\\\n2\n\\end{pmatrix}",
+        ),
+        ("\n \n", None),
+        ("so <answer>5", None),  # what marks an answer is all that is read
     ],
 )
 def test_extract_tail(text, expected):
@@ -121,9 +125,9 @@ NUMBERS_SAME = [
     ("1.5", "1 1/2"),
     ("1.5", "1\\frac{1}{2}"),
     ("-1.5", "-1 1/2"),
-    ("0.15", "15%"),
+    ("15%", "0.15"),  # the reference says that a percentage is asked for
+    ("15%", "15"),
     ("15%", "15\\%"),
-    ("15", "15%"),
     ("1200", "1.2e3"),
     ("1200", "1.2 \\times 10^{3}"),
     ("0.333333333", "1/3"),
@@ -157,6 +161,8 @@ NUMBERS_DIFFERENT = [
     ("7", "-7"),
     ("7", "70"),
     ("0.15", "1.5%"),
+    ("0.15", "15%"),  # and here that none is
+    ("15", "15%"),
     ("0.5", "50"),  # no hidden factor of a hundred
     ("1/2", "2/1"),
     ("1234", "12,34"),
@@ -190,14 +196,12 @@ NUMBERS_DIFFERENT = [
 @pytest.mark.parametrize(("gold", "answer"), NUMBERS_SAME)
 def test_same_numbers(gold, answer):
     assert answers_match(gold, answer, math=False)
-    assert answers_match(answer, gold, math=False)
-    assert answers_match(gold, answer)  # the optional library changes nothing
+    assert answers_match(gold, answer)  # computer algebra changes nothing
 
 
 @pytest.mark.parametrize(("gold", "answer"), NUMBERS_DIFFERENT)
 def test_different_numbers(gold, answer):
     assert not answers_match(gold, answer, math=False)
-    assert not answers_match(answer, gold, math=False)
     assert not answers_match(gold, answer)
 
 
@@ -362,6 +366,10 @@ def test_nothing_is_evaluated(monkeypatch):
         ("7", "it is 3+4"),
         ("\\sqrt{16}", "2**2"),
         ("x=1.5", "3/2"),
+        ("\\lfloor 7.5 \\rfloor", "7"),  # these are left to math-verify
+        ("8", "\\lfloor 7.5 \\rfloor"),
+        ("\\lceil 1/2+\\frac{1}{4} \\rceil", "1"),
+        ("\\min(2**3, 3+4)", "7"),
     ]
     pairs = [*EXPRESSIONS_SAME, *EXPRESSIONS_DIFFERENT, *plain]
 
@@ -423,9 +431,10 @@ def test_gold_goes_first_and_without_alarms(monkeypatch):
 
     monkeypatch.setattr(algebra, "math_verify_module", Spy)
     algebra.parsed_math.cache_clear()
-    assert answers_match("2\\sqrt{2}", "\\sqrt{8}")
+    # a formula that the grammar does not have
+    assert answers_match("\\lfloor \\sqrt{8} \\rfloor", "\\lceil \\sqrt{3} \\rceil")
     algebra.parsed_math.cache_clear()
-    assert calls == [(["2\\sqrt{2}"], ["\\sqrt{8}"])]
+    assert calls == [(["\\lfloor \\sqrt{8} \\rfloor"], ["\\lceil \\sqrt{3} \\rceil"])]
 
 
 PIECES = [
@@ -435,17 +444,14 @@ PIECES = [
 ]
 
 
-def test_random_junk_never_raises_and_is_symmetric():
+def test_random_junk_never_raises():
     seed = secrets.randbits(32)
     print(f"seed {seed}")
     rng = random.Random(seed)
     words = ["".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(1500)]
     for one, other in zip(words, reversed(words), strict=True):
         assert answers_match(one, one, math=False)
-        assert answers_match(one, other, math=False) == answers_match(other, one, math=False), (
-            one,
-            other,
-        )
+        assert answers_match(one, other, math=False) in (True, False)
         extract_answer(one + other, tail=True)
         algebra.math_problem(normalise(one))
     for one, other in zip(words[:120], words[120:], strict=False):
@@ -542,9 +548,9 @@ def test_what_accuracy_reads_is_said():
     read = lambda text, **options: accuracy_reading(
         Completion(text), Example(answer="3"), **options
     )
-    assert read("I see 4.") == "reads '4' (reference '3')"
+    assert read("\\boxed{4}") == "reads '4' (reference '3')"
     assert read("I see 3.") == "reads the last line 'I see 3.' (reference '3')"
     assert "tail is off" in read("I see 3.", tail=False)
-    assert "no whole one" in read("<answer>3") and "something else" in read("many")
+    assert "no whole one" in read("<answer>3") and "the last line 'many'" in read("many")
     cut = accuracy_reading(Completion("3", "length"), Example(answer="3"))
     assert "the response was cut" in cut

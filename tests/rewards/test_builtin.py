@@ -115,13 +115,15 @@ def test_math_verify_is_loaded_off_the_clock():
         said = []
         grader = Grader([Reward(reward).resolve(".").to_json()], said.append)
         assert grader.load() is None
-        item = {"completion": {"text": "<answer>\\sqrt{8}</answer>"}, "example": {"answer": gold}}
+        item = {"completion": {"text": "<answer>2</answer>"}, "example": {"answer": gold}}
         grader.prepare([item])
         return said
 
-    assert lines("accuracy", "2\\sqrt{2}") == [{"loading": True}, {"loaded": True}]
+    floor = "\\lfloor \\sqrt{8} \\rfloor"
+    assert lines("accuracy", floor) == [{"loading": True}, {"loaded": True}]
+    assert lines("accuracy", "2\\sqrt{2}") == []  # a formula that is read without it
     assert lines("accuracy", "red") == []
-    assert lines("format", "2\\sqrt{2}") == []
+    assert lines("format", floor) == []
 
 
 def test_naming_a_reward_is_cheap():

@@ -11,14 +11,14 @@ from jaxr1.rewards.boxes import Box, boxes_in, overlap
 from jaxr1.rewards.format_result import format_result_reward
 from jaxr1.rewards.grounding import detection_reward, iou_reward
 from jaxr1.rewards.label import EMOTIONS, label_reward
-from jaxr1.rewards.matching import (
+from jaxr1.rewards.stated import stated
+from jaxr1.rewards.tasks import (
     all_match_reward,
     choice_text_reward,
     json_fields_reward,
     numeric_reward,
     yes_no_reward,
 )
-from jaxr1.rewards.stated import stated
 from jaxr1.rewards.types import ImageSize
 
 FORM = "<think>so</think>\n<answer>{}</answer>"

@@ -20,7 +20,7 @@ GRADED = Rl(data=Arithmetic(1), rewards=(Reward("accuracy"),))
 
 def root(rng) -> str:
     """An answer that takes computer algebra."""
-    return f"{rng.integers(2, 99)}\\sqrt{{{rng.integers(2, 99)}}}"
+    return f"{rng.integers(2, 99)}\\lfloor \\sqrt{{{rng.integers(2, 99)}}} \\rfloor"
 
 
 def broken(rng) -> str:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxr1.rewards.answers import extract_answer
-from jaxr1.rewards.letters import choice_letter
+from jaxr1.rewards.reading.answers import extract_answer
+from jaxr1.rewards.reading.letters import choice_letter
 from jaxr1.rewards.stated import json_in, plain, stated
 from jaxr1.rewards.types import Completion, Example
 

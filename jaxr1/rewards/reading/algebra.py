@@ -17,8 +17,9 @@ import logging
 import re
 from typing import Any
 
-from jaxr1.rewards.arithmetic import without_evaluator
-from jaxr1.rewards.numbers import MAX_DIGITS, MAX_EXPONENT, parse_number
+from jaxr1.rewards.reading.arithmetic import without_evaluator
+from jaxr1.rewards.reading.formulas import MAX_DIGITS
+from jaxr1.rewards.reading.numbers import MAX_EXPONENT, parse_number
 
 MAX_MATH_CHARS = 400  # what we hand to sympy
 MAX_SYMBOL_EXPONENT = 100

@@ -1,0 +1,129 @@
+"""Options that a question offers: an answer names one by its letter, its text or its value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jaxr1.rewards.reading.kinds import LETTER, LETTERS, Kind, readings
+from jaxr1.rewards.reading.letters import (
+    choice_letter,
+    choice_letters,
+    is_choice_letter,
+    marked_letters,
+    said_letters,
+    without_letter,
+)
+from jaxr1.rewards.reading.sentences import denies
+from jaxr1.rewards.reading.structures import parts_of
+from jaxr1.rewards.reading.words import PLAIN, canonical, may_precede, read_yes_no, says_yes_no
+
+_ITEMS = re.compile(r"(?i)\s*(?:[,;]\s*(?:and\b|和)?|\band\b|和|与|及)\s*")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options of one question, {letter: normalised text}."""
+
+    texts: dict[str, str]
+
+    def named_by(self, reference: str) -> frozenset[str] | None:
+        """The letters that a reference names; None where it is none of the options."""
+        # the text first: an option may itself be the word "A" or "B"
+        if not is_choice_letter(reference):
+            same = [k for k, text in self.texts.items() if canonical(text) == canonical(reference)]
+            if len(same) == 1:
+                return frozenset(same)
+        letter = choice_letter(reference)
+        if letter in self.texts:
+            return frozenset(filter(None, [letter]))
+        letters = choice_letters(reference)
+        if letters is not None and letters <= self.texts.keys():
+            return letters
+        return None
+
+    def kind(self) -> Kind:
+        """The kind of answers that name these options."""
+        own = tuple(text for text in self.texts.values() if denies(text))
+        has_or = any(re.search(r"(?i)\bor\b|或", text) for text in self.texts.values())
+        return Kind(
+            "option", self.named_by, self.says, has_or, denies=self._is_yes_no(), own=lambda _: own
+        )
+
+    def _is_yes_no(self) -> bool:
+        return any(read_yes_no(text) is not None for text in self.texts.values())
+
+    def says(self, wanted: frozenset[str], text: str) -> bool:
+        """Whether a claim names the wanted options, and no other."""
+        return self._named(text) == wanted
+
+    def _named(self, text: str) -> frozenset[str] | None:
+        """The options that a claim names; None for none, or for a contradiction."""
+        exact = [k for k, said in self.texts.items() if canonical(said) == canonical(text)]
+        if len(exact) == 1 and not is_choice_letter(text):
+            return frozenset(exact)
+        letter = choice_letter(text) or self._with_its_text(text)
+        if letter is not None:
+            beside = without_letter(text, letter)
+            named = self._stated(beside) if beside else frozenset()
+            return frozenset(letter) if named <= {letter} and letter in self.texts else None
+        letters = said_letters(text)
+        if letters is not None:
+            return letters
+        named = self._stated(text)
+        if len(named) == 1:  # "5 cm, option D" contradicts itself
+            (letter,) = named
+            is_said = marked_letters(text) <= named and self._states(self.texts[letter], text, True)
+            return named if is_said else None
+        items = [self._stated(item) for item in parts_of(text, _ITEMS)]
+        return frozenset().union(*items) if all(len(item) == 1 for item in items) else None
+
+    def _with_its_text(self, text: str) -> str | None:
+        """The letter before its own text, which may name other letters: "(C) vitamin A"."""
+        for letter, said in self.texts.items():
+            if canonical(without_letter(text, letter)) == canonical(said) and said:
+                return letter
+        return None
+
+    def _stated(self, text: str) -> frozenset[str]:
+        """The options whose text or value a claim states."""
+        found = {k: said for k, said in self.texts.items() if said and self._states(said, text)}
+        # "red" stands in "red cube": the longer one is meant
+        longer = lambda said: any(
+            said != other and canonical(said) in canonical(other) for other in found.values()
+        )
+        words = {
+            k: said for k, said in found.items() if not (PLAIN.fullmatch(said) and longer(said))
+        }
+        return frozenset(words)
+
+    @staticmethod
+    def _states(option: str, text: str, whole: bool = False) -> bool:
+        """Whether a text states an option; `whole`: and no longer name that ends with it."""
+        if (truth := read_yes_no(option)) is not None:
+            return says_yes_no(truth, text)
+        if PLAIN.fullmatch(option):
+            return _says_words(canonical(option), canonical(text), whole)
+        return any(
+            kind.says(value, text)
+            for kind, value in readings(option)
+            if kind not in (LETTER, LETTERS)
+        )
+
+
+def _says_words(option: str, text: str, whole: bool) -> bool:
+    """Whether a text says the words of an option, in the singular or plural."""
+    if option > "~":  # Chinese has no spaces between words
+        return option in text
+    words = r"\s+".join(re.escape(word.removesuffix("s")) + "s?" for word in option.split())
+    found = re.search(rf"(?<![\w-]){words}(?![\w-])", text) if option else None
+    if found is None or not whole:
+        return found is not None
+    return may_precede(text[: found.start()].rstrip()) or _VERBS.match(option) is not None
+
+
+_VERBS = re.compile(
+    r"(?:increase|decrease|stay|remain|rise|fall|double|halve|move|turn|become|go|expand|contract"
+    r"|shrink"
+    r"|grow|melt|freeze|float|sink|speed|slow|will|does|has|have|can|is|are)s?\b"
+)

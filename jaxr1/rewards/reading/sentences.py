@@ -1,0 +1,193 @@
+"""Sentences: what a text claims in the end, what it denies, and whether it leaves something open.
+
+    text -> its last word ("A... no wait, it is B")   -> B
+         -> without reasons ("B, because ...")        -> B
+         -> without what it excludes ("A, not B")     -> A, and B is denied
+         -> behind the last "so" ("4 times 5, so 20") -> 20
+
+What is left is a claim that the kinds of answers read. It counts for nothing where it is a
+question, leaves open which of two things it says, or denies.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jaxr1.rewards.reading.writing import normalise
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a text says in the end.
+
+    Attributes:
+      text: the claim, normalised.
+      denied: what it says that the answer is not.
+      leaves_open: whether it names alternatives ("either", "any of") or is a question.
+      has_or: whether it joins parts by "or", which may be several solutions.
+    """
+
+    text: str
+    denied: tuple[str, ...] = ()
+    leaves_open: bool = False
+    has_or: bool = False
+
+
+_CORRECTED = re.compile(
+    r"(?i)(?:^|[.,;:!?—…-]\s*|\.{2,}\s*|\b(?:no|oh|hmm|but|and|or)\b[\s,]*)"
+    r"(?:no,? wait|wait,? no(?=[\s,.:;!-]+\S)|wait|hold on|actually|correction|scratch that|i mean"
+    r"|i meant|sorry"
+    r"|oops|on second thoughts?|let me correct(?: myself)?|my mistake|make that|rather,"
+    r"|不对|等等|更正|应该是)[\s,.:;!…-]*(?:no[\s,.:;!-]+(?=\w{2,}|[A-Z]\b|\d))?"
+)
+_FIRST_THOUGHT = re.compile(
+    r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seemed|looked|took"
+    r"|tempting)\b"
+    r"[^.]*?\bbut\b\s*"
+)
+_CONCLUDED = re.compile(
+    r"(?i)\b(?:the |my )?(?:final |correct |right |actual |true |best )*"
+    r"(?:(?:answer|option|choice|number|value)|(?:(?<=correct )|(?<=right )"
+    r"|(?<=best ))one)\s*(?:is|are|:|=)\s*:?\s*"
+)
+_UNDER = re.compile(
+    r"(?i)\b(?:if|whether|that|think|thought|said|say|says|doubt|until|unless|believe)\W*$"
+    r"|(?<![,.;:!?] )\b(?:not|n't|never)\b[^,.;]*$"
+)
+_CONCLUSION = re.compile(
+    r"(?i)(?:^|[.,;:]\s*|\s(?=(?:so|thus|therefore|hence) (?:the|it|we|x|there|answer)\b))"
+    r"(?:so|therefore|thus|hence|consequently|in conclusion|finally|所以|因此|故|综上)\b"
+    r"(?! (?:that|as|far|on|called))[\s,:]*"
+    r"|(?:所以|因此|综上所述|综上|(?<=[,.;] )故|(?<=[,.;])故)[,\s]*"
+)
+_REASON = re.compile(
+    r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
+    r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
+    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
+    r"|rejecting|discarding|ignoring)\b"
+    r"|[,;\s]*(?:因为|由于)).*$",
+    re.DOTALL,
+)
+_CONDITION = re.compile(
+    r"(?i)^(?:with|if|when|since|because|as|given|for|using|from|by|after|in)\b[^,]*,\s+(?:then\s+)?"
+)
+_NOT_BUT = re.compile(
+    r"(?i)^(?P<head>.*?\b)?not (?P<no>[^,.;]+?)[,;]? but(?: rather| instead)? (?P<yes>.+)$"
+)
+_NEITHER = re.compile(r"^不是(?P<no>[^,]+)[,]?\s*而?是(?P<yes>.+)$")
+_NOT_LAST = re.compile(
+    r"(?i)(?:\s?[,;(—-]{1,3}\s?(?:and |but |so |definitely |certainly |it is |it's )*(?:not"
+    r"|rather than|instead of|as opposed to|never|unlike)"
+    r"|\s+(?:and|but) (?:definitely |certainly )?not|\s+(?:rather than|instead of|as opposed to)"
+    r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;)]+)\)?[.\s]*$"
+)
+_DENIES = re.compile(
+    r"(?i)\b(?:not|never|no(?= \w)|neither|nor|without|except|excluding|excludes?|excluded"
+    r"|other than"
+    r"|anything but|all but|everything but|nothing but|any but|rul(?:e|es|ed|ing) out|eliminat\w+"
+    r"|wrong|incorrect|false|fails?|cannot|unlikely|impossible|doubt\w*|reject\w*|far from"
+    r"|opposite|apart from|aside from|besides|anything else|instead of|rather than|un(?:true|able)"
+    r"|lacks?|hardly|non|none of|too (?:big|large|small|high|low|long|short|much|many|few"
+    r"|little))\b|n't\b|n’t|\bcant\b|\bisnt\b|[不非没除否错无]"
+)
+_OPEN = re.compile(
+    r"(?i)\b(?:either|whichever|unsure|uncertain|unclear|unknown|unknowable|depends?|hard to say"
+    r"|any of|one of|some of|any number|any option|all options|all (?:the )?choices|every option"
+    r"|and/or|anywhere|ambiguous|undetermined|undefined|no idea|guess between|toss-up)\b|\?"
+    r"|都(?:可以|行)|全部|任意|不确定|可能.*可能"
+)
+_TWICE_MAYBE = re.compile(
+    r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b.*\b(?:maybe|perhaps|possibly|could|might)\b"
+)
+_OR = re.compile(r"(?i)\bor\b|或|还是")
+_STOP = re.compile(r"(?<=[.!?])\s+(?=\S)|(?<=[.!?])(?=[A-Z][a-z])")
+_NO_STOP = re.compile(
+    r"(?i)(?:\b[ap]\.m|\b(?:no|approx|ca|vs|e\.g|i\.e|st|mr|mrs|dr|fig|eq)"
+    r"|^\W*(?:[A-Z]\.\s?)*[A-Z])\.$"
+)
+
+
+def lines_joined(text: str) -> str:
+    """The normalised text in which ends of lines are ends of sentences."""
+    lines = [normalise(line) for line in text.splitlines()]
+    return ". ".join(line for line in lines if line)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a normalised text; abbreviations and "B. blue" are not cut."""
+    found: list[str] = []
+    for piece in _STOP.split(text):
+        is_name = re.search(r"\b[A-Z]\.$", found[-1]) and piece[:1].islower() if found else False
+        if found and (is_name or _NO_STOP.search(found[-1])):
+            found[-1] = f"{found[-1]} {piece}"
+        else:
+            found.append(piece)
+    return [sentence.strip() for sentence in found if sentence.strip()]
+
+
+def claim_of(text: str) -> Claim:
+    """What a normalised text claims in the end, as drawn at the top of this file."""
+    if text.endswith("?"):
+        return Claim(text, leaves_open=True)
+    text = last_word(text)
+    text = _cut(_REASON, text)
+    denied: list[str] = []
+    if match := _NOT_BUT.match(text) or _NEITHER.match(text):
+        denied.append(match["no"].strip())
+        text = match["yes"].strip()
+    while match := _NOT_LAST.search(text):
+        head = text[: match.start()].strip(" ,;(")
+        if not head:
+            break
+        denied.append(match["no"].strip())
+        text = head
+    text = _after(_CONCLUSION, text)
+    if re.search(
+        r"(?i)\b(?:is|are|equals|makes?|has|have)\b|=", (bare := _CONDITION.sub("", text))
+    ):
+        text = bare
+    text = normalise(text)
+    is_open = bool(_OPEN.search(text) or _TWICE_MAYBE.search(text))
+    return Claim(text, tuple(denied), is_open, _OR.search(text) is not None)
+
+
+def last_word(text: str) -> str:
+    """The text behind its last correction of itself, or behind its last announced answer."""
+    text = _after(_FIRST_THOUGHT, _after(_CORRECTED, text))
+    announced = [m for m in _CONCLUDED.finditer(text) if not _UNDER.search(text[: m.start()])]
+    rest = text[announced[-1].end() :] if announced else ""
+    return rest.strip() if rest.strip(" .,;") else text
+
+
+def denies(text: str) -> bool:
+    """Whether a claim denies, excludes or refuses something."""
+    return _DENIES.search(text) is not None
+
+
+def _cut(pattern: re.Pattern[str], text: str) -> str:
+    """The text before a match, where there is any."""
+    match = pattern.search(text)
+    return text[: match.start()].strip() if match and match.start() > 0 else text
+
+
+def _after(pattern: re.Pattern[str], text: str) -> str:
+    """The text behind the last match that something follows; all of it without one."""
+    ends = [match.end() for match in pattern.finditer(text) if text[match.end() :].strip(" .,;")]
+    return text[ends[-1] :].strip() if ends else text
+
+
+_LEAD = re.compile(
+    r"^(?:(?!(?:sin|cos|tan|log|ln|exp|sqrt|pi|max|min)\b)(?:[A-Za-z][a-z'’-]+|a|an|I"
+    r"|[\u4e00-\u9fff]+)[,:]?(?:\s+|(?<=[\u4e00-\u9fff:])))+"
+)
+_TRAIL = re.compile(r"(?:[\s,]+(?!(?:or|and)\b)[a-z'’-]{2,}|[\u4e00-\u9fff])+[.,]?$")
+
+
+def core(text: str) -> tuple[str, str]:
+    """(words before, what stands between the words at either end of a sentence)."""
+    lead = _LEAD.match(text)
+    if lead and denies(lead.group()):
+        return "", text
+    start = lead.end() if lead else 0
+    return text[:start], _TRAIL.sub("", text[start:]).strip(" ,:")
