@@ -122,7 +122,7 @@ def ppo() -> Config:
     """
     optimizer = Optimizer(learning_rate=4e-4, schedule="linear", warmup=5, final=0.1, b2=0.95)
     critic = Critic(optimizer=optimizer, warmup=5)
-    return _method("ppo", group_size=3, steps=430, advantage=Gae(), critic=critic)
+    return _method("ppo", group_size=5, advantage=Gae(), critic=critic)
 
 
 def rloo() -> Config:
