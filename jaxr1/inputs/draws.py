@@ -139,8 +139,11 @@ class Draws(contextlib.AbstractContextManager):
         return position, drawn
 
     def again(self, places: Sequence[tuple[int, int, int]]) -> list[Draw]:
-        """Draws that were taken before, by (position, row, host)."""
-        own = [(at, row) for at, row, host in places if host == host_index()]
+        """Draws that were taken before, by (position, row, host).
+
+        Where there are fewer hosts now, others take the place of those that are gone.
+        """
+        own = [(at, row) for at, row, host in places if owner(host) == host_index()]
         made = share(lambda: {at: self._taken(at, row) for at, row in own})
         found = [made[at] for at, _, _ in places]
         lost = [one for one in found if isinstance(one, LeftOut)]

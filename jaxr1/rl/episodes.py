@@ -261,7 +261,7 @@ class Episodes:
             "reward/mean": _mean(reward),
             "reward/std": float(reward.std()) if len(reward) else float("nan"),
             "reward/frac_zero_std": float(self.zero_std_b.mean()),
-            "reward/unscored": float((~self.valid_bg).sum()),
+            "reward/unscored": float(sum(grade.total is None for grade in grades)),
             "rollout/length_mean": float(self.counts_bg.mean()),
             "rollout/length_max": float(self.counts_bg.max()),
             "rollout/frac_truncated": _mean([c.finish_reason == "length" for c in said]),

@@ -58,7 +58,8 @@ class Rollouts(contextlib.ExitStack):
 
     def resume(self, step: int, feed: Feed) -> None:
         """Takes up the groups that a step has left for the next one, their prompts made again."""
-        rows = self.journal.carried(step)
+        rule = self.options.online_filter
+        rows = self.journal.carried(step) if rule is not None and rule.carry else []
         draws = feed.again([(row["position"], row["row"], row["host"]) for row in rows])
         self.carried = [Group.read(row, draw) for row, draw in zip(rows, draws, strict=True)]
 
