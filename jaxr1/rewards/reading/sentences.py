@@ -42,9 +42,9 @@ _CORRECTED = re.compile(
     r"|不对|等等|更正|应该是)[\s,.:;!…-]*(?:no[\s,.:;!-]+(?=\w{2,}|[A-Z]\b|\d))?"
 )
 _FIRST_THOUGHT = re.compile(
-    r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seemed|looked|took"
-    r"|tempting)\b"
-    r"[^.]*?\bbut\b\s*"
+    r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seem(?:s|ed)?"
+    r"|look(?:s|ed)?|appear(?:s|ed)?|would be|took|tempting)\b"
+    r"[^.]*?\bbut\b(?! .*\b(?:also|too|could|may|might)\b)\s*"
 )
 _CONCLUDED = re.compile(
     r"(?i)\b(?:the |my )?(?:final |correct |right |actual |true |best )*"
@@ -59,28 +59,36 @@ _CONCLUSION = re.compile(
     r"(?i)(?:^|[.,;:]\s*|\s(?=(?:so|thus|therefore|hence) (?:the|it|we|x|there|answer)\b))"
     r"(?:so|therefore|thus|hence|consequently|in conclusion|finally|所以|因此|故|综上)\b"
     r"(?! (?:that|as|far|on|called))[\s,:]*"
+    r"|^(?:counting|adding|summing|subtracting|multiplying|dividing|taking|ruling out|eliminating"
+    r"|excluding)\b.*?\b(?:gives?|leaves?|makes?|yields?|we get|I get)\s+(?:us )?"
+    r"|(?<=[,.;]) ?(?:一共有?|总共有?|合计|共有?)(?=[\d零一二两三四五六七八九十])"
     r"|(?:所以|因此|综上所述|综上|(?<=[,.;] )故|(?<=[,.;])故)[,\s]*"
 )
 _REASON = re.compile(
     r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
     r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
-    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
+    r"|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
     r"|rejecting|discarding|ignoring)\b"
+    r"|[,;]?\s(?:while|whereas)\b"
     r"|[,;\s]*(?:因为|由于)).*$",
     re.DOTALL,
 )
 _CONDITION = re.compile(
-    r"(?i)^(?:with|if|when|since|because|as|given|for|using|from|by|after|in)\b[^,]*,\s+(?:then\s+)?"
+    r"(?i)^(?:(?:with|if|when|since|because|as|given|for|using|from|by|after|in|on|of|out of|among"
+    r"|counting|comparing|considering|looking at)\b[^,]*,\s+(?:then\s+)?"
+    r"|(?:out of|of|among|between|comparing|from) (?:[a-z]+ ){0,2}(?-i:[A-J])"
+    r"(?:(?:,|,? and) (?-i:[A-J]))+,\s+)"
 )
 _NOT_BUT = re.compile(
-    r"(?i)^(?P<head>.*?\b)?not (?P<no>[^,.;]+?)[,;]? but(?: rather| instead)? (?P<yes>.+)$"
+    r"(?i)^(?P<head>.*?\b)?(?:not|\w+n't) (?P<no>[^,.;]+?)"
+    r"(?:[,;]? but(?: rather| instead)?|[,;] (?:it is|it's|they are|they're)) (?P<yes>.+)$"
 )
 _NEITHER = re.compile(r"^不是(?P<no>[^,]+)[,]?\s*而?是(?P<yes>.+)$")
 _NOT_LAST = re.compile(
-    r"(?i)(?:\s?[,;(—-]{1,3}\s?(?:and |but |so |definitely |certainly |it is |it's )*(?:not"
-    r"|rather than|instead of|as opposed to|never|unlike)"
+    r"(?i)(?:\s?[,;(—-]{1,3}\s?(?:and |but |so |though |although |definitely |certainly |it is "
+    r"|it's )*(?:not|neither|rather than|instead of|as opposed to|never|unlike)"
     r"|\s+(?:and|but) (?:definitely |certainly )?not|\s+(?:rather than|instead of|as opposed to)"
-    r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;)]+)\)?[.\s]*$"
+    r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;()]+|[^,.;()]*\([^()]+\))\)?[.\s]*$"
 )
 _DENIES = re.compile(
     r"(?i)\b(?:not|never|no(?= \w)|neither|nor|without|except|excluding|excludes?|excluded"
@@ -131,7 +139,7 @@ def claim_of(text: str) -> Claim:
     if text.endswith("?"):
         return Claim(text, leaves_open=True)
     text = last_word(text)
-    text = _cut(_REASON, text)
+    whole, text = text, _cut(_REASON, text)
     denied: list[str] = []
     if match := _NOT_BUT.match(text) or _NEITHER.match(text):
         denied.append(match["no"].strip())
@@ -142,6 +150,8 @@ def claim_of(text: str) -> Claim:
             break
         denied.append(match["no"].strip())
         text = head
+    if denies(text):  # "It is no square, as its angles differ, so it is a rhombus."
+        text = _cut(_REASON, _after(_CONCLUSION, whole)) if _CONCLUSION.search(whole) else text
     text = _after(_CONCLUSION, text)
     if re.search(
         r"(?i)\b(?:is|are|equals|makes?|has|have)\b|=", (bare := _CONDITION.sub("", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from jaxr1.rewards.reading.lexicon import COUNTRIES, base_forms, excludes
 from jaxr1.rewards.reading.sentences import sentences
 
 WORDY = r"A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-"
@@ -100,9 +101,17 @@ _PLACES = frozenset(
 _MODIFIED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[/&]")
 
 
+def _spelled_out(text: str) -> str:
+    """The text with its contracted negations in full: "aren't" is "are not"."""
+    if "n't" not in text and "can not" not in text:
+        return text
+    text = re.sub(r"\b(?:can't|can not)\b", "cannot", text).replace("won't", "will not")
+    return re.sub(r"(?<=[a-z])n't\b", " not", text)
+
+
 def canonical(phrase: str) -> str:
     """A phrase without letter case, articles and punctuation."""
-    text = _ARTICLE.sub("", phrase.casefold())
+    text = _ARTICLE.sub("", _spelled_out(phrase.casefold()))
     text = re.sub(r"[\"'“”.,;:!?()\[\]]+(?=\s|$)|(?<=\s)[\"'(\[]|^[\"'(\[]+", " ", text)
     return " ".join(text.split())
 
@@ -121,9 +130,15 @@ def says_phrase(gold: str, text: str) -> bool:
     Not where the phrase is a part of a longer one: "dark red" does not say "red".
     """
     text = (sentences(text) or [text])[-1]
+    beside = _APPOSITION.search(text)
+    if beside and excludes(gold, canonical(beside.group().strip(" ()"))):
+        return False
     # "tomato (a fruit)", "Tokyo, the capital of Japan"
-    said = canonical(_APPOSITION.sub("", text))
+    said = _without_country(gold, canonical(_APPOSITION.sub("", text)))
     if said == gold or canonical(text) == gold:
+        return True
+    gold, said = base_forms(gold), base_forms(said)
+    if said == gold:
         return True
     if gold > "~" and "\u4e00" <= gold[0] <= "\u9fff":
         return _says_han(gold, said)
@@ -137,6 +152,13 @@ def says_phrase(gold: str, text: str) -> bool:
         if is_linked and (not after or _FOLLOWS.match(after)):
             return bool(before or not after or _CLOSES.match(after))
     return False
+
+
+def _without_country(gold: str, said: str) -> str:
+    """A text without the country behind a city: "tokyo, japan"."""
+    place = re.search(r"(?:,| in) ([a-z ]+)$", said)
+    is_beside = place and place[1].strip() in COUNTRIES and gold not in COUNTRIES
+    return said[: place.start()] if place and is_beside else said
 
 
 def may_precede(before: str) -> bool:

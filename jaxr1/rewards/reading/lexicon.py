@@ -1,0 +1,57 @@
+"""Words that say more than their letters: what excludes what, where a city lies, forms of verbs."""
+
+from __future__ import annotations
+
+import re
+
+_EXCLUSIVE = (
+    "red orange yellow green blue purple pink brown black white gray grey",
+    "left right",
+    "up down",
+    "top bottom middle",
+    "north south east west northeast northwest southeast southwest",
+    "square rectangle rhombus triangle circle pentagon hexagon octagon trapezoid cube sphere cone",
+    "monday tuesday wednesday thursday friday saturday sunday",
+    "happy sad angry afraid surprised disgusted neutral",
+    "increase decrease",
+    "acute obtuse",
+    "open closed",
+    "even odd",
+    "parallel perpendicular",
+    "positive negative zero",
+    "true false",
+    "yes no",
+    "male female",
+)
+_SETS = {word: set(words.split()) for words in _EXCLUSIVE for word in words.split()}
+
+# Where a city is said to be: "Tokyo, Japan" is Tokyo.
+COUNTRIES = frozenset(
+    (
+        "argentina australia austria bangladesh belgium brazil canada chile china colombia croatia "
+        "cuba denmark egypt england ethiopia finland france germany ghana greece hungary iceland "
+        "india indonesia iran iraq ireland israel italy jamaica japan jordan kenya malaysia mexico "
+        "morocco nepal netherlands nigeria norway pakistan peru philippines poland portugal qatar "
+        "romania russia scotland serbia singapore spain sweden switzerland syria taiwan tanzania "
+        "thailand turkey uganda ukraine usa uk us vietnam wales california texas florida illinois "
+        "massachusetts washington nevada georgia ohio virginia arizona colorado oregon"
+    ).split()
+) | {"south korea", "north korea", "south africa", "new zealand", "saudi arabia", "new york"}
+COUNTRIES |= {"united kingdom", "united states"}
+
+_STEMS = (
+    "increas decreas ris fall grow shrink expand contract doubl halv remain mov accelerat "
+    "decelerat melt freez boil evaporat condens sink float rotat vanish disappear"
+).split()
+_FORM = re.compile(rf"\b({'|'.join(_STEMS)})(?:es|ed|ing|e|s)?\b")
+
+
+def excludes(one: str, other: str) -> bool:
+    """Whether of two words only one can hold: "red" and "blue"."""
+    return one != other and other in _SETS.get(one, ())
+
+
+def base_forms(text: str) -> str:
+    """A text in small letters with one form for those of a verb of change: "decreases"."""
+    return _FORM.sub(r"\1e", text)
+
