@@ -14,10 +14,15 @@ from jaxr1.rewards.reading.letters import (
     said_letters,
     without_letter,
 )
+from jaxr1.rewards.reading.lexicon import predicate, with_forms_of
 from jaxr1.rewards.reading.sentences import denies
 from jaxr1.rewards.reading.structures import parts_of
 from jaxr1.rewards.reading.words import PLAIN, canonical, may_precede, read_yes_no, says_yes_no
 
+_NONE_OF = re.compile(
+    r"\bnone of (?:(?:these|those|them|above|options|choices|given)\b ?"
+    r"(?:ones|options|choices|answers)?)+"
+)
 _ITEMS = re.compile(r"(?i)\s*(?:[,;]\s*(?:and\b|和)?|\band\b|和|与|及)\s*")
 
 
@@ -45,6 +50,9 @@ class Choices:
     def kind(self) -> Kind:
         """The kind of answers that name these options."""
         own = tuple(text for text in self.texts.values() if denies(text))
+        own += tuple(filter(None, map(_essence, own)))
+        if any(_NONE_OF.search(canonical(text)) for text in own):
+            own += tuple(f"none of {rest}" for rest in ("these", "those", "them", "above"))
         has_or = any(re.search(r"(?i)\bor\b|或", text) for text in self.texts.values())
         return Kind(
             "option", self.named_by, self.says, has_or, denies=self._is_yes_no(), own=lambda _: own
@@ -59,14 +67,15 @@ class Choices:
 
     def _named(self, text: str) -> frozenset[str] | None:
         """The options that a claim names; None for none, or for a contradiction."""
-        exact = [k for k, said in self.texts.items() if canonical(said) == canonical(text)]
+        exact = self._exactly(text)
         if len(exact) == 1 and not is_choice_letter(text):
-            return frozenset(exact)
+            return exact
         letter = choice_letter(text) or self._with_its_text(text)
         if letter is not None:
             beside = without_letter(text, letter)
             named = self._stated(beside) if beside else frozenset()
-            return frozenset(letter) if named <= {letter} and letter in self.texts else None
+            agrees = named <= {letter} or self._leads(letter, beside)
+            return frozenset(letter) if agrees and letter in self.texts else None
         letters = said_letters(text)
         if letters is not None:
             return letters
@@ -78,6 +87,32 @@ class Choices:
         items = [self._stated(item) for item in parts_of(text, _ITEMS)]
         return frozenset().union(*items) if all(len(item) == 1 for item in items) else None
 
+    def _exactly(self, text: str) -> frozenset[str]:
+        """The options that a text says in whole, or says the same of their subject."""
+        whole = canonical(text)
+        exact = {k for k, said in self.texts.items() if canonical(said) == whole}
+        if len(exact) > 1:  # "[2, 3)" and "(2, 3)"
+            exact = {k for k in exact if self.texts[k] == text}
+        if exact:
+            return frozenset(exact)
+        if not PLAIN.fullmatch(text):
+            return frozenset()
+        essence = _essence(text)
+        words = {k: said for k, said in self.texts.items() if PLAIN.fullmatch(said)}
+        return frozenset(k for k, said in words.items() if _essence(said) == essence)
+
+    def _leads(self, letter: str, beside: str) -> bool:
+        """Whether a letter's own text comes before what else is said, and no list goes on."""
+        if not PLAIN.fullmatch(self.texts.get(letter, "0")):
+            return False
+        own, said = canonical(self.texts[letter]), canonical(beside)
+        found = re.search(rf"(?<![\w-]){re.escape(own)}(?![\w-])", said) if own else None
+        return (
+            found is not None
+            and not self._stated(said[: found.start()])
+            and not re.match(r"\s*(?:[,;/&]\s*(?:and |or )?(?:the )?\w+(?: \w+)?$|and\b|or\b)", said[found.end() :])
+        )
+
     def _with_its_text(self, text: str) -> str | None:
         """The letter before its own text, which may name other letters: "(C) vitamin A"."""
         for letter, said in self.texts.items():
@@ -87,6 +122,9 @@ class Choices:
 
     def _stated(self, text: str) -> frozenset[str]:
         """The options whose text or value a claim states."""
+        exact = self._exactly(text)
+        if len(exact) == 1:
+            return exact
         found = {k: said for k, said in self.texts.items() if said and self._states(said, text)}
         # "red" stands in "red cube": the longer one is meant
         longer = lambda said: any(
@@ -111,10 +149,17 @@ class Choices:
         )
 
 
+def _essence(text: str) -> str:
+    """What a text says of its subject, in the words in which options are compared."""
+    said = _NONE_OF.sub("none of above", canonical(text))
+    return re.sub(r"^(?:is|are|was|were) (?=\w)", "", predicate(said))
+
+
 def _says_words(option: str, text: str, whole: bool) -> bool:
     """Whether a text says the words of an option, in the singular or plural."""
     if option > "~":  # Chinese has no spaces between words
         return option in text
+    text = with_forms_of(option, text)
     words = r"\s+".join(re.escape(word.removesuffix("s")) + "s?" for word in option.split())
     found = re.search(rf"(?<![\w-]){words}(?![\w-])", text) if option else None
     if found is None or not whole:

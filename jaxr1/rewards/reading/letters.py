@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,6 +48,10 @@ _LETTER_LONE = re.compile(
     r"|would|must|should|has|fits|matches|works|can|cannot|could|isn't|can't|be|are|not|but|for"
     r"|here|too|nor|then|it|[(-])(?!\w)|[和或是、])"
 )
+_LETTER_PICTURED = re.compile(
+    r"(?i:\b(?:figure|image|picture|panel|diagram|graph|chart|statement)) ([A-HJ])(?![\w'])"
+    + _NO_ARTICLE
+)
 _LETTER_ANY = re.compile(r"(?<![A-Za-z0-9_'-])([A-HJ])(?![A-Za-z0-9_'-])" + _NO_ARTICLE)
 _HEAD = re.compile(
     r"(?i)^(?:(?:so|thus|therefore|hence|the|both|correct|right|true|final|statements?|options?"
@@ -55,6 +60,7 @@ _HEAD = re.compile(
 )
 _BETWEEN = re.compile(r"\s*(?:[,;，、&/+]\s*(?:and\b|和)?|\band\b|和|与|及|\s)\s*")
 _LETTER_RUN = re.compile(r"(?<![\w'-])([A-J]{2,8})(?![\w'-])")
+_SEE = re.compile(r"(?i)\s*\((?:see|cf\.?|from|as in|figure|fig\.|step)\b[^()]*\)$")
 _PLAIN_REST = re.compile(r"[A-Za-z\u4e00-\u9fff'’,.;:()\s-]*")
 
 
@@ -108,6 +114,7 @@ def choice_letter(answer: str) -> str | None:
     text = normalise(answer)
     if len(text) > MAX_ANSWER_CHARS:
         return None
+    text = _SEE.sub("", text)
     alone = _LETTER_ALONE.fullmatch(text)
     if alone:
         return _letter(alone)
@@ -124,7 +131,7 @@ def choice_letter(answer: str) -> str | None:
 
     # letters among words
     named = marked | _letters_found(_LETTER_LONE, text) | _letters_found(_LETTER_HAN, text)
-    named |= _letters_found(_LETTER_ITEM, text)
+    named |= _letters_found(_LETTER_ITEM, text) | _letters_found(_LETTER_PICTURED, text)
     named |= _letters_found(_LETTER_SAID, text) | _letters_found(_LETTER_OPTION, text)
     if len(named) == 1 and not re.search(
         r"[\d=<>\\^+*]", text.replace(first.group(3) if first else "", "")
@@ -164,15 +171,42 @@ def _letter(match: re.Match[str]) -> str:
     return next(filter(None, match.groups())).upper()
 
 
-def choice_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """{letter: normalised text} of the options in a row's `choices` or `options` column, or {}."""
+_OFFERED = re.compile(r"(?:^|(?<=[\s,;?:。？]))(?:\(([A-J])\)|([A-J])[.):．](?=\s?\S))\s*")
+MAX_QUESTION_CHARS = 4000
+
+
+@functools.lru_cache(maxsize=4096)
+def offered_by(question: str) -> tuple[tuple[str, str], ...]:
+    """(letter, text) of the options that a question lists itself: "(A) red (B) blue"; () of none."""
+    if len(question) > MAX_QUESTION_CHARS:
+        return ()
+    marks = [m for m in _OFFERED.finditer(question) if m.group(1)]
+    marks = marks if len(marks) > 1 else [m for m in _OFFERED.finditer(question) if m.group(2)]
+    found = []
+    for at, mark in enumerate(marks):
+        end = marks[at + 1].start() if at + 1 < len(marks) else len(question)
+        text = question[mark.end() : end].strip()
+        if at + 1 == len(marks):  # a last sentence that asks for the letter is no part of it
+            text = re.split(r"\n|(?<=[.?!])\s", text)[0]
+        text = re.sub(r"[\s,;?.]*(?:(?<=[\s,;])(?:or|and))?$", "", text)
+        found.append((mark.group(1) or mark.group(2), text))
+    letters = [letter for letter, _ in found]
+    is_list = len(found) > 1 and letters == [chr(ord("A") + i) for i in range(len(found))]
+    return tuple(found) if is_list and all(text for _, text in found) else ()
+
+
+def choice_texts(metadata: Mapping[str, Any], question: str = "") -> dict[str, str]:
+    """{letter: normalised text} of the options in a row's `choices` or `options` column.
+
+    Without such a column, of those that the question lists; {} without either.
+    """
     choices = metadata.get("choices", metadata.get("options"))
     if isinstance(choices, Mapping):
         pairs = [(str(k).strip().upper(), str(v)) for k, v in choices.items()]
     elif isinstance(choices, list | tuple):
         pairs = [(chr(ord("A") + i), str(v)) for i, v in enumerate(choices[:10])]
     else:
-        return {}
+        pairs = list(offered_by(question))
     texts = {}
     for letter, text in pairs:
         if len(letter) == 1 and "A" <= letter <= "J" and len(text) <= MAX_ANSWER_CHARS:

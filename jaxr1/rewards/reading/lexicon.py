@@ -44,6 +44,10 @@ _STEMS = (
     "decelerat melt freez boil evaporat condens sink float rotat vanish disappear"
 ).split()
 _FORM = re.compile(rf"\b({'|'.join(_STEMS)})(?:es|ed|ing|e|s)?\b")
+_PREDICATE = re.compile(
+    r"(?:(?:it|they|he|she|this|that|there|these|those)|(?:\w+ ){0,3}\w+) "
+    r"(?=(?:is|are|was|were|does|do|did|has|have|had|will|can|cannot|would|must)\b)"
+)
 
 
 def excludes(one: str, other: str) -> bool:
@@ -51,7 +55,15 @@ def excludes(one: str, other: str) -> bool:
     return one != other and other in _SETS.get(one, ())
 
 
-def base_forms(text: str) -> str:
-    """A text in small letters with one form for those of a verb of change: "decreases"."""
-    return _FORM.sub(r"\1e", text)
+def with_forms_of(word: str, text: str) -> str:
+    """A text in small letters in which a verb of change has the form of a word: "decreases"."""
+    wanted = _FORM.fullmatch(word)
+    if wanted is None:
+        return text
+    return _FORM.sub(lambda m: word if m.group(1) == wanted.group(1) else m.group(), text)
+
+
+def predicate(text: str) -> str:
+    """What a canonical sentence says of its subject: "are parallel"; other texts as they are."""
+    return text[match.end() :] if (match := _PREDICATE.match(text)) else text
 

@@ -31,8 +31,8 @@ _FRACTION = re.compile(
     rf"{'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![\w'])"
 )
 _AND_A_HALF = re.compile(r"(?i)\s*and (?:a|one)[ -](half|quarter|third)\b")
-_HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-HAN_NUMBER = re.compile(r"[零〇一二两三四五六七八九十百]+(?![角边面样种直起定般旦]|些|共|下|次函)")
+_HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "俩": 2, "〇": 0}
+HAN_NUMBER = re.compile(r"[零〇一二两俩三四五六七八九十百]+(?![角边面样种直起定般旦]|些|共|下|次函)")
 
 _HAN_SHARE = re.compile(r"([二三四五六七八九十百]+)分之([零一二两三四五六七八九十百]+)")
 

@@ -100,7 +100,8 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if about := _ABOUT.match(text):
         text = text[about.end() :]
-    text = _OUT_OF.sub(r"\1/\2", text)
+    text = re.sub(r"^每(小时|分钟|秒|天|年|个?月)\s?(\d.*)$", r"\2/\1", text)
+    text = with_cents(_OUT_OF.sub(r"\1/\2", text))
     text = _AGAIN.sub(r" = \1", text)
     parts = [part.strip() for part in _EQUALS.split(text)]
     if len(parts) == 1:
@@ -121,6 +122,19 @@ def read_quantity(text: str) -> Quantity | None:
     best = next((one for one in known if one.decimals is None), known[-1])
     unit = next((one.unit for one in known if one.unit is not None), None)
     return replace(best, name=name, unit=unit, percent=known[-1].percent)
+
+
+_CENTS = re.compile(
+    r"(?i)(?<![\d.,])(\d[\d,]*) ?(dollars?|bucks?|euros?|pounds?) (?:and )?(\d{1,2}) ?"
+    r"(?:cents?|pence|p)\b"
+)
+
+
+def with_cents(text: str) -> str:
+    """A text in which dollars and cents are one amount: "12 dollars and 50 cents"."""
+    if not re.search(r"(?i)\b(?:cents?|pence|p)\b", text):
+        return text
+    return _CENTS.sub(lambda m: f"{m[1]}.{int(m[3]):02d} {m[2]}", text)
 
 
 def _one_quantity(text: str) -> Quantity | None:

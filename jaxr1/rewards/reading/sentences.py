@@ -49,7 +49,7 @@ _FIRST_THOUGHT = re.compile(
 _CONCLUDED = re.compile(
     r"(?i)\b(?:the |my )?(?:final |correct |right |actual |true |best )*"
     r"(?:(?:answer|option|choice|number|value)|(?:(?<=correct )|(?<=right )"
-    r"|(?<=best ))one)\s*(?:is|are|:|=)\s*:?\s*"
+    r"|(?<=best ))one)\s*(?:is|are|:|=|(?<=nswer )-(?= ))\s*:?\s*"
 )
 _UNDER = re.compile(
     r"(?i)\b(?:if|whether|that|think|thought|said|say|says|doubt|until|unless|believe)\W*$"
@@ -74,10 +74,10 @@ _REASON = re.compile(
     re.DOTALL,
 )
 _CONDITION = re.compile(
-    r"(?i)^(?:(?:with|if|when|since|because|as|given|for|using|from|by|after|in|on|of|out of|among"
-    r"|counting|comparing|considering|looking at)\b[^,]*,\s+(?:then\s+)?"
-    r"|(?:out of|of|among|between|comparing|from) (?:[a-z]+ ){0,2}(?-i:[A-J])"
-    r"(?:(?:,|,? and) (?-i:[A-J]))+,\s+)"
+    r"(?i)^(?:(?:out of|of|among|between|comparing|from) (?:[a-z]+ ){0,2}(?-i:[A-J])"
+    r"(?:(?:,|,? and) (?-i:[A-J]))+,\s+"
+    r"|(?:with|if|when|since|because|as|given|for|using|from|by|after|in|on|of|out of|among"
+    r"|counting|comparing|considering|looking at)\b[^,]*,\s+(?:then\s+)?)"
 )
 _NOT_BUT = re.compile(
     r"(?i)^(?P<head>.*?\b)?(?:not|\w+n't) (?P<no>[^,.;]+?)"
@@ -89,6 +89,13 @@ _NOT_LAST = re.compile(
     r"|it's )*(?:not|neither|rather than|instead of|as opposed to|never|unlike)"
     r"|\s+(?:and|but) (?:definitely |certainly )?not|\s+(?:rather than|instead of|as opposed to)"
     r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;()]+|[^,.;()]*\([^()]+\))\)?[.\s]*$"
+)
+# Letters that a clause of their own rules out: "B; A, C and D are wrong".
+_DISMISSED = re.compile(
+    r"(?i)(?:^|[,;.]\s*)(?:and |but |while |whereas )?(?:options? |statements? |choices? )?"
+    r"(?P<no>(?-i:[A-J])(?:(?:,? and |, )(?-i:[A-J]))*) (?:is|are|do|does|can|has|have)(?: all| both)? "
+    r"(?:not(?: \w+){0,3}|wrong|incorrect|false|impossible|be (?:excluded|ruled out|eliminated|rejected))"
+    r"(?=[;,.]|$)"
 )
 _DENIES = re.compile(
     r"(?i)\b(?:not|never|no(?= \w)|neither|nor|without|except|excluding|excludes?|excluded"
@@ -139,8 +146,13 @@ def claim_of(text: str) -> Claim:
     if text.endswith("?"):
         return Claim(text, leaves_open=True)
     text = last_word(text)
+    dismissed = [match["no"] for match in _DISMISSED.finditer(text)]
+    if dismissed and (left := _DISMISSED.sub("", text).strip(" ,;.")):
+        text = left
+    else:
+        dismissed = []
     whole, text = text, _cut(_REASON, text)
-    denied: list[str] = []
+    denied = dismissed
     if match := _NOT_BUT.match(text) or _NEITHER.match(text):
         denied.append(match["no"].strip())
         text = match["yes"].strip()

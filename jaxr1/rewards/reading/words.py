@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from jaxr1.rewards.reading.lexicon import COUNTRIES, base_forms, excludes
+from jaxr1.rewards.reading.lexicon import COUNTRIES, excludes, predicate, with_forms_of
 from jaxr1.rewards.reading.sentences import sentences
 
 WORDY = r"A-Za-z\u00c0-\u024f\u4e00-\u9fff'’,.;:()\"\s-"
@@ -24,10 +24,13 @@ _FIRST = re.compile(
     rf"(?i)({_WORD})(?=$|[\s,.;:!—-])"
     rf"|([{''.join(w for w in _TRUTHS if len(w) == 1 and w > '~')}])(?=它|这|图|的)"
 )
-_LAST = re.compile(rf"(?i)(?:^|[\s是为:,]|\bnot )({_WORD})$")
+_LAST = re.compile(rf"(?i)(?:^|[\s是为:,]|说法|结论|判断|命题|\bnot )({_WORD})$")
 _PRONOUN = "(?:it|they|he|she|there|this|that|i|we|you)"
 _AGREES = re.compile(
     r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
+)
+_THERE = re.compile(
+    r"(?i)there (?:is|are|was|were)(?P<no>n't| not?\b| none\b)?|(?P<none>no \w+ (?:is|are|can be)\b)"
 )
 _ALSO = re.compile(rf"(?i)(?<![\w])({_WORD})(?=$|\s*[,.;!/]|\s+(?:yes|no|true|false|maybe)\b)")
 
@@ -49,12 +52,17 @@ def says_yes_no(gold: bool, text: str) -> bool:
 
 def _truth_of(sentence: str) -> bool | None:
     """What one sentence says of yes and no; None for nothing or for both."""
+    parts = [_TRUTHS.get(part.strip(" 也又但")) for part in sentence.split(",")]
+    if {True, False} <= set(parts):
+        return None
     first = _FIRST.match(sentence)
     if first is None:
+        if there := _THERE.match(sentence):  # "There is no dog."
+            return not (there["no"] or there["none"])
         last = _LAST.search(sentence)
         if last is None:
             return None
-        denied = re.search(r"(?i)(?:\bnot|n't) (?:an? )?$|不$", sentence[: last.start(1)])
+        denied = re.search(r"(?i)(?:\bnot|n't) (?:an? )?$|不是?$|并非$", sentence[: last.start(1)])
         return _TRUTHS[last.group(1).lower()] != bool(denied)
     word = (first.group(1) or first.group(2)).lower()
     value, rest = _TRUTHS[word], sentence[first.end() :]
@@ -134,11 +142,11 @@ def says_phrase(gold: str, text: str) -> bool:
     if beside and excludes(gold, canonical(beside.group().strip(" ()"))):
         return False
     # "tomato (a fruit)", "Tokyo, the capital of Japan"
-    said = _without_country(gold, canonical(_APPOSITION.sub("", text)))
+    said = canonical(_without_country(gold, _APPOSITION.sub("", text)))
     if said == gold or canonical(text) == gold:
         return True
-    gold, said = base_forms(gold), base_forms(said)
-    if said == gold:
+    said = with_forms_of(gold, said)
+    if gold in (said, predicate(said)):
         return True
     if gold > "~" and "\u4e00" <= gold[0] <= "\u9fff":
         return _says_han(gold, said)
@@ -155,9 +163,9 @@ def says_phrase(gold: str, text: str) -> bool:
 
 
 def _without_country(gold: str, said: str) -> str:
-    """A text without the country behind a city: "tokyo, japan"."""
-    place = re.search(r"(?:,| in) ([a-z ]+)$", said)
-    is_beside = place and place[1].strip() in COUNTRIES and gold not in COUNTRIES
+    """A text without the country behind a city: "Tokyo, Japan"."""
+    place = re.search(r"(?:,| in) ([A-Z][A-Za-z ]+)$", said)
+    is_beside = place and place[1].lower() in COUNTRIES and gold not in COUNTRIES
     return said[: place.start()] if place and is_beside else said
 
 
@@ -170,10 +178,16 @@ def may_precede(before: str) -> bool:
     return is_linked and re.search(rf"\b(?:{_NO_LINK})$", before) is None
 
 
+_HAN_ENDING = re.compile("(?<=.)(?:色|边|侧|面|市|的)+$")
+
+
 def _says_han(gold: str, text: str) -> bool:
     """As `says_phrase`, for a language without spaces."""
+    gold, text = (re.sub("(?:周|礼拜)(?=[一二三四五六日天])", "星期", one) for one in (gold, text))
+    if _HAN_ENDING.sub("", gold) == _HAN_ENDING.sub("", text):  # "红" is "红色"
+        return True
     found = re.search(
-        rf"(?:^|[是为在有选叫:,\s]|属于|等于|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
+        rf"(?:^|[是为在有选叫:,\s很]|属于|等于|非常|十分|答案|的(?=[左右上下前后里外])|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
         text,
     )
     return found is not None and not re.search(r"[和或与及]", text.replace(gold, ""))

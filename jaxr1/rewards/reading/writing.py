@@ -42,6 +42,10 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("【】", " "),
         "。": ". ",
         "、": ", ",
+        "㎡": "m^2",
+        "㎠": "cm^2",
+        "㎞": "km",
+        "㎥": "m^3",
         "º": "°",
         "˚": "°",
     }
@@ -96,6 +100,9 @@ _DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|(?<!\\
 _DEGREES = re.compile(r"\^\s?\{?\s?(?:\\circ|°)\s?\}?|\\circ(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?i)(?<=\d)\s?(?:\^\s?\{?\s?)?(?:st|nd|rd|th)\b\}?")
 _BASE = re.compile(r"(?i)(?<=[\dA-F])\s?\(?,? ?(?:in )?base[ -]?(\d{1,2})\)?")
+_UNIT_POWER = re.compile(r"(?<=\d)(\s?(?:mm|cm|dm|km|m|ft|in|yd))([23])(?![\w.])")
+_TERM = r"((?:[^{}\\]|\\(?!over\b)[a-zA-Z]+|\{[^{}]*\})+?)"
+_OVER = re.compile(rf"(?:\{{|(?<![^\s$]))\s*{_TERM}\s*\\over(?![a-zA-Z])\s*{_TERM}\s*(?:\}}|$)")
 _MARKUP = re.compile(r"<(b|i|u|em|strong)>(.*?)</\1>")
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*]+?)(?<=\S)\*\*(?![\w*])|(?<![\w_])__([^_]+)__(?!\w)")
 _WRAPPED = (
@@ -142,6 +149,8 @@ def _normalise_once(answer: str) -> str:
     text = _WRAPPED_TEXT.sub(r"\1", text)
     text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], text)
     text = _ORDINAL.sub("", text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", text) if "\\over" in text else text
+    text = re.sub(r"^#{1,6} ", "", _UNIT_POWER.sub(r"\1^\2", text))
     text = _BASE.sub(r"_\1", text)
     text = _BOLD.sub(lambda match: match.group(1) or match.group(2), text)
     text = " ".join(text.replace("`", "").split())
@@ -149,7 +158,9 @@ def _normalise_once(answer: str) -> str:
 
 
 def _bare_ends(text: str) -> str:
-    text = text.strip("\"' *")
+    text = text.strip('" *')
+    while len(text) > 1 and text[0] == "'":
+        text = text.strip("' ")
     while text.endswith((".", ",", ";", "!", ":")) and not re.search(r"[\w)}]!$|\.\.$", text):
         text = text[:-1].rstrip()
     if re.search(r"[a-z]{3,}!$", text):  # "Yes!" exclaims, "5!" and "n!" are factorials
