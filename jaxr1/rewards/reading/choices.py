@@ -19,10 +19,7 @@ from jaxr1.rewards.reading.sentences import denies
 from jaxr1.rewards.reading.structures import parts_of
 from jaxr1.rewards.reading.words import PLAIN, canonical, may_precede, read_yes_no, says_yes_no
 
-_NONE_OF = re.compile(
-    r"\bnone of (?:(?:these|those|them|above|options|choices|given)\b ?"
-    r"(?:ones|options|choices|answers)?)+"
-)
+_JOINED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[,;/&]")
 _ITEMS = re.compile(r"(?i)\s*(?:[,;]\s*(?:and\b|和)?|\band\b|和|与|及)\s*")
 
 
@@ -51,8 +48,6 @@ class Choices:
         """The kind of answers that name these options."""
         own = tuple(text for text in self.texts.values() if denies(text))
         own += tuple(filter(None, map(_essence, own)))
-        if any(_NONE_OF.search(canonical(text)) for text in own):
-            own += tuple(f"none of {rest}" for rest in ("these", "those", "them", "above"))
         has_or = any(re.search(r"(?i)\bor\b|或", text) for text in self.texts.values())
         return Kind(
             "option", self.named_by, self.says, has_or, denies=self._is_yes_no(), own=lambda _: own
@@ -77,9 +72,10 @@ class Choices:
             agrees = named <= {letter} or self._leads(letter, beside)
             return frozenset(letter) if agrees and letter in self.texts else None
         letters = said_letters(text)
-        if letters is not None:
-            return letters
         named = self._stated(text)
+        if letters is not None:  # "B (cat)" where the cat is A
+            texts = [self.texts.get(letter, "") for letter in letters]
+            return letters if named <= letters or not any(texts) else None
         if len(named) == 1:  # "5 cm, option D" contradicts itself
             (letter,) = named
             is_said = marked_letters(text) <= named and self._states(self.texts[letter], text, True)
@@ -99,7 +95,17 @@ class Choices:
             return frozenset()
         essence = _essence(text)
         words = {k: said for k, said in self.texts.items() if PLAIN.fullmatch(said)}
-        return frozenset(k for k, said in words.items() if _essence(said) == essence)
+        same = frozenset(k for k, said in words.items() if _essence(said) == essence)
+        content = _content(text)
+        if same or not content - {"no", "not", "yes", "and", "or"}:
+            return same
+        # "left" is a part of "It moves to the left", and of no other option
+        whole = {k: _content(said) for k, said in words.items()}
+        holds = [k for k, said in whole.items() if content <= said and not _JOINED.search(words[k])]
+        if len(holds) != 1:
+            return same
+        others = frozenset().union(*(said for k, said in whole.items() if k != holds[0]))
+        return frozenset(holds) if whole[holds[0]] - content <= others else same
 
     def _leads(self, letter: str, beside: str) -> bool:
         """Whether a letter's own text comes before what else is said, and no list goes on."""
@@ -151,8 +157,16 @@ class Choices:
 
 def _essence(text: str) -> str:
     """What a text says of its subject, in the words in which options are compared."""
-    said = _NONE_OF.sub("none of above", canonical(text))
-    return re.sub(r"^(?:is|are|was|were) (?=\w)", "", predicate(said))
+    return re.sub(r"^(?:is|are|was|were) (?=\w)", "", predicate(canonical(text)))
+
+
+_EMPTY_WORDS = frozenset("it they he she this is are was to in on at of by with".split())
+
+
+def _content(text: str) -> frozenset[str]:
+    """The words of a text that tell options apart."""
+    words = canonical(text).split()
+    return frozenset(word.removesuffix("s") for word in words if word not in _EMPTY_WORDS)
 
 
 def _says_words(option: str, text: str, whole: bool) -> bool:

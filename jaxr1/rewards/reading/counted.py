@@ -34,8 +34,8 @@ _AFTER = re.compile(
     r"|and (?:a half|up|over|above)|more than|less than|fewer than|(?:is|are) (?:less|greater|more"
     r"|smaller|larger|bigger|fewer)|divided|multiplied|past|out of"
     r"|to the"
-    r"|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
-    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|[个人只]?以[上下内外]|次方|折|分之)"
+    r"|per [a-z]+|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
+    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|[个人只]?以[上下内外]|次方|折|分之|的(?:平方|立方|一半))"
 )
 _REMAINS = re.compile(f"[!?#&…~*{WORDY}]*")
 

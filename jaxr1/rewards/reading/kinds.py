@@ -139,7 +139,14 @@ def _said_letter(text: str) -> frozenset[str] | None:
 
 
 # --- quantities ---------------------------------------------------------------------------------
+# "9 chairs (3 rows of 3)", "9 chairs in 3 rows"
+_ARRANGED = re.compile(
+    r"(?i)\s+(?:\((?=[^()]*\d[^()]*[a-z][^()]*\d)(?![^()]*\b(?:or|not)\b)[^()]*\)$|in \d+ [a-z]+s$)"
+)
+
+
 def _said_quantity(text: str) -> Any:
+    text = _ARRANGED.sub("", text)
     found = read_quantity(text) or said_quantity(text) or total_of(text)
     if found is not None:
         return found
@@ -283,7 +290,7 @@ _EMPTY = re.compile(
     r"(?i)(?:(?:there (?:is|are) |(?:it|(?:the|this) (?:equation|system|inequality|problem)) has )?"
     r"no (?:real |integer |such |valid )?"
     r"(?:solutions?|roots?|numbers?|values?)(?: exists?| of x)?"
-    r"|(?:the )?empty set|none|无解|空集|没有解|(?:该|此|这个)?(?:方程组?|不等式组?)(?:无解|没有解)"
+    r"|(?:the )?empty set|(?:there (?:is|are) )?none(?: of (?:them|these|those|the \w+))?|无解|空集|没有解|(?:该|此|这个)?(?:方程组?|不等式组?)(?:无解|没有解)"
     r"|(?:\\?\w\s*(?:\\in|=)\s*)?(?:\\emptyset|\\varnothing|∅|Ø|\\?\{\s*\\?\}))"
 )
 

@@ -20,7 +20,8 @@ _NO_ARTICLE = rf"(?:(?<!A)|(?<=A)(?! (?!{_NO_NOUN})[a-z]))"
 # or before a stop only.
 _LETTER_ALONE = re.compile(r"[\s(\[*{]*([A-Ja-j])[\s)\].:*,}]*")
 _LETTER_FIRST = re.compile(
-    r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])(?:[.):]|\s[-–:]\s))\s*:?\s*(.*)", re.DOTALL
+    r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])(?:[.):]|\s[-–:]\s)"
+    r"|(?i:(?:the )?(?:answer is )?(?:option|choice)) ([A-J])(?: fits| is (?:correct|right|true))?[,:;])\s*:?\s*(.*)", re.DOTALL
 )
 _LETTER_MARKED = re.compile(r"[(\[]([A-Ja-h])[)\]]|(?<![\w'-])([A-HJ])[.):](?!\w)")
 _LETTER_OPTION = re.compile(r"(?i:\b(?:option|choice|选项?):? {0,2})[(\[]?([A-Ja-h])(?![\w'])")
@@ -34,7 +35,7 @@ _LETTER_HAN = re.compile(
     r"(?:答案|选项?|选择|为|是|应选|故选)\s?[:是为]?\s?[(\[]?([A-Ja-h])(?![A-Za-z])"
 )
 # A letter among words is one where the words before or behind it make it one: no "vitamin B".
-_LETTER_ITEM = re.compile(r"([A-J])(?:项|选项)")
+_LETTER_ITEM = re.compile(r"([A-J])(?:项|选项|是?正确|符合)")
 _LETTER_LONE = re.compile(
     r"(?:^|[,:;.!]\s*|(?i:\b(?:is|are|be|was|answer|answers|option|options|choice|choose|chose"
     r"|picks?"
@@ -97,6 +98,8 @@ def said_letters(text: str) -> frozenset[str] | None:
     if listed is not None:
         return listed
     text = normalise(text)
+    if re.search(r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b|可能", text):
+        return None
     found = {name for run in _LETTER_RUN.findall(text) if len(set(run)) == len(run) for name in run}
     found |= _letters_found(_LETTER_ANY, text) | _letters_found(_LETTER_MARKED, text)
     return frozenset(found) if len(found) > 1 and _PLAIN_REST.fullmatch(text) else None
@@ -126,7 +129,7 @@ def choice_letter(answer: str) -> str | None:
     first = _LETTER_FIRST.fullmatch(text)
     if first:
         # "B. No, A." names two
-        beside = marked | _letters_found(_LETTER_ANY, first.group(3))
+        beside = marked | _letters_found(_LETTER_ANY, first.group(4))
         return _letter(first) if beside <= {_letter(first)} else None
 
     # letters among words
@@ -134,7 +137,7 @@ def choice_letter(answer: str) -> str | None:
     named |= _letters_found(_LETTER_ITEM, text) | _letters_found(_LETTER_PICTURED, text)
     named |= _letters_found(_LETTER_SAID, text) | _letters_found(_LETTER_OPTION, text)
     if len(named) == 1 and not re.search(
-        r"[\d=<>\\^+*]", text.replace(first.group(3) if first else "", "")
+        r"[\d=<>\\^+*]", text.replace(first.group(4) if first else "", "")
     ):
         # another letter somewhere makes it doubtful
         return named.pop() if _letters_found(_LETTER_ANY, text) <= named else None
@@ -147,6 +150,7 @@ def choice_letter(answer: str) -> str | None:
 def marked_letters(text: str) -> frozenset[str]:
     """The letters of a text that brackets, a stop or a word before them make letters of choices."""
     found = _letters_found(_LETTER_MARKED, text) | _letters_found(_LETTER_OPTION, text)
+    found |= {match.group(1) for match in re.finditer(r"\b(?:which|that) is ([A-J])$", text)}
     return frozenset(found | _letters_found(_LETTER_HAN, text))
 
 
@@ -155,10 +159,10 @@ def without_letter(text: str, letter: str) -> str:
     text = normalise(text)
     first = _LETTER_FIRST.fullmatch(text)
     if first and _letter(first) == letter:
-        return first.group(3).strip()
+        return first.group(4).strip()
     mark = rf"[(\[]?(?<![A-Za-z]){letter}(?![A-Za-z])[)\]]?"
     return re.sub(rf"(?:\s*[,:-])?\s*{mark}|{mark}\s*[,:-]?", " ", text, count=1, flags=re.I).strip(
-        " ,:"
+        " ,:=→"
     )
 
 

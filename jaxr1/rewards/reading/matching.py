@@ -150,8 +150,8 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
 _EITHER = re.compile(r"(?i)\beither (?=\\?[a-z] ?=|-?\d)")
 _LETTERED = re.compile(r"\(?[A-J](?:[.)]|[,:;](?= \w+ \w+ \w)) (?=\S)")
 _JUDGES = re.compile(
-    r"(?i)^(?:no\W*$|(?:but )?(?:that|this|it)(?:'s| is| was)? (?:\w+ )?(?:wrong|incorrect|false|not|n't)\b"
-    r"(?! an? )|.*\bnot (?:sure|certain|right|correct|true)\b)"
+    r"(?i)^(?:no\W*$|(?:but )?(?:that|this|it)(?:'s| is| was)? (?:\w+ )?(?:wrong|incorrect|false|(?:not|n't)"
+    r"(?: it| so| right| correct| true| the case)?)\W*$|.*\bnot (?:sure|certain|right|correct|true)\b)"
 )
 _VERB = re.compile(
     r"(?i)\b(?:is|are|was|were|has|have|had|does|do|can|will|would|\w{2,}(?:s|ed|ing))\b|'s"
@@ -205,7 +205,10 @@ def _sentence_that_counts(gold: str, text: str, own: list[str]) -> list[str]:
 # --- what is no answer --------------------------------------------------------------------------
 def _is_unevaluated(known: tuple[Reading, ...], text: str) -> bool:
     """Whether an answer is a sum or product of numbers where the reference is a number."""
-    if not any(kind is QUANTITY and parse_number(value.text) is not None for kind, value in known):
+    if not any(
+        kind.name == "option" or (kind is QUANTITY and parse_number(value.text) is not None)
+        for kind, value in known
+    ):
         return False
     text = re.sub(r"\\(?:times|cdot)\s*", "*", text)
     return re.fullmatch(r"[\d.,\s()*/+-]+", text) is not None and (

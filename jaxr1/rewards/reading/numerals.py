@@ -22,6 +22,7 @@ ORDINALS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
     "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
 ).split()
+NUMBER_WORDS = "|".join(sorted(_CARDINALS, key=len, reverse=True))
 _NUMBER = re.compile(
     rf"(?i)(?:(?P<tens>{'|'.join(_TENS)})(?:[ -](?P<units>{'|'.join(_SMALL[1:10])}))?"
     rf"|(?P<small>{'|'.join(sorted(_SMALL, key=len, reverse=True))}))(?![\w'])"
@@ -31,6 +32,7 @@ _FRACTION = re.compile(
     rf"{'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![\w'])"
 )
 _AND_A_HALF = re.compile(r"(?i)\s*and (?:a|one)[ -](half|quarter|third)\b")
+_SIZE = re.compile(r"(?i)\s*(hundred|thousand),? (?:and )?")
 _HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "俩": 2, "〇": 0}
 HAN_NUMBER = re.compile(r"[零〇一二两俩三四五六七八九十百]+(?![角边面样种直起定般旦]|些|共|下|次函)")
 
@@ -40,7 +42,7 @@ _HAN_SHARE = re.compile(r"([二三四五六七八九十百]+)分之([零一二�
 def number_in_words(text: str) -> tuple[Fraction, str] | None:
     """The number that a text begins with in words, and the rest of the text; None without one.
 
-    Up to ninety-nine, common fractions, and Chinese numerals up to 999: "seven cubes" is
+    Up to thousands, common fractions, and Chinese numerals up to 999: "seven cubes" is
     (7, "cubes"), "三个" is (3, "个").
     """
     text = text.strip()
@@ -62,6 +64,11 @@ def number_in_words(text: str) -> tuple[Fraction, str] | None:
         number = _CARDINALS[(match["tens"] or match["small"]).lower()]
         value = Fraction(number + _CARDINALS.get((match["units"] or "zero").lower(), 0))
         end = match.end()
+        if size := _SIZE.match(text, end):  # "one hundred and twenty", not yet "one hundred"
+            below = number_in_words(text[size.end() :])
+            factor = 100 if size[1].lower() == "hundred" else 1000
+            if below and below[0].denominator == 1 and 0 < below[0] < factor:
+                return value * factor + below[0], below[1]
         if more := _AND_A_HALF.match(text, end):
             value, end = value + Fraction(1, _PARTS[more[1].lower()]), more.end()
         return value, text[end:].strip()

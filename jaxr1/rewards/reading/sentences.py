@@ -36,14 +36,14 @@ class Claim:
 
 _CORRECTED = re.compile(
     r"(?i)(?:^|[.,;:!?—…-]\s*|\.{2,}\s*|\b(?:no|oh|hmm|but|and|or)\b[\s,]*)"
-    r"(?:no,? wait|wait,? no(?=[\s,.:;!-]+\S)|wait|hold on|actually|correction|scratch that|i mean"
+    r"(?:no,? wait|wait,? no(?=[\s,.:;!-]+\S)|wait|hold on|actually|correction|scratch that|i mean\b"
     r"|i meant|sorry"
     r"|oops|on second thoughts?|let me correct(?: myself)?|my mistake|make that|rather,"
     r"|不对|等等|更正|应该是)[\s,.:;!…-]*(?:no[\s,.:;!-]+(?=\w{2,}|[A-Z]\b|\d))?"
 )
 _FIRST_THOUGHT = re.compile(
     r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seem(?:s|ed)?"
-    r"|look(?:s|ed)?|appear(?:s|ed)?|would be|took|tempting)\b"
+    r"|look(?:s|ed)?|considered|wondered|appear(?:s|ed)?|would be|took|tempting)\b"
     r"[^.]*?\bbut\b(?! .*\b(?:also|too|could|may|might)\b)\s*"
 )
 _CONCLUDED = re.compile(
@@ -61,13 +61,14 @@ _CONCLUSION = re.compile(
     r"(?! (?:that|as|far|on|called))[\s,:]*"
     r"|^(?:counting|adding|summing|subtracting|multiplying|dividing|taking|ruling out|eliminating"
     r"|excluding)\b.*?\b(?:gives?|leaves?|makes?|yields?|we get|I get)\s+(?:us )?"
+    r"|(?:^|[.,;:]\s*)I(?:'d| would)? (?:choose|pick|select|go (?:with|for))\s+"
     r"|(?<=[,.;]) ?(?:一共有?|总共有?|合计|共有?)(?=[\d零一二两三四五六七八九十])"
     r"|(?:所以|因此|综上所述|综上|(?<=[,.;] )故|(?<=[,.;])故)[,\s]*"
 )
 _REASON = re.compile(
     r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
     r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
-    r"|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
+    r"|none of which|with no|having no|which (?:is(?! \(?[A-J]\b)|are|means|makes|gives|has)|so that|given|after|when|if"
     r"|rejecting|discarding|ignoring)\b"
     r"|[,;]?\s(?:while|whereas)\b"
     r"|[,;\s]*(?:因为|由于)).*$",
@@ -76,12 +77,14 @@ _REASON = re.compile(
 _CONDITION = re.compile(
     r"(?i)^(?:(?:out of|of|among|between|comparing|from) (?:[a-z]+ ){0,2}(?-i:[A-J])"
     r"(?:(?:,|,? and) (?-i:[A-J]))+,\s+"
+    r"|(?:out of|of|among|from) [-\w.$%]{1,12}(?:, [-\w.$%]{1,12})*,? (?:and|or) [-\w.$%]{1,12},?\s+"
+    r"(?=(?:it|the|only|I)\b)"
     r"|(?:with|if|when|since|because|as|given|for|using|from|by|after|in|on|of|out of|among"
     r"|counting|comparing|considering|looking at)\b[^,]*,\s+(?:then\s+)?)"
 )
 _NOT_BUT = re.compile(
     r"(?i)^(?P<head>.*?\b)?(?:not|\w+n't) (?P<no>[^,.;]+?)"
-    r"(?:[,;]? but(?: rather| instead)?|[,;] (?:it is|it's|they are|they're)) (?P<yes>.+)$"
+    r"(?:[,;]? but(?: rather| instead)?|[,;] (?:it is|it's|they are|they're|only|just)) (?P<yes>.+)$"
 )
 _NEITHER = re.compile(r"^不是(?P<no>[^,]+)[,]?\s*而?是(?P<yes>.+)$")
 _NOT_LAST = re.compile(

@@ -42,7 +42,7 @@ ms     : ms 毫秒 : millisecond
 us     : us μs µs 微秒 : microsecond
 ns     : ns : nanosecond
 min    : min 分钟 : minute min
-h      : h hr hrs 小时 时 : hour hr
+h      : h hr hrs 小时 时 个小时 个钟头 : hour hr
 day    : d 天 : day
 week   : wk 周 星期 : week
 month  : mo 个月 : month
@@ -246,7 +246,7 @@ def _tokens(text: str) -> list[tuple[str, str]] | None:
     return found
 
 
-_EITHER = {"pound": ("lb", "gbp"), "yen?": ("yen", "yuan")}
+_EITHER = {"pound": ("lb", "gbp"), "yen?": ("yen", "yuan"), "C": ("C", "°C"), "F": ("F", "°F")}
 
 
 def same_unit(one: Unit, other: Unit) -> bool:
@@ -254,7 +254,7 @@ def same_unit(one: Unit, other: Unit) -> bool:
     if one == other:
         return True
     for name, meanings in _EITHER.items():
-        if (name, 1) in one + other:
+        if name in dict(one + other):
             return any(_as(one, name, m) == _as(other, name, m) for m in meanings)
     return False
 

@@ -14,11 +14,11 @@ PLAIN = re.compile(f"[{WORDY}]*")
 # --- yes and no ---------------------------------------------------------------------------------
 _YES = "yes yeah yep true correct 是 是的 对 对的 正确 正确的 没错 有 会 能 可以 真".split()
 _NO = (
-    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错误的 错的 不正确 不正确的 没有 不会 "
+    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错误的 错的 不正确 不正确的 没有 不会 不是的 "
     "不能 不可以 假"
 ).split()
 _TRUTHS = {word: True for word in _YES} | {word: False for word in _NO}
-_REFERENCES = frozenset("yes no true false 是 否 不是 对 错 正确 错误 是的 不对 没错".split())
+_REFERENCES = frozenset("yes no true false 有 没有 是 否 不是 对 错 正确 错误 是的 不对 没错".split())
 _WORD = "|".join(sorted(_TRUTHS, key=len, reverse=True))
 _FIRST = re.compile(
     rf"(?i)({_WORD})(?=$|[\s,.;:!—-])"
@@ -30,7 +30,7 @@ _AGREES = re.compile(
     r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
 )
 _THERE = re.compile(
-    r"(?i)there (?:is|are|was|were)(?P<no>n't| not?\b| none\b)?|(?P<none>no \w+ (?:is|are|can be)\b)"
+    r"(?i)there (?:is|are|was|were)(?P<no>n't| not?\b| none\b)?|(?P<none>no \w+ (?:is|are|was|were|can be) \w)"
 )
 _ALSO = re.compile(rf"(?i)(?<![\w])({_WORD})(?=$|\s*[,.;!/]|\s+(?:yes|no|true|false|maybe)\b)")
 
@@ -55,10 +55,10 @@ def _truth_of(sentence: str) -> bool | None:
     parts = [_TRUTHS.get(part.strip(" 也又但")) for part in sentence.split(",")]
     if {True, False} <= set(parts):
         return None
+    if there := _THERE.match(sentence):  # "There is no dog."
+        return not (there["no"] or there["none"])
     first = _FIRST.match(sentence)
     if first is None:
-        if there := _THERE.match(sentence):  # "There is no dog."
-            return not (there["no"] or there["none"])
         last = _LAST.search(sentence)
         if last is None:
             return None
@@ -94,12 +94,14 @@ _NO_LINK = (
 _FOLLOWS = re.compile(
     r"(?:on|in|at|near|next|behind|with|from|under|beside|above|below|for|because|since|as|which"
     r"|that"
-    r"|who|side|hand side|colou?red|(?:in )?colou?r|direction|one|here|there|of|to|today|now|is|are"
+    r"|triangles?|angles?|quadrilaterals?|lines?|shapes?|figures?|numbers?|functions?|expressions?"
+    r"|emotions?|who|side|hand side|colou?red|(?:in )?colou?r|direction|one|here|there|of|to|today|now|is|are"
     r"|was|were)\b"
 )
 # What may follow a phrase that a text begins with.
 _CLOSES = re.compile(
-    r"(?:is|are|was|were|because|since|as|side|which|(?:in )?colou?r|one$|to each other|today"
+    r"(?:triangles?$|angles?$|quadrilaterals?$|shapes?$|numbers?$|functions?$"
+    r"|is|are|was|were|because|since|as|side|which|(?:in )?colou?r|one$|to each other|today"
     r"|now)\b"
 )
 _PLACES = frozenset(
@@ -109,8 +111,15 @@ _PLACES = frozenset(
 _MODIFIED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[/&]")
 
 
+_NONE_OF = re.compile(
+    r"\bnone of (?:these|those|them|the (?:above|options|choices|given)\b)(?: options| choices| ones)?"
+)
+
+
 def _spelled_out(text: str) -> str:
     """The text with its contracted negations in full: "aren't" is "are not"."""
+    if text == "dne":
+        return "does not exist"
     if "n't" not in text and "can not" not in text:
         return text
     text = re.sub(r"\b(?:can't|can not)\b", "cannot", text).replace("won't", "will not")
@@ -119,7 +128,10 @@ def _spelled_out(text: str) -> str:
 
 def canonical(phrase: str) -> str:
     """A phrase without letter case, articles and punctuation."""
-    text = _ARTICLE.sub("", _spelled_out(phrase.casefold()))
+    text = _spelled_out(phrase.casefold())
+    if "none of" in text:
+        text = _NONE_OF.sub("none of the above", text)
+    text = _ARTICLE.sub("", text)
     text = re.sub(r"[\"'“”.,;:!?()\[\]]+(?=\s|$)|(?<=\s)[\"'(\[]|^[\"'(\[]+", " ", text)
     return " ".join(text.split())
 
@@ -187,7 +199,7 @@ def _says_han(gold: str, text: str) -> bool:
     if _HAN_ENDING.sub("", gold) == _HAN_ENDING.sub("", text):  # "红" is "红色"
         return True
     found = re.search(
-        rf"(?:^|[是为在有选叫:,\s很]|属于|等于|非常|十分|答案|的(?=[左右上下前后里外])|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
+        rf"(?:^|[是为在有选叫:,\s很们它他她都线形角]|互相|感到|觉得|位于|属于|等于|非常|十分|答案|的(?=[左右上下前后里外])|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
         text,
     )
     return found is not None and not re.search(r"[和或与及]", text.replace(gold, ""))

@@ -40,6 +40,7 @@ _CHARACTERS = str.maketrans(
         "⟨": "\\langle ",
         "⟩": "\\rangle ",
         **dict.fromkeys("【】", " "),
+        **dict.fromkeys("✓✔✅☑", ""),
         "。": ". ",
         "、": ", ",
         "㎡": "m^2",
@@ -91,7 +92,7 @@ _COMMAND = re.compile(rf"\\({'|'.join(sorted(_COMMANDS, key=len, reverse=True))}
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
 _WRAPPED_TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|emph|boldsymbol"
-    r"|bm|rm|underline|hbox|unit|si)\*?\s?\{([^{}]*)\}"
+    r"|bm|rm|underline|hbox|unit|si)\*?\s?\{((?:[^{}]|(?<=\^)\{[^{}]*\})*)\}"
 )
 # Not the second half of "\\", which ends a row of a matrix.
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;:> ])|~(?!\d)")
@@ -140,7 +141,7 @@ def _normalise_once(answer: str) -> str:
     # superscripts become powers before Unicode's own normalisation makes them plain digits
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).translate(_CHARACTERS)
     text = re.sub(r"\^-\^(\d)", r"^{-\1}", text)
-    text = text.replace("\\%", "%").replace("\\!", "").replace("\\&", "&").replace("\\#", "#")
+    text = text.replace("\\%", "%").replace("\\!", "").replace("\\&", "&").replace("\\#", "#").replace(":=", "=")
     text = _MARKUP.sub(r"\2", text.replace("\\_", "_"))
     text = _without_delimiters(text)
     text = _DELIMITERS.sub("", text)
