@@ -69,6 +69,10 @@ class Choices:
         if letter is not None:
             beside = without_letter(text, letter)
             named = self._stated(beside) if beside else frozenset()
+            content = _content(beside) if PLAIN.fullmatch(beside) else frozenset()
+            parts = {k for k, said in self.texts.items() if content <= _content(said)}
+            if content and parts and letter not in parts:  # "B, the cube" where the cube is C
+                return None
             agrees = named <= {letter} or self._leads(letter, beside)
             return frozenset(letter) if agrees and letter in self.texts else None
         letters = said_letters(text)
@@ -87,8 +91,8 @@ class Choices:
         """The options that a text says in whole, or says the same of their subject."""
         whole = canonical(text)
         exact = {k for k, said in self.texts.items() if canonical(said) == whole}
-        if len(exact) > 1:  # "[2, 3)" and "(2, 3)"
-            exact = {k for k in exact if self.texts[k] == text}
+        if len(exact) > 1 or not PLAIN.fullmatch(text):  # "[2, 3)" and "(2, 3)"; "6!"
+            exact = {k for k in exact if self.texts[k].rstrip(".") == text.rstrip(".")}
         if exact:
             return frozenset(exact)
         if not PLAIN.fullmatch(text):
@@ -100,29 +104,37 @@ class Choices:
         if same or not content - {"no", "not", "yes", "and", "or"}:
             return same
         # "left" is a part of "It moves to the left", and of no other option
-        whole = {k: _content(said) for k, said in words.items()}
-        holds = [k for k, said in whole.items() if content <= said and not _JOINED.search(words[k])]
+        contents = {k: _content(said) for k, said in words.items()}
+        holds = [
+            k for k, said in contents.items() if content <= said and not _JOINED.search(words[k])
+        ]
         if len(holds) != 1:
             return same
-        others = frozenset().union(*(said for k, said in whole.items() if k != holds[0]))
-        return frozenset(holds) if whole[holds[0]] - content <= others else same
+        others = frozenset().union(*(said for k, said in contents.items() if k != holds[0]))
+        return frozenset(holds) if contents[holds[0]] - content <= others else same
 
     def _leads(self, letter: str, beside: str) -> bool:
         """Whether a letter's own text comes before what else is said, and no list goes on."""
         if not PLAIN.fullmatch(self.texts.get(letter, "0")):
             return False
-        own, said = canonical(self.texts[letter]), canonical(beside)
-        found = re.search(rf"(?<![\w-]){re.escape(own)}(?![\w-])", said) if own else None
+        said = beside.casefold()
+        words = map(re.escape, canonical(self.texts[letter]).split())
+        own = r"\W+(?:the |an? )?".join(words)
+        found = re.search(rf"(?<![\w-]){own}(?![\w-])", said) if own else None
         return (
             found is not None
             and not self._stated(said[: found.start()])
-            and not re.match(r"\s*(?:[,;/&]\s*(?:and |or )?(?:the )?\w+(?: \w+)?$|and\b|or\b)", said[found.end() :])
+            and not re.match(
+                r"\s*(?:[,;/&]\s*(?:and |or )?(?:the )?\w+(?: \w+)?$|and\b|or\b)",
+                said[found.end() :],
+            )
         )
 
     def _with_its_text(self, text: str) -> str | None:
         """The letter before its own text, which may name other letters: "(C) vitamin A"."""
         for letter, said in self.texts.items():
-            if canonical(without_letter(text, letter)) == canonical(said) and said:
+            beside = without_letter(text, letter)
+            if said and beside != text and canonical(beside) == canonical(said):
                 return letter
         return None
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from jaxr1.rewards.reading.numerals import HAN_NUMBER, number_in_words
-from jaxr1.rewards.reading.quantities import NAME, Quantity, quantity_at, same_quantity, with_cents
+from jaxr1.rewards.reading.quantities import NAME, Quantity, quantity_at, same_quantity
+from jaxr1.rewards.reading.spoken import with_cents
 from jaxr1.rewards.reading.words import WORDY
 
 MAX_NUMBERS = 20  # of a sentence that names one again and again
@@ -34,8 +35,10 @@ _AFTER = re.compile(
     r"|and (?:a half|up|over|above)|more than|less than|fewer than|(?:is|are) (?:less|greater|more"
     r"|smaller|larger|bigger|fewer)|divided|multiplied|past|out of"
     r"|to the"
-    r"|per [a-z]+|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
-    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|[个人只]?以[上下内外]|次方|折|分之|的(?:平方|立方|一半))"
+    r"|per [a-z]+|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?"
+    r"|aug(?:ust)?"
+    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|多(?![边面])|[个人只]?以[上下内外]"
+    r"|次方|折|分之|的(?:平方|立方|一半))"
 )
 _REMAINS = re.compile(f"[!?#&…~*{WORDY}]*")
 
@@ -86,7 +89,7 @@ def said_quantity(text: str) -> Quantity | None:
 
 
 _TOTAL = re.compile(
-    r"(?i)(?:[,:;(-]|\bso|that is|that makes|makes?|total|altogether|in all|共|=)[\s,:]*$"
+    r"(?i)(?:[:=]|\bso|that is|that makes|makes?|total|altogether|in all|共)[\s,:]*$"
 )
 _TOTALLED = re.compile(r"(?i)\s*(?:[a-z]+ )?(?:in total|altogether|in all|total|all together)\b")
 _COUNTED = re.compile(r"\s*(?:\+|[a-z]{2,}|[\u4e00-\u9fff])")

@@ -290,7 +290,8 @@ _EMPTY = re.compile(
     r"(?i)(?:(?:there (?:is|are) |(?:it|(?:the|this) (?:equation|system|inequality|problem)) has )?"
     r"no (?:real |integer |such |valid )?"
     r"(?:solutions?|roots?|numbers?|values?)(?: exists?| of x)?"
-    r"|(?:the )?empty set|(?:there (?:is|are) )?none(?: of (?:them|these|those|the \w+))?|无解|空集|没有解|(?:该|此|这个)?(?:方程组?|不等式组?)(?:无解|没有解)"
+    r"|(?:the )?empty set|(?:there (?:is|are) )?none(?: of (?:them|these|those|the \w+))?|无解|空集"
+    r"|没有解|(?:该|此|这个)?(?:方程组?|不等式组?)(?:无解|没有解)"
     r"|(?:\\?\w\s*(?:\\in|=)\s*)?(?:\\emptyset|\\varnothing|∅|Ø|\\?\{\s*\\?\}))"
 )
 
@@ -366,7 +367,10 @@ _SHADOWS = (
     ((DATE, TIME), (QUANTITY, LIST, RATIO, EXPRESSION, PHRASE)),
     ((COMPOUND,), (LIST, PHRASE)),
     ((QUANTITY,), (TUPLE, LIST, RATIO, EQUATION, EXPRESSION, PHRASE)),
-    ((MATRIX, INTERVAL, TUPLE, SEQUENCE, LIST, RATIO, EQUATION, EXPRESSION, YES_NO, ORDINAL), (PHRASE,)),
+    (
+        (MATRIX, INTERVAL, TUPLE, SEQUENCE, LIST, RATIO, EQUATION, EXPRESSION, YES_NO, ORDINAL),
+        (PHRASE,),
+    ),
 )
 Reading = tuple[Kind, Any]
 

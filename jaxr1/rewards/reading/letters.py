@@ -21,7 +21,9 @@ _NO_ARTICLE = rf"(?:(?<!A)|(?<=A)(?! (?!{_NO_NOUN})[a-z]))"
 _LETTER_ALONE = re.compile(r"[\s(\[*{]*([A-Ja-j])[\s)\].:*,}]*")
 _LETTER_FIRST = re.compile(
     r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])(?:[.):]|\s[-–:]\s)"
-    r"|(?i:(?:the )?(?:answer is )?(?:option|choice)) ([A-J])(?: fits| is (?:correct|right|true))?[,:;])\s*:?\s*(.*)", re.DOTALL
+    r"|(?i:(?:the )?(?:answer is )?(?:option|choice)) ([A-J])(?: fits| is (?:correct|right"
+    r"|true))?[,:;])\s*:?\s*(.*)",
+    re.DOTALL,
 )
 _LETTER_MARKED = re.compile(r"[(\[]([A-Ja-h])[)\]]|(?<![\w'-])([A-HJ])[.):](?!\w)")
 _LETTER_OPTION = re.compile(r"(?i:\b(?:option|choice|选项?):? {0,2})[(\[]?([A-Ja-h])(?![\w'])")
@@ -75,7 +77,7 @@ def choice_letters(answer: str) -> frozenset[str] | None:
 
     None for anything else.
     """
-    text = _HEAD.sub("", normalise(answer)).strip(" .{}[]\\")
+    text = re.sub(r"(?i) only$", "", _HEAD.sub("", normalise(answer))).strip(" .{}[]\\")
     if not 2 <= len(text) <= 60:
         return None
     if re.fullmatch(r"[A-J]{2,10}|[a-j]{2,10}", text):
@@ -98,7 +100,10 @@ def said_letters(text: str) -> frozenset[str] | None:
     if listed is not None:
         return listed
     text = normalise(text)
-    if re.search(r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b|可能", text):
+    if re.search(
+        r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b|可能|[A-J] ?(?:-|to|through) ?[A-J]\b",
+        text,
+    ):
         return None
     found = {name for run in _LETTER_RUN.findall(text) if len(set(run)) == len(run) for name in run}
     found |= _letters_found(_LETTER_ANY, text) | _letters_found(_LETTER_MARKED, text)
@@ -181,7 +186,7 @@ MAX_QUESTION_CHARS = 4000
 
 @functools.lru_cache(maxsize=4096)
 def offered_by(question: str) -> tuple[tuple[str, str], ...]:
-    """(letter, text) of the options that a question lists itself: "(A) red (B) blue"; () of none."""
+    """(letter, text) of the options that a question lists itself: "(A) red (B) blue"; else ()."""
     if len(question) > MAX_QUESTION_CHARS:
         return ()
     marks = [m for m in _OFFERED.finditer(question) if m.group(1)]

@@ -66,4 +66,3 @@ def with_forms_of(word: str, text: str) -> str:
 def predicate(text: str) -> str:
     """What a canonical sentence says of its subject: "are parallel"; other texts as they are."""
     return text[match.end() :] if (match := _PREDICATE.match(text)) else text
-

@@ -77,14 +77,18 @@ def answers_match(
         text = sentences(text[-MAX_CLAIM_CHARS:])[-1]
     if gold_text and _same_text(gold_text, text):
         return True
-    known = _known(gold_text, metadata or {}, question)
+    texts = choice_texts(metadata or {}, question)
+    known = _known(gold_text, texts, question)
     if _is_unevaluated(known, text):
         return False
     said = [text]
     if "\n" in answer.strip() and "\\begin" not in answer:
         said = [lines_joined(answer)]
     own = [words for kind, value in known for words in kind.own(value)]
-    said += _sentence_that_counts(gold_text, last_word(said[0]), own)
+    names = [gold_text]
+    for kind, value in known if texts else ():
+        names += [texts[letter] for letter in value if kind.name == "option"]
+    said += _sentence_that_counts(names, last_word(said[0]), own)
     if any(_claims(known, part) for part in said):
         return True
     return math and _equal_by_algebra(known, gold_text, text)
@@ -107,9 +111,8 @@ def _same_text(gold: str, text: str) -> bool:
     return bool(is_words) and canonical(gold) == canonical(text)
 
 
-def _known(gold: str, metadata: Mapping[str, Any], question: str) -> tuple[Reading, ...]:
+def _known(gold: str, texts: dict[str, str], question: str) -> tuple[Reading, ...]:
     """What a reference is: the options that it names, or every kind that reads it."""
-    texts = choice_texts(metadata, question)
     if texts:
         choices = Choices(texts)
         named = choices.named_by(gold)
@@ -150,8 +153,10 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
 _EITHER = re.compile(r"(?i)\beither (?=\\?[a-z] ?=|-?\d)")
 _LETTERED = re.compile(r"\(?[A-J](?:[.)]|[,:;](?= \w+ \w+ \w)) (?=\S)")
 _JUDGES = re.compile(
-    r"(?i)^(?:no\W*$|(?:but )?(?:that|this|it)(?:'s| is| was)? (?:\w+ )?(?:wrong|incorrect|false|(?:not|n't)"
-    r"(?: it| so| right| correct| true| the case)?)\W*$|.*\bnot (?:sure|certain|right|correct|true)\b)"
+    r"(?i)^(?:no\W*$|(?:but )?(?:that|this|it)(?:'s| is| was)? (?:\w+ )?(?:wrong|incorrect|false"
+    r"|(?:not|n't)"
+    r"(?: it| so| right| correct| true| the case)?)\W*$|.*\bnot (?:sure|certain|right|correct"
+    r"|true)\b)"
 )
 _VERB = re.compile(
     r"(?i)\b(?:is|are|was|were|has|have|had|does|do|can|will|would|\w{2,}(?:s|ed|ing))\b|'s"
@@ -160,7 +165,7 @@ _CLAUSE = re.compile(r";\s+(?=[A-Za-z']+ )")
 
 
 def _denies_beside(text: str, own: Iterable[str]) -> bool:
-    """Whether a text denies something with other words than those that an answer may itself have."""
+    """Whether a text denies something in other words than an answer's own."""
     if not denies(text):
         return False
     beside = canonical(text)
@@ -169,8 +174,15 @@ def _denies_beside(text: str, own: Iterable[str]) -> bool:
     return denies(beside)
 
 
-def _sentence_that_counts(gold: str, text: str, own: list[str]) -> list[str]:
-    """The one sentence of several that says something; others ask, or deny something else."""
+def _holds(sentence: str, name: str) -> bool:
+    return re.search(rf"(?i)(?<!\w){re.escape(name)}(?!\w)", sentence) is not None
+
+
+def _sentence_that_counts(names: list[str], text: str, own: list[str]) -> list[str]:
+    """The one sentence of several that says something; others ask, or deny something else.
+
+    None where what is denied is the reference, which has these names.
+    """
     said: list[str] = []
     for sentence in sentences(text):
         said += _CLAUSE.split(sentence)
@@ -179,14 +191,12 @@ def _sentence_that_counts(gold: str, text: str, own: list[str]) -> list[str]:
         said = [first.group().strip(" ,:;"), said[0][first.end() :], *said[1:]]
         if not any(_denies_beside(sentence, own) for sentence in said[1:]):
             return []
-    if any(map(_JUDGES.search, said[1:])):
-        return []
-    if len(said) < 2:
+    if len(said) < 2 or said[-1].endswith("?") or any(map(_JUDGES.search, said[1:])):
         return []
     kept = []
     for sentence in said:
         if _denies_beside(sentence, own):
-            if re.search(rf"(?i)(?<!\w){re.escape(gold)}(?!\w)", sentence):
+            if any(_holds(sentence, name) for name in names):
                 return []
         elif not sentence.endswith("?"):
             kept.append(sentence)
@@ -255,7 +265,8 @@ def _equal_by_algebra(known: tuple[Reading, ...], gold: str, answer: str) -> boo
 # What math-verify would read only a part of: words, relations, lists, several values.
 _NO_ALGEBRA = re.compile(
     r"[\u4e00-\u9fff,;:?\"]|\\(?:pm|mp|to|rightarrow|Rightarrow|implies|ldots|in|cup|cap|approx"
-    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|\\sqrt\s*\(|[<>]|!=|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
+    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|\\sqrt\s*\(|[<>]|!="
+    r"|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
 )
 
 

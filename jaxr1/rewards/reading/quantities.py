@@ -15,7 +15,8 @@ from fractions import Fraction
 from jaxr1.rewards.reading.formulas import close, read_formula
 from jaxr1.rewards.reading.grammar import Value
 from jaxr1.rewards.reading.numbers import MAX_NUMBER_CHARS, literal_at
-from jaxr1.rewards.reading.numerals import NUMBER_WORDS, number_in_words
+from jaxr1.rewards.reading.numerals import number_in_words
+from jaxr1.rewards.reading.spoken import with_signs
 from jaxr1.rewards.reading.units import CURRENCY_SIGNS, Unit, read_unit, same_unit
 from jaxr1.rewards.reading.words import PLAIN
 
@@ -48,21 +49,6 @@ NAME = (
 )
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx(?![a-z])|≈")
 _OUT_OF = re.compile(r"^(\d+) out of (?:every )?(\d+)$")
-# "3/5 (0.6)", "24 (twenty-four)"
-_AGAIN = re.compile(
-    rf"(?i)(?<=[\d}}%]) \(([^()]*\d[^()]*|(?:{NUMBER_WORDS})(?:[ -][a-z]+){{0,3}})\)$"
-)
-# "4 times 6 is 24"
-_IS = re.compile(r"(?i)(?<=\d) (?:is equal to|is|equals|makes|gives) (?=\$?\d)")
-_SPOKEN = tuple(
-    (re.compile(rf"(?i)(?<=\d) {words} (?=\d)"), sign)
-    for words, sign in (
-        ("(?:times|multiplied by)", "*"),
-        ("plus", "+"),
-        ("minus", "-"),
-        ("divided by", "/"),
-    )
-)
 _WORDS = re.compile(r"[A-Za-z]+|[\u4e00-\u9fff]")
 # What a number counts: words, apart from the digits, and no single letter, which is a variable.
 _NOUN = re.compile(
@@ -72,7 +58,8 @@ _NOUN = re.compile(
 # After a number: what makes it part of a larger term.
 _NOT_A_NOUN = re.compile(
     r"(?i)\b(?:times|squared|cubed|factorial|plus|minus|over|divided|multiplied|more|less|fewer"
-    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?|[ap]\.?m"
+    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root"
+    r"|cents?|[ap]\.?m"
     r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:tember)?"
     r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
     r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多|的(?:平方|立方|一半)"
@@ -114,14 +101,7 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if about := _ABOUT.match(text):
         text = text[about.end() :]
-    text = re.sub(r"^每(小时|分钟|秒|天|年|个?月)\s?(\d.*)$", r"\2/\1", text)
-    text = with_cents(_OUT_OF.sub(r"\1/\2", text))
-    text = _AGAIN.sub(r" = \1", text)
-    text = re.sub(r"\(([\u4e00-\u9fff]{1,4})\)$", r"\1", text)  # "15(个)"
-    if "=" in text or _IS.search(text):
-        text = _IS.sub(" = ", text)
-        for words, sign in _SPOKEN:
-            text = words.sub(sign, text)
+    text = with_signs(_OUT_OF.sub(r"\1/\2", text))
     parts = [part.strip() for part in _EQUALS.split(text)]
     if len(parts) == 1:
         return _one_quantity(text)
@@ -143,19 +123,6 @@ def read_quantity(text: str) -> Quantity | None:
     best = next((one for one in known if one.decimals is None), known[-1])
     unit = next((one.unit for one in known if one.unit is not None), None)
     return replace(best, name=name, unit=unit, percent=known[-1].percent)
-
-
-_CENTS = re.compile(
-    r"(?i)(?<![\d.,])(\d[\d,]*) ?(dollars?|bucks?|euros?|pounds?) (?:and )?(\d{1,2}) ?"
-    r"(?:cents?|pence|p)\b"
-)
-
-
-def with_cents(text: str) -> str:
-    """A text in which dollars and cents are one amount: "12 dollars and 50 cents"."""
-    if not re.search(r"(?i)\b(?:cents?|pence|p)\b", text):
-        return text
-    return _CENTS.sub(lambda m: f"{m[1]}.{int(m[3]):02d} {m[2]}", text)
 
 
 def _one_quantity(text: str) -> Quantity | None:

@@ -14,11 +14,13 @@ PLAIN = re.compile(f"[{WORDY}]*")
 # --- yes and no ---------------------------------------------------------------------------------
 _YES = "yes yeah yep true correct 是 是的 对 对的 正确 正确的 没错 有 会 能 可以 真".split()
 _NO = (
-    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错误的 错的 不正确 不正确的 没有 不会 不是的 "
-    "不能 不可以 假"
+    "no nope false incorrect untrue 否 不 不是 不对 错 错误 错误的 错的 不正确 不正确的 没有 不会 "
+    "不是的 并不是 并非 不能 不可以 假"
 ).split()
 _TRUTHS = {word: True for word in _YES} | {word: False for word in _NO}
-_REFERENCES = frozenset("yes no true false 有 没有 是 否 不是 对 错 正确 错误 是的 不对 没错".split())
+_REFERENCES = frozenset(
+    "yes no true false 有 没有 是 否 不是 对 错 正确 错误 是的 不对 没错".split()
+)
 _WORD = "|".join(sorted(_TRUTHS, key=len, reverse=True))
 _FIRST = re.compile(
     rf"(?i)({_WORD})(?=$|[\s,.;:!—-])"
@@ -30,7 +32,9 @@ _AGREES = re.compile(
     r"(?i)\s*[,;.]?\s*(?:it|they|he|she|there|that|this|i|we|you)\s+(?:\w+)(?P<no>n't| not)?\s*$"
 )
 _THERE = re.compile(
-    r"(?i)there (?:is|are|was|were)(?P<no>n't| not?\b| none\b)?|(?P<none>no \w+ (?:is|are|was|were|can be) \w)"
+    r"(?i)there (?:is|are|was|were)(?P<no>n't| not?\b| none\b)?"
+    r"(?! (?:an? |any |no )?(?:doubt|mistake|error|reason|way|chance|problem|evidence"
+    r"|question)\b)|(?P<none>no (?!doubt|one)\w+ (?:is|are|was|were|can be) \w)"
 )
 _ALSO = re.compile(rf"(?i)(?<![\w])({_WORD})(?=$|\s*[,.;!/]|\s+(?:yes|no|true|false|maybe)\b)")
 
@@ -83,7 +87,7 @@ _LINKS = (
     r"is|are|was|were|be|been|being|am|equals?|in|on|at|to|of|by|with|as|for|from|toward|towards|a"
     r"|an|the"
     r"|it|they|colou?rs?|called|named|it's|that's|there's|he's|she's|say|choose|pick|see|think"
-    r"|answer|option|its"
+    r"|answer|option|its|planet|city|country|state|river|letter|word|animal|character"
     r"|into|near|means?|called|like|will|would|must|should|can|very|clearly|definitely|probably"
     r"|likely|most likely|indeed"
     r"|[a-z]+ing|[a-z]+ed|[a-z]{2,}s"
@@ -95,12 +99,14 @@ _FOLLOWS = re.compile(
     r"(?:on|in|at|near|next|behind|with|from|under|beside|above|below|for|because|since|as|which"
     r"|that"
     r"|triangles?|angles?|quadrilaterals?|lines?|shapes?|figures?|numbers?|functions?|expressions?"
-    r"|emotions?|who|side|hand side|colou?red|(?:in )?colou?r|direction|one|here|there|of|to|today|now|is|are"
+    r"|emotions?|who|side|hand side|colou?red|(?:in )?colou?r|direction|one|here|there|of|to"
+    r"|today|now|is|are"
     r"|was|were)\b"
 )
 # What may follow a phrase that a text begins with.
 _CLOSES = re.compile(
-    r"(?:triangles?$|angles?$|quadrilaterals?$|shapes?$|numbers?$|functions?$"
+    r"(?:triangles?$|angles?$|quadrilaterals?$|shapes?$|numbers?$|functions?$|expressions?$"
+    r"|faces?$|emotions?$"
     r"|is|are|was|were|because|since|as|side|which|(?:in )?colou?r|one$|to each other|today"
     r"|now)\b"
 )
@@ -112,7 +118,8 @@ _MODIFIED = re.compile(r"(?i)\b(?:and|or|nor|but|than)\b|[/&]")
 
 
 _NONE_OF = re.compile(
-    r"\bnone of (?:these|those|them|the (?:above|options|choices|given)\b)(?: options| choices| ones)?"
+    r"\bnone of (?:these|those|them|the (?:above|options|choices|given)\b)(?: options| choices"
+    r"| ones)?"
 )
 
 
@@ -190,16 +197,19 @@ def may_precede(before: str) -> bool:
     return is_linked and re.search(rf"\b(?:{_NO_LINK})$", before) is None
 
 
-_HAN_ENDING = re.compile("(?<=.)(?:色|边|侧|面|市|的)+$")
+_HAN_ENDING = re.compile("^[向往朝在](?=.)|(?<=.)(?:色|边|侧|面|市|的|移动)+$")
 
 
 def _says_han(gold: str, text: str) -> bool:
     """As `says_phrase`, for a language without spaces."""
     gold, text = (re.sub("(?:周|礼拜)(?=[一二三四五六日天])", "星期", one) for one in (gold, text))
+    if gold[0] in "向往朝在" and text.endswith(gold):
+        return not re.search("[不没非]", text.removesuffix(gold))
     if _HAN_ENDING.sub("", gold) == _HAN_ENDING.sub("", text):  # "红" is "红色"
         return True
     found = re.search(
-        rf"(?:^|[是为在有选叫:,\s很们它他她都线形角]|互相|感到|觉得|位于|属于|等于|非常|十分|答案|的(?=[左右上下前后里外])|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
+        rf"(?:^|[是为在有选叫:,\s很们它他她都线形角]|互相|感到|觉得|位于|属于|等于|非常|十分|答案|的(?=[左右上下前后里外])"
+        rf"|[一个种条只位]个?){re.escape(gold)}(?:的|色|侧|边|方|$|[,.;])",
         text,
     )
     return found is not None and not re.search(r"[和或与及]", text.replace(gold, ""))

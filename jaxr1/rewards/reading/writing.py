@@ -141,7 +141,13 @@ def _normalise_once(answer: str) -> str:
     # superscripts become powers before Unicode's own normalisation makes them plain digits
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).translate(_CHARACTERS)
     text = re.sub(r"\^-\^(\d)", r"^{-\1}", text)
-    text = text.replace("\\%", "%").replace("\\!", "").replace("\\&", "&").replace("\\#", "#").replace(":=", "=")
+    text = (
+        text.replace("\\%", "%")
+        .replace("\\!", "")
+        .replace("\\&", "&")
+        .replace("\\#", "#")
+        .replace(":=", "=")
+    )
     text = _MARKUP.sub(r"\2", text.replace("\\_", "_"))
     text = _without_delimiters(text)
     text = _DELIMITERS.sub("", text)
