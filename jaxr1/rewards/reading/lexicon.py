@@ -55,6 +55,12 @@ def excludes(one: str, other: str) -> bool:
     return one != other and other in _SETS.get(one, ())
 
 
+def contradict(one: str, other: str) -> bool:
+    """Whether two sentences of the same form say what excludes each other: "It is red"."""
+    left, right = (re.findall(r"\w+", sentence.lower()) for sentence in (one, other))
+    return len(left) == len(right) and any(map(excludes, left, right))
+
+
 def with_forms_of(word: str, text: str) -> str:
     """A text in small letters in which a verb of change has the form of a word: "decreases"."""
     wanted = _FORM.fullmatch(word)

@@ -26,6 +26,7 @@ from jaxr1.rewards.reading.kinds import (
     readings,
 )
 from jaxr1.rewards.reading.letters import choice_texts, names_letter
+from jaxr1.rewards.reading.lexicon import contradict
 from jaxr1.rewards.reading.numbers import parse_number
 from jaxr1.rewards.reading.sentences import (
     claim_of,
@@ -86,8 +87,8 @@ def answers_match(
         said = [lines_joined(answer)]
     own = [words for kind, value in known for words in kind.own(value)]
     names = [gold_text]
-    for kind, value in known if texts else ():
-        names += [texts[letter] for letter in value if kind.name == "option"]
+    for kind, value in known:
+        names += [texts[letter] for letter in value] if kind.name == "option" else []
     said += _sentence_that_counts(names, last_word(said[0]), own)
     if any(_claims(known, part) for part in said):
         return True
@@ -208,7 +209,9 @@ def _sentence_that_counts(names: list[str], text: str, own: list[str]) -> list[s
         # an explanation, and not another answer
         if any(not _VERB.search(s) or len(s.split()) < 3 or TRUTH.match(s) for s in rest):
             return []
-    is_clear = len(informing) == 1 and not any(claim_of(s).leaves_open for s in rest)
+    is_clear = len(informing) == 1 and not any(
+        claim_of(s).leaves_open or contradict(s, informing[0]) for s in rest
+    )
     return informing if is_clear else []
 
 

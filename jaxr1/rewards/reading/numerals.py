@@ -35,7 +35,7 @@ _AND_A_HALF = re.compile(r"(?i)\s*and (?:a|one)[ -](half|quarter|third)\b")
 _SIZE = re.compile(r"(?i)\s*(hundred|thousand) (?:and )?")
 _HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "俩": 2, "〇": 0}
 HAN_NUMBER = re.compile(
-    r"[零〇一二两俩三四五六七八九十百]+(?![角边面样种直起定般旦]|些|共|下|次函)"
+    r"[零〇一二两俩三四五六七八九十百]+(?![角边面样种直起定般旦成]|些|共|下|次函)"
 )
 
 _HAN_DECIMAL = re.compile(r"([零一二三四五六七八九十]+)点([零一二三四五六七八九]+)(?![分点半])")

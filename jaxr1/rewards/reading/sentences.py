@@ -109,6 +109,7 @@ _DISMISSED = re.compile(
     r"|rejected))"
     r"(?:\)|(?=[;,.]|$))"
 )
+_I_THINK = re.compile(r"(?i),\s+I(?:'d| would)? (?:think|guess|believe|suppose|say)\W*$")
 _SINGLED = re.compile(
     r"(?i)\s+is the only (?:one|option|choice|statement|figure|shape|chart|graph)\b"
     r"(?!.*(?:\bnot|n't|\bwrong|\bincorrect|\bfalse|\bfail|\bcannot)).*$"
@@ -161,7 +162,7 @@ def claim_of(text: str) -> Claim:
     """What a normalised text claims in the end, as drawn at the top of this file."""
     if text.endswith("?"):
         return Claim(text, leaves_open=True)
-    text = last_word(text)
+    text = _cut(_I_THINK, last_word(text))
     dismissed = [match["no"] for match in _DISMISSED.finditer(text)]
     if dismissed and (left := _DISMISSED.sub("", text).strip(" ,;.")):
         text = left

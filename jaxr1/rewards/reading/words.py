@@ -73,7 +73,8 @@ def _truth_of(sentence: str) -> bool | None:
     if word == "no" and re.match(rf"\s+(?!{_PRONOUN}\b)[a-z]", rest):  # "no doubt", "no cat"
         return None
     for other in _ALSO.finditer(rest):
-        if _TRUTHS[other.group(1).lower()] != value:
+        is_denied = re.search(r"(?i)(?:\bnot|n't)\s*$", rest[: other.start()])
+        if (_TRUTHS[other.group(1).lower()] != value) != bool(is_denied):
             return None
     agrees = _AGREES.match(rest)
     if agrees and bool(agrees["no"]) == value:

@@ -102,7 +102,7 @@ _DEGREES = re.compile(r"\^\s?\{?\s?(?:\\circ|°)\s?\}?|\\circ(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?i)(?<=\d)\s?(?:\^\s?\{?\s?)?(?:st|nd|rd|th)\b\}?")
 _BASE = re.compile(r"(?i)(?<=[\dA-F])\s?\(?,? ?(?:in )?base[ -]?(\d{1,2})\)?")
 _UNIT_POWER = re.compile(r"(?<=\d)(\s?(?:mm|cm|dm|km|m|ft|in|yd))([23])(?![\w.])")
-_TERM = r"((?:[^{}\\]|\\(?!over\b)[a-zA-Z]+|\{[^{}]*\})+?)"
+_TERM = r"((?:[^{}\\]|\\(?!over\b)[a-zA-Z]+(?![a-zA-Z])|\{[^{}]*\})+?)"
 _OVER = re.compile(rf"(?:\{{|(?<![^\s$]))\s*{_TERM}\s*\\over(?![a-zA-Z])\s*{_TERM}\s*(?:\}}|$)")
 _MARKUP = re.compile(r"<(b|i|u|em|strong)>(.*?)</\1>")
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*]+?)(?<=\S)\*\*(?![\w*])|(?<![\w_])__([^_]+)__(?!\w)")
