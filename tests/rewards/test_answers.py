@@ -7,13 +7,13 @@ import pytest
 
 from jaxr1.rewards import Completion, Example, accuracy_reward
 
-FILE = Path(__file__).with_name("pairs") / "answers.txt"
+FILES = [Path(__file__).with_name("pairs") / f"{n}.txt" for n in ("answers", "more_answers")]
 
 
-def rows() -> Iterator[tuple[str, dict, str, str, bool]]:
+def rows(file: Path) -> Iterator[tuple[str, dict, str, str, bool]]:
     """(kind, metadata, reference, response, whether it is right) of each line."""
     kind, choices = "", {}
-    for line in FILE.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").splitlines():
         if not line:
             continue
         if line[0] in "+-":
@@ -28,7 +28,7 @@ def rows() -> Iterator[tuple[str, dict, str, str, bool]]:
             choices = {"choices": line[2:].split(" / ")} if line != "C" else {}
 
 
-ROWS = list(rows())
+ROWS = [*rows(FILES[0]), *rows(FILES[1])]
 
 
 @pytest.mark.parametrize("kind", sorted({row[0] for row in ROWS}))
@@ -44,4 +44,4 @@ def test_answers(kind):
 
 def test_both_sides_are_there():
     right = sum(row[-1] for row in ROWS)
-    assert len(ROWS) > 1800 and 0.4 < right / len(ROWS) < 0.6
+    assert len(ROWS) > 5000 and 0.4 < right / len(ROWS) < 0.6

@@ -111,3 +111,24 @@ def test_random_values_agree_with_floats(rng):
         if value % 1:
             assert graded(f"{value:.4f}", root) == 1.0
             assert graded(f"{value * 1.01:.4f}", root) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("question", "gold", "answer", "value"),
+    [
+        ("Which color? (A) red (B) green (C) blue", "B", "green", 1.0),
+        ("Which color? (A) red (B) green (C) blue", "B", "B. green", 1.0),
+        ("Which color? (A) red (B) green (C) blue", "B", "B. red", 0.0),
+        ("Which color? (A) red (B) green (C) blue", "B", "B (the blue one)", 0.0),
+        ("Which color? (A) red, (B) green or (C) blue?", "blue", "C", 1.0),
+        ("Solve. A. 1/2 B. 2 C. -2 D. 4", "A", "0.5", 1.0),
+        ("Solve. A. 1/2 B. 2 C. -2 D. 4", "A", "A. 2", 0.0),
+        ("哪个？A. 苹果 B. 香蕉 C. 梨", "B", "香蕉", 1.0),
+        ("哪个？A. 苹果 B. 香蕉 C. 梨", "B", "B. 梨", 0.0),
+        ("Pick one.\nA: left\nB: right\nAnswer with the letter.", "B", "right", 1.0),
+        ("Which statement holds? (A) (B) (C)", "B", "B", 1.0),
+        ("How far is it from (A) to the wall?", "B", "the wall", 0.0),
+    ],
+)
+def test_options_that_only_the_question_lists(question, gold, answer, value):
+    assert graded(answer, gold, question) == value

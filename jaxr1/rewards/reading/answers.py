@@ -20,6 +20,9 @@ _DRAFT = re.compile(
     r"|corrected|correction|sum|total|gives?|which is)\b|^[\s$]*[=+*/-]|\w.*\n|\n.*\w"
 )
 _DENIED = re.compile(r"(?i)[\s$,;(]*(?:and |but )?(?:not|rather than|instead of)[\s$]*$")
+_NOT_THIS = re.compile(r"(?i)(?:\bnot|n't)[\s$]*$")
+# What stands between the boxes of a list: nothing that makes one of them the answer.
+_JOINT = re.compile(r"[\s$,;、]*(?:and|&|和)?[\s$]*(?:[A-Za-z]\s*=)?[\s$]*")
 _LEFT_OPEN = re.compile(r"(?i)\b(?:or|either|maybe)\b|或|还是")
 _ONLY_MARKS = re.compile(r"[\s$`*_\\\[\]()}>.-]*|</?\w+>")
 
@@ -137,14 +140,20 @@ def _boxed(text: str) -> Found | None:
     while len(found) > 1 and _DENIED.fullmatch(text[found[-2][1] : found[-1][0]]):
         found.pop()  # "\\boxed{6}, not \\boxed{5}"
     last = found[-1][2].strip()
-    joined, start, is_open = [last], found[-1][0], False
+    joined, start, is_open, is_list = [last], found[-1][0], False, True
+    if _NOT_THIS.search(text[max(start - 20, 0) : start]):
+        return Found(f"not {last}")
     for begin, end, content in reversed(found[:-1]):
         between = text[end:start]
         if len(between) > 80 or _DRAFT.search(between):
             break
         is_open = is_open or bool(_LEFT_OPEN.search(between))
+        is_list = is_list and bool(_JOINT.fullmatch(between))
         joined.insert(0, content.strip())
         start = begin
-    if len(joined) == 1:
+    if len(set(joined)) == 1:
         return Found(last)
-    return Found(" or ".join(joined) if is_open else last, ", ".join(joined))
+    if is_open:
+        return Found(" or ".join(joined), " or ".join(joined))
+    listed = ", ".join(joined)
+    return Found(listed if is_list else last, listed)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 
 from jaxr1.rewards.reading.numerals import HAN_NUMBER, number_in_words
 from jaxr1.rewards.reading.quantities import NAME, Quantity, quantity_at, same_quantity
+from jaxr1.rewards.reading.spoken import with_cents
 from jaxr1.rewards.reading.words import WORDY
 
 MAX_NUMBERS = 20  # of a sentence that names one again and again
@@ -33,8 +35,10 @@ _AFTER = re.compile(
     r"|and (?:a half|up|over|above)|more than|less than|fewer than|(?:is|are) (?:less|greater|more"
     r"|smaller|larger|bigger|fewer)|divided|multiplied|past|out of"
     r"|to the"
-    r"|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?"
-    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|以[上下内外]|次方|折|分之)"
+    r"|per [a-z]+|percent|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?"
+    r"|aug(?:ust)?"
+    r"|sep(?:tember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b|[月号题倍]|多(?![边面])|[个人只]?以[上下内外]"
+    r"|次方|折|分之|的(?:平方|立方|一半))"
 )
 _REMAINS = re.compile(f"[!?#&…~*{WORDY}]*")
 
@@ -51,7 +55,7 @@ def said_quantity(text: str) -> Quantity | None:
     sentence must be words.
     """
     found: list[Quantity] = []
-    rest, at = [], 0
+    text, rest, at = with_cents(text), [], 0
     for match in _BEGINS.finditer(text):
         if match.start() < at:
             continue
@@ -82,6 +86,43 @@ def said_quantity(text: str) -> Quantity | None:
     if not all(same_quantity(last, one) for one in found):
         return None
     return next((one for one in found if one.unit is not None), last)
+
+
+_TOTAL = re.compile(
+    r"(?i)(?:[:=]|\bso|that is|that makes|makes?|total|altogether|in all|共)[\s,:]*$"
+)
+_TOTALLED = re.compile(r"(?i)\s*(?:[a-z]+ )?(?:in total|altogether|in all|total|all together)\b")
+_COUNTED = re.compile(r"\s*(?:\+|[a-z]{2,}|[\u4e00-\u9fff])")
+_BEGINS_TOTAL = re.compile(r"\s*(?:[a-z]+ )?(?:\(|,? (?:namely|that is|i\.e\.)|:| = )")
+
+
+def total_of(text: str) -> Quantity | None:
+    """The total of the parts that a text counts: "3 on the left, 5 on the right, 8 in total".
+
+    It stands at one end, is marked as the total, and is the sum of all the other numbers; the parts
+    are counted things, or summands.
+    """
+    found: list[tuple[Quantity, int, int]] = []
+    for match in _BEGINS.finditer(text):
+        got = quantity_at(text, match.start())
+        if got is None or len(found) == MAX_NUMBERS:
+            return None
+        if not found or match.start() >= found[-1][2]:
+            found.append((got[0], match.start(), got[1]))
+    if len(found) < 3 or not all(isinstance(one.value, Fraction) for one, _, _ in found):
+        return None
+    if not all(_COUNTED.match(text, end) for _, _, end in found[1:-1]):
+        return None
+    last, start, end = found[-1]
+    if _BEGINS_TOTAL.match(text, found[0][2]) and _is_sum(found[0], found[1:]):
+        return found[0][0]
+    is_marked = _TOTALLED.match(text, end) or _TOTAL.search(text[:start])
+    is_total = is_marked and _COUNTED.match(text, found[0][2]) and _is_sum(found[-1], found[:-1])
+    return last if is_total else None
+
+
+def _is_sum(total: tuple[Quantity, int, int], parts: list[tuple[Quantity, int, int]]) -> bool:
+    return sum(Fraction(str(part.value)) for part, _, _ in parts) == total[0].value
 
 
 _HAN_BEFORE = re.compile(r"([有是为共得:]|等于|一共|答案)(?=[零一二两三四五六七八九十])")

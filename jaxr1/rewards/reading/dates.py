@@ -79,12 +79,25 @@ def said_date(text: str) -> Date | None:
 
 
 def _with_digits(text: str) -> str:
-    """The text with days in words as numbers: "the fourth of July"."""
+    """The text with days in words as numbers: "the fourth of July", "二〇二一年五月三日"."""
+    if "月" in text and re.search("[一二三四五六七八九十](?=[年月日号])", text):
+        text = re.sub(
+            "[〇零一二三四五六七八九]{4}(?=年)", lambda m: m.group().translate(_HAN), text
+        )
+        text = re.sub("[一二三四五六七八九十]{1,3}(?=[月日号])", _number_of, text)
     return re.sub(
         rf"(?i)\b(?:the )?({'|'.join(ORDINALS)})(?= (?:day )?(?:of )?{_MONTH})",
         lambda match: str(ORDINALS.index(match.group(1).lower()) + 1),
         re.sub(r"(?i)\bthe (?=\d{1,2}\b)", "", text),
     )
+
+
+_HAN = str.maketrans("〇零一二三四五六七八九", "00123456789")
+
+
+def _number_of(match: re.Match[str]) -> str:
+    found = number_in_words(match.group())
+    return str(found[0]) if found else match.group()
 
 
 def _date(match: re.Match[str]) -> Date | None:

@@ -85,6 +85,8 @@ def _proportional(gold: Equation, answer: Equation, names: frozenset[str]) -> bo
 def _solved(explicit: Equation, other: Equation, names: frozenset[str]) -> bool:
     """Whether what an equation gives for a symbol fulfils the other one, as "y = 1/x" does "xy ="
     " 1"."""
+    if len(names) < 2:  # "x = 3" is no other form of "x^2 = 9", but one of its solutions
+        return False
     if not explicit.name or explicit.left is None or explicit.name in explicit.right.symbols:
         return False
     compared = 0

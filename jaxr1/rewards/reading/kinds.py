@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxr1.rewards.reading.counted import forbids_number, said_quantity
+from jaxr1.rewards.reading.counted import forbids_number, said_quantity, total_of
 from jaxr1.rewards.reading.dates import read_date, read_time, said_date, said_time, same_time
 from jaxr1.rewards.reading.equations import (
     read_equation,
@@ -27,6 +27,7 @@ from jaxr1.rewards.reading.letters import (
     is_choice_letter,
     said_letters,
 )
+from jaxr1.rewards.reading.numerals import ORDINALS
 from jaxr1.rewards.reading.quantities import (
     read_compound,
     read_quantity,
@@ -46,6 +47,7 @@ from jaxr1.rewards.reading.structures import (
     read_ratio,
     read_sequence,
     read_tuple,
+    without_name,
 )
 from jaxr1.rewards.reading.words import (
     PLAIN,
@@ -65,7 +67,7 @@ class Kind:
       name: for messages.
       read: the value that all of a normalised reference is; None where it is none of this kind.
       says: whether a claim, often a sentence, states the value of a reference, and no other.
-      has_or: whether an "or" may join parts of one answer.
+      has_or: whether an "or" may join parts of one answer, and an "either" begin it.
       denies: whether "no" and "not" are words of its own.
       own: the words of a value that deny nothing: a reference may itself be "not parallel".
     """
@@ -137,14 +139,35 @@ def _said_letter(text: str) -> frozenset[str] | None:
 
 
 # --- quantities ---------------------------------------------------------------------------------
+# "9 chairs (3 rows of 3)", "9 chairs in 3 rows"
+_ARRANGED = re.compile(
+    r"(?i)\s+(?:\((?=[^()]*\d[^()]*[a-z][^()]*\d)(?![^()]*\b(?:or|not)\b)[^()]*\)$|in \d+ [a-z]+s$)"
+)
+
+
 def _said_quantity(text: str) -> Any:
-    found = read_quantity(text) or said_quantity(text)
+    text = _ARRANGED.sub("", text)
+    found = read_quantity(text) or said_quantity(text) or total_of(text)
     if found is not None:
         return found
     before, inner = core(text)
     if not before or forbids_number(before) or not re.search(r"[\d\\]", inner):
         return None
     return read_quantity(inner)
+
+
+def _read_ordinal(text: str) -> int | None:
+    """3 for "third"."""
+    word = text.lower()
+    return ORDINALS.index(word) + 1 if word in ORDINALS else None
+
+
+def _says_ordinal(gold: int, text: str) -> bool:
+    """Whether a text says "third", or "3rd", of which normalising leaves the number."""
+    if says_phrase(ORDINALS[gold - 1], text):
+        return True
+    found = _said_quantity(re.sub(r"(?i)^the |\s+(?:one|place|row|column|floor)$", "", text))
+    return found is not None and found == replace(found, value=gold, unit=None, noun="", decimals=0)
 
 
 # --- structures ---------------------------------------------------------------------------------
@@ -184,6 +207,23 @@ def _read_tuple(text: str) -> tuple[str, ...] | None:
     return found
 
 
+_IDENTITY = re.compile(
+    r"(?i)(?P<factor>[^()\[\]]{0,20}?)\s*(?:\\cdot|\*)?\s*"
+    r"(?:(?-i:I)(?:_\{?(?P<size>\d)\}?)?|(?:the )?identity matrix)"
+)
+
+
+def _says_matrix(gold: Matrix, text: str) -> bool:
+    """Whether a text states a matrix, which may be a multiple of the identity: "2I"."""
+    if _within(_read_matrix, _same_matrix)(gold, text):
+        return True
+    match, size = _IDENTITY.fullmatch(without_name(text)), len(gold.rows)
+    if match is None or int(match["size"] or size) != size:
+        return False
+    rows = tuple(tuple(str(int(i == j)) for j in range(size)) for i in range(size))
+    return _same_matrix(gold, Matrix(rows, match["factor"].strip()))
+
+
 def _same_matrix(gold: Matrix, answer: Matrix) -> bool:
     if [len(row) for row in gold.rows] != [len(row) for row in answer.rows]:
         return False
@@ -200,6 +240,7 @@ def _scaled(row: tuple[str, ...], factor: str) -> tuple[str, ...]:
     return tuple(f"({factor})*({cell})" for cell in row)
 
 
+_BETWEEN = re.compile(r"(?i)\bbetween\s*$")
 _VERB = re.compile(r"(?:\b(?:is|are|equals?|as|at|be)\b|:)\s+")
 
 
@@ -209,7 +250,8 @@ def _within(
     """`says` of a kind that a sentence holds whole: the text without the words around it."""
 
     def says(gold: Any, text: str) -> bool:
-        inner = core(text)[1]
+        before, inner = core(text)
+        inner = text if _BETWEEN.search(before) else inner
         return any(
             answer is not None and bool(same(gold, answer))
             for answer in map(read, dict.fromkeys((text, inner, _VERB.split(text)[-1])))
@@ -245,9 +287,11 @@ def _read_infinity(text: str) -> str | None:
 
 
 _EMPTY = re.compile(
-    r"(?i)(?:(?:there (?:is|are) |it has |the equation has )?no (?:real |integer |such |valid )?"
+    r"(?i)(?:(?:there (?:is|are) |(?:it|(?:the|this) (?:equation|system|inequality|problem)) has )?"
+    r"no (?:real |integer |such |valid )?"
     r"(?:solutions?|roots?|numbers?|values?)(?: exists?| of x)?"
-    r"|(?:the )?empty set|none|无解|空集|没有解"
+    r"|(?:the )?empty set|(?:there (?:is|are) )?none(?: of (?:them|these|those|the \w+))?|无解|空集"
+    r"|没有解|(?:该|此|这个)?(?:方程组?|不等式组?)(?:无解|没有解)"
     r"|(?:\\?\w\s*(?:\\in|=)\s*)?(?:\\emptyset|\\varnothing|∅|Ø|\\?\{\s*\\?\}))"
 )
 
@@ -268,7 +312,7 @@ TIME = Kind(
 )
 QUANTITY = Kind("quantity", read_quantity, _compared(_said_quantity, same_quantity))
 COMPOUND = Kind("compound", read_compound, _within(read_compound, same_compound))
-MATRIX = Kind("matrix", read_matrix, _within(_read_matrix, _same_matrix))
+MATRIX = Kind("matrix", read_matrix, _says_matrix)
 INTERVAL = Kind(
     "interval",
     read_interval,
@@ -290,6 +334,7 @@ YES_NO = Kind("yes or no", read_yes_no, says_yes_no, denies=True)
 ASSIGNMENTS = Kind("assignments", read_assignments, _says_assignments)
 INFINITE = Kind("infinity", _read_infinity, _within(_read_infinity, str.__eq__))
 EMPTY = Kind("no solution", _read_empty, lambda _, text: _read_empty(text) is not None, denies=True)
+ORDINAL = Kind("ordinal", _read_ordinal, _says_ordinal)
 PHRASE = Kind("phrase", read_phrase, says_phrase, own=lambda phrase: (phrase,))
 
 # In the order in which a reference is read. Where the first kinds of a row read it, those of the
@@ -313,6 +358,7 @@ KINDS = (
     EQUATION,
     EXPRESSION,
     YES_NO,
+    ORDINAL,
     PHRASE,
 )
 _SHADOWS = (
@@ -321,7 +367,10 @@ _SHADOWS = (
     ((DATE, TIME), (QUANTITY, LIST, RATIO, EXPRESSION, PHRASE)),
     ((COMPOUND,), (LIST, PHRASE)),
     ((QUANTITY,), (TUPLE, LIST, RATIO, EQUATION, EXPRESSION, PHRASE)),
-    ((MATRIX, INTERVAL, TUPLE, SEQUENCE, LIST, RATIO, EQUATION, EXPRESSION, YES_NO), (PHRASE,)),
+    (
+        (MATRIX, INTERVAL, TUPLE, SEQUENCE, LIST, RATIO, EQUATION, EXPRESSION, YES_NO, ORDINAL),
+        (PHRASE,),
+    ),
 )
 Reading = tuple[Kind, Any]
 

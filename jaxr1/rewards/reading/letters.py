@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,10 @@ _NO_ARTICLE = rf"(?:(?<!A)|(?<=A)(?! (?!{_NO_NOUN})[a-z]))"
 # or before a stop only.
 _LETTER_ALONE = re.compile(r"[\s(\[*{]*([A-Ja-j])[\s)\].:*,}]*")
 _LETTER_FIRST = re.compile(
-    r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])(?:[.):]|\s[-–:]\s))\s*:?\s*(.*)", re.DOTALL
+    r"(?:[(\[]([A-Ja-h])[)\]]|([A-Ja-h])(?:[.):]|\s[-–:]\s)"
+    r"|(?i:(?:the )?(?:answer is )?(?:option|choice)) ([A-J])(?: fits| is (?:correct|right"
+    r"|true))?[,:;])\s*:?\s*(.*)",
+    re.DOTALL,
 )
 _LETTER_MARKED = re.compile(r"[(\[]([A-Ja-h])[)\]]|(?<![\w'-])([A-HJ])[.):](?!\w)")
 _LETTER_OPTION = re.compile(r"(?i:\b(?:option|choice|选项?):? {0,2})[(\[]?([A-Ja-h])(?![\w'])")
@@ -33,7 +37,7 @@ _LETTER_HAN = re.compile(
     r"(?:答案|选项?|选择|为|是|应选|故选)\s?[:是为]?\s?[(\[]?([A-Ja-h])(?![A-Za-z])"
 )
 # A letter among words is one where the words before or behind it make it one: no "vitamin B".
-_LETTER_ITEM = re.compile(r"([A-J])(?:项|选项)")
+_LETTER_ITEM = re.compile(r"([A-J])(?:项|选项|是?正确|符合)")
 _LETTER_LONE = re.compile(
     r"(?:^|[,:;.!]\s*|(?i:\b(?:is|are|be|was|answer|answers|option|options|choice|choose|chose"
     r"|picks?"
@@ -47,6 +51,10 @@ _LETTER_LONE = re.compile(
     r"|would|must|should|has|fits|matches|works|can|cannot|could|isn't|can't|be|are|not|but|for"
     r"|here|too|nor|then|it|[(-])(?!\w)|[和或是、])"
 )
+_LETTER_PICTURED = re.compile(
+    r"(?i:\b(?:figure|image|picture|panel|diagram|graph|chart|statement)) ([A-HJ])(?![\w'])"
+    + _NO_ARTICLE
+)
 _LETTER_ANY = re.compile(r"(?<![A-Za-z0-9_'-])([A-HJ])(?![A-Za-z0-9_'-])" + _NO_ARTICLE)
 _HEAD = re.compile(
     r"(?i)^(?:(?:so|thus|therefore|hence|the|both|correct|right|true|final|statements?|options?"
@@ -55,6 +63,7 @@ _HEAD = re.compile(
 )
 _BETWEEN = re.compile(r"\s*(?:[,;，、&/+]\s*(?:and\b|和)?|\band\b|和|与|及|\s)\s*")
 _LETTER_RUN = re.compile(r"(?<![\w'-])([A-J]{2,8})(?![\w'-])")
+_SEE = re.compile(r"(?i)\s*\((?:see|cf\.?|from|as in|figure|fig\.|step)\b[^()]*\)$")
 _PLAIN_REST = re.compile(r"[A-Za-z\u4e00-\u9fff'’,.;:()\s-]*")
 
 
@@ -68,7 +77,7 @@ def choice_letters(answer: str) -> frozenset[str] | None:
 
     None for anything else.
     """
-    text = _HEAD.sub("", normalise(answer)).strip(" .{}[]\\")
+    text = re.sub(r"(?i) only$", "", _HEAD.sub("", normalise(answer))).strip(" .{}[]\\")
     if not 2 <= len(text) <= 60:
         return None
     if re.fullmatch(r"[A-J]{2,10}|[a-j]{2,10}", text):
@@ -91,6 +100,11 @@ def said_letters(text: str) -> frozenset[str] | None:
     if listed is not None:
         return listed
     text = normalise(text)
+    if re.search(
+        r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b|可能|[A-J] ?(?:-|to|through) ?[A-J]\b",
+        text,
+    ):
+        return None
     found = {name for run in _LETTER_RUN.findall(text) if len(set(run)) == len(run) for name in run}
     found |= _letters_found(_LETTER_ANY, text) | _letters_found(_LETTER_MARKED, text)
     return frozenset(found) if len(found) > 1 and _PLAIN_REST.fullmatch(text) else None
@@ -108,6 +122,7 @@ def choice_letter(answer: str) -> str | None:
     text = normalise(answer)
     if len(text) > MAX_ANSWER_CHARS:
         return None
+    text = _SEE.sub("", text)
     alone = _LETTER_ALONE.fullmatch(text)
     if alone:
         return _letter(alone)
@@ -119,15 +134,15 @@ def choice_letter(answer: str) -> str | None:
     first = _LETTER_FIRST.fullmatch(text)
     if first:
         # "B. No, A." names two
-        beside = marked | _letters_found(_LETTER_ANY, first.group(3))
+        beside = marked | _letters_found(_LETTER_ANY, first.group(4))
         return _letter(first) if beside <= {_letter(first)} else None
 
     # letters among words
     named = marked | _letters_found(_LETTER_LONE, text) | _letters_found(_LETTER_HAN, text)
-    named |= _letters_found(_LETTER_ITEM, text)
+    named |= _letters_found(_LETTER_ITEM, text) | _letters_found(_LETTER_PICTURED, text)
     named |= _letters_found(_LETTER_SAID, text) | _letters_found(_LETTER_OPTION, text)
     if len(named) == 1 and not re.search(
-        r"[\d=<>\\^+*]", text.replace(first.group(3) if first else "", "")
+        r"[\d=<>\\^+*]", text.replace(first.group(4) if first else "", "")
     ):
         # another letter somewhere makes it doubtful
         return named.pop() if _letters_found(_LETTER_ANY, text) <= named else None
@@ -140,6 +155,7 @@ def choice_letter(answer: str) -> str | None:
 def marked_letters(text: str) -> frozenset[str]:
     """The letters of a text that brackets, a stop or a word before them make letters of choices."""
     found = _letters_found(_LETTER_MARKED, text) | _letters_found(_LETTER_OPTION, text)
+    found |= {match.group(1) for match in re.finditer(r"\b(?:which|that) is ([A-J])$", text)}
     return frozenset(found | _letters_found(_LETTER_HAN, text))
 
 
@@ -148,10 +164,10 @@ def without_letter(text: str, letter: str) -> str:
     text = normalise(text)
     first = _LETTER_FIRST.fullmatch(text)
     if first and _letter(first) == letter:
-        return first.group(3).strip()
+        return first.group(4).strip()
     mark = rf"[(\[]?(?<![A-Za-z]){letter}(?![A-Za-z])[)\]]?"
     return re.sub(rf"(?:\s*[,:-])?\s*{mark}|{mark}\s*[,:-]?", " ", text, count=1, flags=re.I).strip(
-        " ,:"
+        " ,:=→"
     )
 
 
@@ -164,15 +180,42 @@ def _letter(match: re.Match[str]) -> str:
     return next(filter(None, match.groups())).upper()
 
 
-def choice_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """{letter: normalised text} of the options in a row's `choices` or `options` column, or {}."""
+_OFFERED = re.compile(r"(?:^|(?<=[\s,;?:。？]))(?:\(([A-J])\)|([A-J])[.):．](?=\s?\S))\s*")
+MAX_QUESTION_CHARS = 4000
+
+
+@functools.lru_cache(maxsize=4096)
+def offered_by(question: str) -> tuple[tuple[str, str], ...]:
+    """(letter, text) of the options that a question lists itself: "(A) red (B) blue"; else ()."""
+    if len(question) > MAX_QUESTION_CHARS:
+        return ()
+    marks = [m for m in _OFFERED.finditer(question) if m.group(1)]
+    marks = marks if len(marks) > 1 else [m for m in _OFFERED.finditer(question) if m.group(2)]
+    found = []
+    for at, mark in enumerate(marks):
+        end = marks[at + 1].start() if at + 1 < len(marks) else len(question)
+        text = question[mark.end() : end].strip()
+        if at + 1 == len(marks):  # a last sentence that asks for the letter is no part of it
+            text = re.split(r"\n|(?<=[.?!])\s", text)[0]
+        text = re.sub(r"[\s,;?.]*(?:(?<=[\s,;])(?:or|and))?$", "", text)
+        found.append((mark.group(1) or mark.group(2), text))
+    letters = [letter for letter, _ in found]
+    is_list = len(found) > 1 and letters == [chr(ord("A") + i) for i in range(len(found))]
+    return tuple(found) if is_list and all(text for _, text in found) else ()
+
+
+def choice_texts(metadata: Mapping[str, Any], question: str = "") -> dict[str, str]:
+    """{letter: normalised text} of the options in a row's `choices` or `options` column.
+
+    Without such a column, of those that the question lists; {} without either.
+    """
     choices = metadata.get("choices", metadata.get("options"))
     if isinstance(choices, Mapping):
         pairs = [(str(k).strip().upper(), str(v)) for k, v in choices.items()]
     elif isinstance(choices, list | tuple):
         pairs = [(chr(ord("A") + i), str(v)) for i, v in enumerate(choices[:10])]
     else:
-        return {}
+        pairs = list(offered_by(question))
     texts = {}
     for letter, text in pairs:
         if len(letter) == 1 and "A" <= letter <= "J" and len(text) <= MAX_ANSWER_CHARS:

@@ -9,7 +9,7 @@ claim      -> read as the kinds of the reference, all of it, and compared
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jaxr1.rewards.reading.algebra import looks_like_math, math_equal, may_be_math_equal
@@ -26,6 +26,7 @@ from jaxr1.rewards.reading.kinds import (
     readings,
 )
 from jaxr1.rewards.reading.letters import choice_texts, names_letter
+from jaxr1.rewards.reading.lexicon import contradict
 from jaxr1.rewards.reading.numbers import parse_number
 from jaxr1.rewards.reading.sentences import (
     claim_of,
@@ -77,13 +78,18 @@ def answers_match(
         text = sentences(text[-MAX_CLAIM_CHARS:])[-1]
     if gold_text and _same_text(gold_text, text):
         return True
-    known = _known(gold_text, metadata or {}, question)
+    texts = choice_texts(metadata or {}, question)
+    known = _known(gold_text, texts, question)
     if _is_unevaluated(known, text):
         return False
     said = [text]
     if "\n" in answer.strip() and "\\begin" not in answer:
         said = [lines_joined(answer)]
-    said += _sentence_that_counts(gold_text, last_word(said[0]))
+    own = [words for kind, value in known for words in kind.own(value)]
+    names = [gold_text]
+    for kind, value in known:
+        names += [texts[letter] for letter in value] if kind.name == "option" else []
+    said += _sentence_that_counts(names, last_word(said[0]), own)
     if any(_claims(known, part) for part in said):
         return True
     return math and _equal_by_algebra(known, gold_text, text)
@@ -106,9 +112,8 @@ def _same_text(gold: str, text: str) -> bool:
     return bool(is_words) and canonical(gold) == canonical(text)
 
 
-def _known(gold: str, metadata: Mapping[str, Any], question: str) -> tuple[Reading, ...]:
+def _known(gold: str, texts: dict[str, str], question: str) -> tuple[Reading, ...]:
     """What a reference is: the options that it names, or every kind that reads it."""
-    texts = choice_texts(metadata)
     if texts:
         choices = Choices(texts)
         named = choices.named_by(gold)
@@ -124,6 +129,8 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
     claim = claim_of(text)
     for kind, value in known:
         beside, leaves_open = claim.text, claim.leaves_open
+        if kind.has_or and leaves_open:
+            leaves_open = claim_of(_EITHER.sub("", claim.text)).leaves_open
         if own := kind.own(value):
             beside = canonical(beside)
             for words in own:
@@ -131,10 +138,10 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
             leaves_open = claim.text.endswith("?") or claim_of(beside).leaves_open
         if leaves_open:
             continue
-        if denies(beside) and not kind.denies:
+        if denies(claim.text) and denies(beside) and not kind.denies:
             continue
         # "3/5 or 0.6" says one thing
-        parts = [claim.text]
+        parts = [_EITHER.sub("", claim.text) if kind.has_or else claim.text]
         if claim.has_or and not kind.has_or:
             parts = re.split(r"\s*(?:\bor\b|或|还是)\s*", claim.text)
         if all(kind.says(value, part) for part in parts) and not any(
@@ -144,24 +151,53 @@ def _claims(known: tuple[Reading, ...], text: str) -> bool:
     return False
 
 
+_EITHER = re.compile(r"(?i)\beither (?=\\?[a-z] ?=|-?\d)")
+_LETTERED = re.compile(r"\(?[A-J](?:[.)]|[,:;](?= \w+ \w+ \w)) (?=\S)")
+_JUDGES = re.compile(
+    r"(?i)^(?:no\W*$|(?:but )?(?:that|this|it)(?:'s| is| was)? (?:\w+ )?(?:wrong|incorrect|false"
+    r"|(?:not|n't)"
+    r"(?: it| so| right| correct| true| the case)?)\W*$|.*\bnot (?:sure|certain|right|correct"
+    r"|true)\b)"
+)
+_VERB = re.compile(
+    r"(?i)\b(?:is|are|was|were|has|have|had|does|do|can|will|would|\w{2,}(?:s|ed|ing))\b|'s"
+)
 _CLAUSE = re.compile(r";\s+(?=[A-Za-z']+ )")
 
 
-def _sentence_that_counts(gold: str, text: str) -> list[str]:
-    """The one sentence of several that says something; others ask, or deny something else."""
+def _denies_beside(text: str, own: Iterable[str]) -> bool:
+    """Whether a text denies something in other words than an answer's own."""
+    if not denies(text):
+        return False
+    beside = canonical(text)
+    for words in own:
+        beside = beside.replace(canonical(words), " ")
+    return denies(beside)
+
+
+def _holds(sentence: str, name: str) -> bool:
+    return re.search(rf"(?i)(?<!\w){re.escape(name)}(?!\w)", sentence) is not None
+
+
+def _sentence_that_counts(names: list[str], text: str, own: list[str]) -> list[str]:
+    """The one sentence of several that says something; others ask, or deny something else.
+
+    None where what is denied is the reference, which has these names.
+    """
     said: list[str] = []
     for sentence in sentences(text):
         said += _CLAUSE.split(sentence)
-    if len(said) == 1 and (first := re.match(r"\(?[A-J][.)] (?=\S)", text)):
-        said = [first.group().strip(), text[first.end() :]]  # "B. It cannot be A."
-        if not denies(said[1]):
+    if (first := _LETTERED.match(said[0] if said else "")) is not None:
+        # "B. It cannot be A.", "B, they do not meet"
+        said = [first.group().strip(" ,:;"), said[0][first.end() :], *said[1:]]
+        if not any(_denies_beside(sentence, own) for sentence in said[1:]):
             return []
-    if len(said) < 2:
+    if len(said) < 2 or said[-1].endswith("?") or any(map(_JUDGES.search, said[1:])):
         return []
     kept = []
     for sentence in said:
-        if denies(sentence):
-            if re.search(rf"(?i)(?<!\w){re.escape(gold)}(?!\w)", sentence):
+        if _denies_beside(sentence, own):
+            if any(_holds(sentence, name) for name in names):
                 return []
         elif not sentence.endswith("?"):
             kept.append(sentence)
@@ -171,16 +207,21 @@ def _sentence_that_counts(gold: str, text: str) -> list[str]:
         informing = kept[:1] if len(kept[0].split()) <= 3 else kept[-1:]
         rest = [s for s in kept if s not in informing]
         # an explanation, and not another answer
-        if any(len(s.split()) < 3 or TRUTH.match(s) for s in rest):
+        if any(not _VERB.search(s) or len(s.split()) < 3 or TRUTH.match(s) for s in rest):
             return []
-    is_clear = len(informing) == 1 and not any(claim_of(s).leaves_open for s in rest)
+    is_clear = len(informing) == 1 and not any(
+        claim_of(s).leaves_open or contradict(s, informing[0]) for s in rest
+    )
     return informing if is_clear else []
 
 
 # --- what is no answer --------------------------------------------------------------------------
 def _is_unevaluated(known: tuple[Reading, ...], text: str) -> bool:
     """Whether an answer is a sum or product of numbers where the reference is a number."""
-    if not any(kind is QUANTITY and parse_number(value.text) is not None for kind, value in known):
+    if not any(
+        kind.name == "option" or (kind is QUANTITY and parse_number(value.text) is not None)
+        for kind, value in known
+    ):
         return False
     text = re.sub(r"\\(?:times|cdot)\s*", "*", text)
     return re.fullmatch(r"[\d.,\s()*/+-]+", text) is not None and (
@@ -227,7 +268,8 @@ def _equal_by_algebra(known: tuple[Reading, ...], gold: str, answer: str) -> boo
 # What math-verify would read only a part of: words, relations, lists, several values.
 _NO_ALGEBRA = re.compile(
     r"[\u4e00-\u9fff,;:?\"]|\\(?:pm|mp|to|rightarrow|Rightarrow|implies|ldots|in|cup|cap|approx"
-    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|\\sqrt\s*\(|[<>]|!=|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
+    r"|text|overline|subset|begin|angle|triangle|%)(?![a-z])|\\sqrt\s*\(|[<>]|!="
+    r"|(?<!\\)\b[A-Za-z]{3,}(?![a-z({])"
 )
 
 

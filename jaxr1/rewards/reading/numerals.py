@@ -22,6 +22,7 @@ ORDINALS = (
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
     "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
 ).split()
+NUMBER_WORDS = "|".join(sorted(_CARDINALS, key=len, reverse=True))
 _NUMBER = re.compile(
     rf"(?i)(?:(?P<tens>{'|'.join(_TENS)})(?:[ -](?P<units>{'|'.join(_SMALL[1:10])}))?"
     rf"|(?P<small>{'|'.join(sorted(_SMALL, key=len, reverse=True))}))(?![\w'])"
@@ -31,16 +32,20 @@ _FRACTION = re.compile(
     rf"{'|'.join(sorted(_PARTS, key=len, reverse=True))})(?![\w'])"
 )
 _AND_A_HALF = re.compile(r"(?i)\s*and (?:a|one)[ -](half|quarter|third)\b")
-_HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "〇": 0}
-HAN_NUMBER = re.compile(r"[零〇一二两三四五六七八九十百]+(?![角边面样种直起定般旦]|些|共|下|次函)")
+_SIZE = re.compile(r"(?i)\s*(hundred|thousand) (?:and )?")
+_HAN_DIGITS = {c: n for n, c in enumerate("零一二三四五六七八九")} | {"两": 2, "俩": 2, "〇": 0}
+HAN_NUMBER = re.compile(
+    r"[零〇一二两俩三四五六七八九十百]+(?![角边面样种直起定般旦成]|些|共|下|次函)"
+)
 
+_HAN_DECIMAL = re.compile(r"([零一二三四五六七八九十]+)点([零一二三四五六七八九]+)(?![分点半])")
 _HAN_SHARE = re.compile(r"([二三四五六七八九十百]+)分之([零一二两三四五六七八九十百]+)")
 
 
 def number_in_words(text: str) -> tuple[Fraction, str] | None:
     """The number that a text begins with in words, and the rest of the text; None without one.
 
-    Up to ninety-nine, common fractions, and Chinese numerals up to 999: "seven cubes" is
+    Up to thousands, common fractions, and Chinese numerals up to 999: "seven cubes" is
     (7, "cubes"), "三个" is (3, "个").
     """
     text = text.strip()
@@ -62,12 +67,24 @@ def number_in_words(text: str) -> tuple[Fraction, str] | None:
         number = _CARDINALS[(match["tens"] or match["small"]).lower()]
         value = Fraction(number + _CARDINALS.get((match["units"] or "zero").lower(), 0))
         end = match.end()
+        if size := _SIZE.match(text, end):  # "one hundred and twenty", not yet "one hundred"
+            smaller = number_in_words(text[size.end() :])
+            if smaller and (hundreds := re.match(r"(?i)hundred\b", smaller[1])):
+                smaller = (100 * smaller[0], smaller[1][hundreds.end() :].strip())
+            factor = 100 if size[1].lower() == "hundred" else 1000
+            if smaller and smaller[0].denominator == 1 and 0 < smaller[0] < factor:
+                return value * factor + smaller[0], smaller[1]
         if more := _AND_A_HALF.match(text, end):
             value, end = value + Fraction(1, _PARTS[more[1].lower()]), more.end()
         return value, text[end:].strip()
     if match := _HAN_SHARE.match(text):
         below, above = _han_value(match[1]), _han_value(match[2])
         return (Fraction(above, below), text[match.end() :].strip()) if below and above else None
+    if match := _HAN_DECIMAL.match(text):
+        places = "".join(str(_HAN_DIGITS[sign]) for sign in match[2])
+        whole = _han_value(match[1])
+        rest = text[match.end() :].strip()
+        return None if whole is None else (Fraction(f"{whole}.{places}"), rest)
     if match := HAN_NUMBER.match(text):
         han = _han_value(match.group())
         return None if han is None else (Fraction(han), text[match.end() :].strip())

@@ -16,6 +16,7 @@ from jaxr1.rewards.reading.formulas import close, read_formula
 from jaxr1.rewards.reading.grammar import Value
 from jaxr1.rewards.reading.numbers import MAX_NUMBER_CHARS, literal_at
 from jaxr1.rewards.reading.numerals import number_in_words
+from jaxr1.rewards.reading.spoken import with_signs
 from jaxr1.rewards.reading.units import CURRENCY_SIGNS, Unit, read_unit, same_unit
 from jaxr1.rewards.reading.words import PLAIN
 
@@ -48,7 +49,6 @@ NAME = (
 )
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)|\\approx(?![a-z])|≈")
 _OUT_OF = re.compile(r"^(\d+) out of (?:every )?(\d+)$")
-_AGAIN = re.compile(r"(?<=[\d}%]) \(([^()]*\d[^()]*)\)$")  # "3/5 (0.6)"
 _WORDS = re.compile(r"[A-Za-z]+|[\u4e00-\u9fff]")
 # What a number counts: words, apart from the digits, and no single letter, which is a variable.
 _NOUN = re.compile(
@@ -58,10 +58,11 @@ _NOUN = re.compile(
 # After a number: what makes it part of a larger term.
 _NOT_A_NOUN = re.compile(
     r"(?i)\b(?:times|squared|cubed|factorial|plus|minus|over|divided|multiplied|more|less|fewer"
-    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root|cents?|[ap]\.?m"
+    r"|or|to|past|than|through|until|halves|thirds|quarters?|eighths|th|st|nd|rd|power|root"
+    r"|cents?|[ap]\.?m"
     r"|jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sep(?:tember)?"
     r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
-    r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多"
+    r"|[月号题倍]|以[上下内外]|次方|折|分之|左右的|多|的(?:平方|立方|一半)"
 )
 
 
@@ -100,8 +101,7 @@ def read_quantity(text: str) -> Quantity | None:
         return None
     if about := _ABOUT.match(text):
         text = text[about.end() :]
-    text = _OUT_OF.sub(r"\1/\2", text)
-    text = _AGAIN.sub(r" = \1", text)
+    text = with_signs(_OUT_OF.sub(r"\1/\2", text))
     parts = [part.strip() for part in _EQUALS.split(text)]
     if len(parts) == 1:
         return _one_quantity(text)
@@ -109,6 +109,8 @@ def read_quantity(text: str) -> Quantity | None:
     if not name and len(parts) == 2 and re.fullmatch(NAME, parts[1]):
         name = parts.pop()
     found = [_one_quantity(part) for part in parts]
+    if len({one.unit for one in found if one and one.unit is not None}) > 1:
+        return None  # "24 cm = 24 m"
     if name and len(parts) > 1 and found[0] is None:  # "A = lw = 20"
         formula = read_formula(parts[0])
         if formula is not None and formula.symbols:
@@ -181,6 +183,11 @@ def quantity_at(text: str, start: int, whole: bool = False) -> tuple[Quantity, i
         quantity, end = _with_unit(quantity, piece, end, whole)
     elif after := re.match(r"\s*(?:dollars?|USD)\b", piece[end:]):  # "$5 USD"
         end += after.end()
+    elif (rate := re.match(r"\s*(?:/|per )\s*([A-Za-z]+)", piece[end:])) and (
+        unit := read_unit(f"{currency}/{rate[1]}")
+    ):
+        end += rate.end()
+        quantity = replace(quantity, unit=unit)
     return quantity, start + end
 
 
@@ -225,6 +232,8 @@ def _formula_quantity(text: str) -> Quantity | None:
         if inner is None or inner.percent:
             return None
         return replace(inner, value=inner.value / 100, percent=True)
+    if text.count("+") and text[:1] in CURRENCY_SIGNS:  # "$20 + $25"
+        text = text[0] + re.sub(rf"(?<=[+-])\s*{re.escape(text[0])}", "", text[1:])
     if text and text[0] in CURRENCY_SIGNS and (inner := _formula_quantity(text[1:])):
         return replace(inner, unit=read_unit(text[0]))
     for match in re.finditer(r"(?<=[\s\d})!])(?=[A-Za-z°\\\u4e00-\u9fff(])", text):
@@ -290,6 +299,8 @@ def same_quantity(gold: Quantity, answer: Quantity) -> bool:
     if gold.unit and answer.noun and answer.unit is None and not _measures(answer.noun):
         return False
     if gold.noun and answer.noun and not _same_noun(gold.noun, answer.noun):
+        return False
+    if "per " in answer.noun and "per " not in gold.noun:
         return False
     if gold.noun and answer.unit:
         return False

@@ -36,20 +36,21 @@ class Claim:
 
 _CORRECTED = re.compile(
     r"(?i)(?:^|[.,;:!?—…-]\s*|\.{2,}\s*|\b(?:no|oh|hmm|but|and|or)\b[\s,]*)"
-    r"(?:no,? wait|wait,? no(?=[\s,.:;!-]+\S)|wait|hold on|actually|correction|scratch that|i mean"
+    r"(?:no,? wait|wait,? no(?=[\s,.:;!-]+\S)|wait|hold on|actually|correction|scratch that"
+    r"|i mean\b"
     r"|i meant|sorry"
     r"|oops|on second thoughts?|let me correct(?: myself)?|my mistake|make that|rather,"
     r"|不对|等等|更正|应该是)[\s,.:;!…-]*(?:no[\s,.:;!-]+(?=\w{2,}|[A-Z]\b|\d))?"
 )
 _FIRST_THOUGHT = re.compile(
-    r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seemed|looked|took"
-    r"|tempting)\b"
-    r"[^.]*?\bbut\b\s*"
+    r"(?i)\b(?:first|initially|originally|thought|said|say|guessed|glance|seem(?:s|ed)?"
+    r"|look(?:s|ed)?|considered|wondered|appear(?:s|ed)?|would be|took|tempting)\b"
+    r"[^.]*?\bbut\b(?! .*\b(?:also|too|could|may|might)\b)\s*"
 )
 _CONCLUDED = re.compile(
     r"(?i)\b(?:the |my )?(?:final |correct |right |actual |true |best )*"
     r"(?:(?:answer|option|choice|number|value)|(?:(?<=correct )|(?<=right )"
-    r"|(?<=best ))one)\s*(?:is|are|:|=)\s*:?\s*"
+    r"|(?<=best ))one)\s*(?:is|are|:|=|(?<=nswer )-(?= ))\s*:?\s*"
 )
 _UNDER = re.compile(
     r"(?i)\b(?:if|whether|that|think|thought|said|say|says|doubt|until|unless|believe)\W*$"
@@ -59,28 +60,59 @@ _CONCLUSION = re.compile(
     r"(?i)(?:^|[.,;:]\s*|\s(?=(?:so|thus|therefore|hence) (?:the|it|we|x|there|answer)\b))"
     r"(?:so|therefore|thus|hence|consequently|in conclusion|finally|所以|因此|故|综上)\b"
     r"(?! (?:that|as|far|on|called))[\s,:]*"
+    r"|^(?:counting|adding|summing|subtracting|multiplying|dividing|taking|ruling out|eliminating"
+    r"|excluding)\b.*?\b(?:gives?|leaves?|makes?|yields?|we get|I get)\s+(?:us )?"
+    r"|(?:^|[.,;:]\s*)(?:this|that|which) leaves(?: us with| only)?\s+"
+    r"|(?:^|[.,;:]\s*)I(?:'d| would)? (?:choose|pick|select|go (?:with|for))\s+"
+    r"|(?<=[,.;]) ?(?:一共有?|总共有?|合计|共有?)(?=[\d零一二两三四五六七八九十])"
     r"|(?:所以|因此|综上所述|综上|(?<=[,.;] )故|(?<=[,.;])故)[,\s]*"
 )
 _REASON = re.compile(
     r"(?i)(?:[\s,;:(—-]{1,3}(?:because|due to the|given that|considering|since(?= \S+ \S+))\b"
     r"|\s?[,;(—-]{1,3}\s?(?:since|as|for(?= \w+ \w+ )|where"
-    r"|while|whereas|which (?:is|are|means|makes|gives|has)|so that|given|after|when|if"
+    r"|none of which|with no|having no|which (?:is(?! (?:option |choice )?\(?[A-J]\b)|are|means"
+    r"|makes|gives|has)|so that|given|after|when|if(?! not\b)"
     r"|rejecting|discarding|ignoring)\b"
+    r"|[,;]?\s(?:while|whereas|(?:even |al)?though|even if)\b"
+    r"(?!.*\b(?:could|may|might|also|equally|possible|too|right|correct)\b)"
     r"|[,;\s]*(?:因为|由于)).*$",
     re.DOTALL,
 )
 _CONDITION = re.compile(
-    r"(?i)^(?:with|if|when|since|because|as|given|for|using|from|by|after|in)\b[^,]*,\s+(?:then\s+)?"
+    r"(?i)^(?:(?:out of|of|among|between|comparing|from) (?:[a-z]+ ){0,2}(?-i:[A-J])"
+    r"(?:(?:,|,? and) (?-i:[A-J]))+,\s+"
+    r"|(?:out of|of|among|from) [-\w.$%]{1,12}(?:, [-\w.$%]{1,12})*,? (?:and"
+    r"|or) [-\w.$%]{1,12},?\s+"
+    r"(?=(?:it|the|only|I)\b)"
+    r"|(?:with|if|when|since|because|as|given|for|using|from|by|after|in|on|of|out of|among"
+    r"|counting|comparing|considering|looking at)\b[^,]*,\s+(?:then\s+)?)"
 )
 _NOT_BUT = re.compile(
-    r"(?i)^(?P<head>.*?\b)?not (?P<no>[^,.;]+?)[,;]? but(?: rather| instead)? (?P<yes>.+)$"
+    r"(?i)^(?P<head>.*?\b)?(?:not|\w+n't) (?P<no>[^,.;]+?)"
+    r"(?:[,;]? but(?: rather| instead)?|[,;] (?:it is|it's|they are|they're|only"
+    r"|just)) (?P<yes>.+)$"
 )
 _NEITHER = re.compile(r"^不是(?P<no>[^,]+)[,]?\s*而?是(?P<yes>.+)$")
 _NOT_LAST = re.compile(
-    r"(?i)(?:\s?[,;(—-]{1,3}\s?(?:and |but |so |definitely |certainly |it is |it's )*(?:not"
-    r"|rather than|instead of|as opposed to|never|unlike)"
+    r"(?i)(?:\s?[,;(—-]{1,3}\s?(?:and |but |so |though |although |definitely |certainly |it is "
+    r"|it's )*(?:not|neither|rather than|instead of|as opposed to|never|unlike)"
     r"|\s+(?:and|but) (?:definitely |certainly )?not|\s+(?:rather than|instead of|as opposed to)"
-    r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;)]+)\)?[.\s]*$"
+    r"|(?<=\b[A-J])\s+not(?=\s+[A-J]\b)|[,\s]*而?不是)\s*(?P<no>[^,.;()]+"
+    r"|[^,.;()]*\([^()]+\))\)?[.\s]*$"
+)
+# Letters that a clause of their own rules out: "B; A, C and D are wrong".
+_DISMISSED = re.compile(
+    r"(?i)(?:^|[,;.]\s*|\s\()(?:and |but |while |whereas )?(?:options? |statements? |choices? )?"
+    r"(?P<no>(?-i:[A-J])(?:(?:,? and |, )(?-i:[A-J]))*) (?:is|are|do|does|can|has|have)(?: all"
+    r"| both)? "
+    r"(?:not(?: \w+){0,3}|wrong|incorrect|false|impossible|be (?:excluded|ruled out|eliminated"
+    r"|rejected))"
+    r"(?:\)|(?=[;,.]|$))"
+)
+_I_THINK = re.compile(r"(?i),\s+I(?:'d| would)? (?:think|guess|believe|suppose|say)\W*$")
+_SINGLED = re.compile(
+    r"(?i)\s+is the only (?:one|option|choice|statement|figure|shape|chart|graph)\b"
+    r"(?!.*(?:\bnot|n't|\bwrong|\bincorrect|\bfalse|\bfail|\bcannot)).*$"
 )
 _DENIES = re.compile(
     r"(?i)\b(?:not|never|no(?= \w)|neither|nor|without|except|excluding|excludes?|excluded"
@@ -88,14 +120,14 @@ _DENIES = re.compile(
     r"|anything but|all but|everything but|nothing but|any but|rul(?:e|es|ed|ing) out|eliminat\w+"
     r"|wrong|incorrect|false|fails?|cannot|unlikely|impossible|doubt\w*|reject\w*|far from"
     r"|opposite|apart from|aside from|besides|anything else|instead of|rather than|un(?:true|able)"
-    r"|lacks?|hardly|non|none of|too (?:big|large|small|high|low|long|short|much|many|few"
+    r"|lacks?|is out|hardly|non|none of|too (?:big|large|small|high|low|long|short|much|many|few"
     r"|little))\b|n't\b|n’t|\bcant\b|\bisnt\b|[不非没除否错无]"
 )
 _OPEN = re.compile(
     r"(?i)\b(?:either|whichever|unsure|uncertain|unclear|unknown|unknowable|depends?|hard to say"
     r"|any of|one of|some of|any number|any option|all options|all (?:the )?choices|every option"
     r"|and/or|anywhere|ambiguous|undetermined|undefined|no idea|guess between|toss-up)\b|\?"
-    r"|都(?:可以|行)|全部|任意|不确定|可能.*可能"
+    r"|都(?:可以|行)|全部|任意|不确定|可能.*可能|先.+[后再]"
 )
 _TWICE_MAYBE = re.compile(
     r"(?i)\b(?:maybe|perhaps|possibly|could|might)\b.*\b(?:maybe|perhaps|possibly|could|might)\b"
@@ -130,9 +162,14 @@ def claim_of(text: str) -> Claim:
     """What a normalised text claims in the end, as drawn at the top of this file."""
     if text.endswith("?"):
         return Claim(text, leaves_open=True)
-    text = last_word(text)
-    text = _cut(_REASON, text)
-    denied: list[str] = []
+    text = _cut(_I_THINK, last_word(text))
+    dismissed = [match["no"] for match in _DISMISSED.finditer(text)]
+    if dismissed and (left := _DISMISSED.sub("", text).strip(" ,;.")):
+        text = left
+    else:
+        dismissed = []
+    whole, text = text, _cut(_REASON, _cut(_SINGLED, text))
+    denied = dismissed
     if match := _NOT_BUT.match(text) or _NEITHER.match(text):
         denied.append(match["no"].strip())
         text = match["yes"].strip()
@@ -142,6 +179,8 @@ def claim_of(text: str) -> Claim:
             break
         denied.append(match["no"].strip())
         text = head
+    if denies(text):  # "It is no square, as its angles differ, so it is a rhombus."
+        text = _cut(_REASON, _after(_CONCLUSION, whole)) if _CONCLUSION.search(whole) else text
     text = _after(_CONCLUSION, text)
     if re.search(
         r"(?i)\b(?:is|are|equals|makes?|has|have)\b|=", (bare := _CONDITION.sub("", text))

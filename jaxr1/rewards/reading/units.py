@@ -42,7 +42,7 @@ ms     : ms 毫秒 : millisecond
 us     : us μs µs 微秒 : microsecond
 ns     : ns : nanosecond
 min    : min 分钟 : minute min
-h      : h hr hrs 小时 : hour hr
+h      : h hr hrs 小时 时 个小时 个钟头 : hour hr
 day    : d 天 : day
 week   : wk 周 星期 : week
 month  : mo 个月 : month
@@ -166,6 +166,8 @@ _DEGREE = re.compile(r"(?i)\bdeg(?:rees?|\.)? (celsius|fahrenheit)")
 def unit_named(name: str) -> Unit | None:
     """The unit of one symbol or name; None for any other word."""
     unit = _SYMBOLS.get(name) or _SYMBOLS.get(name.rstrip(".")) or _NAMES.get(name.lower())
+    if unit is None and len(name) > 2 and name.endswith("s"):  # "kgs", "cms"
+        unit = _SYMBOLS.get(name[:-1])
     if unit is None and len(name) >= 2:  # "KM", "Kg": letter case that is not another unit's
         unit = _SYMBOLS.get(name.lower()) if name.lower() in ("km", "kg", "cm", "mm") else None
     return None if unit is None else _ALIASES.get(unit, ((unit, 1),))
@@ -244,7 +246,7 @@ def _tokens(text: str) -> list[tuple[str, str]] | None:
     return found
 
 
-_EITHER = {"pound": ("lb", "gbp"), "yen?": ("yen", "yuan")}
+_EITHER = {"pound": ("lb", "gbp"), "yen?": ("yen", "yuan"), "C": ("C", "°C"), "F": ("F", "°F")}
 
 
 def same_unit(one: Unit, other: Unit) -> bool:
@@ -252,7 +254,7 @@ def same_unit(one: Unit, other: Unit) -> bool:
     if one == other:
         return True
     for name, meanings in _EITHER.items():
-        if (name, 1) in one + other:
+        if name in dict(one + other):
             return any(_as(one, name, m) == _as(other, name, m) for m in meanings)
     return False
 

@@ -40,8 +40,13 @@ _CHARACTERS = str.maketrans(
         "⟨": "\\langle ",
         "⟩": "\\rangle ",
         **dict.fromkeys("【】", " "),
+        **dict.fromkeys("✓✔✅☑", ""),
         "。": ". ",
         "、": ", ",
+        "㎡": "m^2",
+        "㎠": "cm^2",
+        "㎞": "km",
+        "㎥": "m^3",
         "º": "°",
         "˚": "°",
     }
@@ -87,7 +92,7 @@ _COMMAND = re.compile(rf"\\({'|'.join(sorted(_COMMANDS, key=len, reverse=True))}
 _VULGAR = re.compile(r"[¼-¾⅐-⅞↉]")
 _WRAPPED_TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|mbox|operatorname|emph|boldsymbol"
-    r"|bm|rm|underline|hbox|unit|si)\*?\s?\{([^{}]*)\}"
+    r"|bm|rm|underline|hbox|unit|si)\*?\s?\{((?:[^{}]|(?<=\^)\{[^{}]*\})*)\}"
 )
 # Not the second half of "\\", which ends a row of a matrix.
 _SPACING = re.compile(r"(?<!\\)\\(?:[,;:> ])|~(?!\d)")
@@ -96,6 +101,9 @@ _DELIMITERS = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\.?|(?<!\\
 _DEGREES = re.compile(r"\^\s?\{?\s?(?:\\circ|°)\s?\}?|\\circ(?![a-zA-Z])")
 _ORDINAL = re.compile(r"(?i)(?<=\d)\s?(?:\^\s?\{?\s?)?(?:st|nd|rd|th)\b\}?")
 _BASE = re.compile(r"(?i)(?<=[\dA-F])\s?\(?,? ?(?:in )?base[ -]?(\d{1,2})\)?")
+_UNIT_POWER = re.compile(r"(?<=\d)(\s?(?:mm|cm|dm|km|m|ft|in|yd))([23])(?![\w.])")
+_TERM = r"((?:[^{}\\]|\\(?!over\b)[a-zA-Z]+(?![a-zA-Z])|\{[^{}]*\})+?)"
+_OVER = re.compile(rf"(?:\{{|(?<![^\s$]))\s*{_TERM}\s*\\over(?![a-zA-Z])\s*{_TERM}\s*(?:\}}|$)")
 _MARKUP = re.compile(r"<(b|i|u|em|strong)>(.*?)</\1>")
 _BOLD = re.compile(r"(?<![\w*])\*\*(?=\S)([^*]+?)(?<=\S)\*\*(?![\w*])|(?<![\w_])__([^_]+)__(?!\w)")
 _WRAPPED = (
@@ -133,7 +141,13 @@ def _normalise_once(answer: str) -> str:
     # superscripts become powers before Unicode's own normalisation makes them plain digits
     text = unicodedata.normalize("NFKC", text.translate(_SUPERSCRIPTS)).translate(_CHARACTERS)
     text = re.sub(r"\^-\^(\d)", r"^{-\1}", text)
-    text = text.replace("\\%", "%").replace("\\!", "").replace("\\&", "&").replace("\\#", "#")
+    text = (
+        text.replace("\\%", "%")
+        .replace("\\!", "")
+        .replace("\\&", "&")
+        .replace("\\#", "#")
+        .replace(":=", "=")
+    )
     text = _MARKUP.sub(r"\2", text.replace("\\_", "_"))
     text = _without_delimiters(text)
     text = _DELIMITERS.sub("", text)
@@ -142,6 +156,8 @@ def _normalise_once(answer: str) -> str:
     text = _WRAPPED_TEXT.sub(r"\1", text)
     text = _COMMAND.sub(lambda match: _COMMANDS[match.group(1)], text)
     text = _ORDINAL.sub("", text)
+    text = _OVER.sub(r"\\frac{\1}{\2}", text) if "\\over" in text else text
+    text = re.sub(r"^#{1,6} ", "", _UNIT_POWER.sub(r"\1^\2", text))
     text = _BASE.sub(r"_\1", text)
     text = _BOLD.sub(lambda match: match.group(1) or match.group(2), text)
     text = " ".join(text.replace("`", "").split())
@@ -149,7 +165,9 @@ def _normalise_once(answer: str) -> str:
 
 
 def _bare_ends(text: str) -> str:
-    text = text.strip("\"' *")
+    text = text.strip('" *')
+    while len(text) > 1 and text[0] == "'":
+        text = text.strip("' ")
     while text.endswith((".", ",", ";", "!", ":")) and not re.search(r"[\w)}]!$|\.\.$", text):
         text = text[:-1].rstrip()
     if re.search(r"[a-z]{3,}!$", text):  # "Yes!" exclaims, "5!" and "n!" are factorials
