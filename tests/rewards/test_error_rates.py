@@ -9,9 +9,9 @@ from rewards import error_rates
 
 from jaxr1.rewards import Completion, Example, accuracy_reward
 
-# {pairs: most false positives of 500, most false negatives of 500, most errors in a kind}. Wanted of
-# both are 3, 10 and 5 %. What the held-back pairs are allowed is what was measured: nobody may
-# look at them to mend it.
+# {pairs: most false positives of 500, most false negatives of 500, most errors in a kind}. Wanted
+# are 3, 10 and 5 %. What the held-back pairs are allowed is what was measured: nobody may look at
+# them to mend it.
 MOST = {"seen": (3, 10, 0.05), "held": (8, 15, 0.1)}
 KINDS = (
     "number unit percentage fraction interval set tuple equation matrix letter letter_text "
