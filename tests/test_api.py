@@ -69,7 +69,7 @@ def test_importing_a_command_does_not_hide_the_function():
 
 
 def test_the_benchmark_prints_one_line_of_phases():
-    sizes = "--image 56 --prompts 2 --group 2 --tokens 4 --steps 2".split()
+    sizes = "--image 56 --prompts 2 --group 2 --tokens 48 --steps 2".split()
     found = json.loads(run("-m", "jaxr1.bench", *sizes, "--json").stdout.splitlines()[-1])
     assert set(found["phases"]) == {"encode", "prefill", "decode", "score", "update", "step"}
     for phase in found["phases"].values():

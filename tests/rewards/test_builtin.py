@@ -29,6 +29,11 @@ RIGHT = {
     "choice_text": (1.0, {}),
     "all_match": (1.0, {}),
     "json_fields": ({"score": 1.0, "share": 1.0}, {}),
+    # A push onto the target: 1 + 10 - 0.1; one move; "1 + 1" has no word.
+    "sokoban": (
+        {"score": 11.45, "play": 10.9, "format": 1.0, "plan": 0.05, "thinking": 0.0},
+        {},
+    ),
 }
 # Right answers other than 2.
 ANSWERS = {
@@ -36,6 +41,12 @@ ANSWERS = {
     "detection": '[{"bbox_2d": [10, 10, 20, 30], "label": "cat"}]',
     "yes_no": "yes",
     "json_fields": '{"a": 1}',
+    "sokoban": "right",
+}
+# Columns of the row.
+COLUMNS = {
+    "choice_text": {"choices": ["1", "2"]},
+    "sokoban": {"board": ["#####", "#@$.#", "#####"]},
 }
 
 
@@ -59,7 +70,7 @@ def test_every_row(name):
     assert Reward(function, options=defaults).function == name
     answer = ANSWERS.get(name, "2")
     answered = Completion(f"<think>1 + 1</think><answer>{answer}</answer>", length=20)
-    columns = {"choices": ["1", "2"]} if name == "choice_text" else {}
+    columns = COLUMNS.get(name, {})
     example = Example("1 + 1?", answer, "", columns, (ImageSize(100, 100, 100, 100),))
     assert function(answered, example, **defaults) == pytest.approx(want)
     # A message may be about a response of which no more than its text is known.

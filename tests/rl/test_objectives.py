@@ -355,7 +355,8 @@ def test_kl_estimates(rng):
         np.testing.assert_allclose(
             got, np.clip(want, -10, 10) if name == "k3" else want, rtol=1e-4, atol=1e-5
         )
-    assert (kl_estimate(jnp.float32(p), jnp.float32(q), "k3") >= 0).all()
+    # Never negative, but for the rounding of exp(-d) - 1.
+    assert (kl_estimate(jnp.float32(p), jnp.float32(q), "k3") >= -1e-6).all()
     assert np.isfinite(kl_estimate(jnp.float32([-300.0]), jnp.float32([0.0]), "k3")).all()
 
 
