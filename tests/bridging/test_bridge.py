@@ -37,7 +37,7 @@ def speaker(folder, said, messages):
     rows.write_text("\n".join(map(json.dumps, lines)))
     stage = Sft(
         data=Files(str(rows)),
-        epochs=30,
+        epochs=12,
         batch_size=8,
         max_prompt_tokens=512,
         max_response_tokens=64,
