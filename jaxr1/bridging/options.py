@@ -90,6 +90,12 @@ class Bridge:
 
 @dataclasses.dataclass(frozen=True)
 class BridgeFiles(Bridge):
-    """As `Bridge`, of files of rows: what the command line can say."""
+    """Makes worked responses to questions about pictures with a model that reasons in text alone.
+
+    A vision-language model explains the known answer, then writes a description that suffices to
+    find it; a text model that never sees the picture reasons from the description; what is right
+    and consistent stands beside the picture again, in a file that a supervised stage reads. The
+    same command goes on where it was stopped.
+    """
 
     data: Files

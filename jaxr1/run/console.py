@@ -151,7 +151,8 @@ class Console:
         }
         if not self.is_live:
             start = f", going on after step {done}" if done else ""
-            self.print(f"stage {name}{of}: {total} steps{start}")
+            steps = f": {total} steps{start}" if total else ""  # a filter has none
+            self.print(f"stage {name}{of}{steps}")
 
     def programs(self, count: Callable[[], int], most: int) -> None:
         """How many programs the stage may compile, and what counts those of the process.
