@@ -57,7 +57,7 @@ def test_pixels_are_uploaded_as_8_bits_and_a_still_once(rng):
         "both": [picture, clip, text],
         "text": [text],
     }.items():
-        buckets = dataclasses.replace(fitting_buckets([picture, clip], 8), patches=(64,))
+        buckets = dataclasses.replace(fitting_buckets([picture, clip], 8), patches=(256,))
         batch = make_batch(prompts, buckets, model.media, rows=4)
         rows = batch.media[PATCHES]
         assert rows.patch_rmc.dtype == np.uint8

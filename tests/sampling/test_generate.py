@@ -3,6 +3,7 @@
 import collections
 import itertools
 import json
+import re
 import shutil
 import zlib
 
@@ -232,7 +233,8 @@ def test_stop_strings_with_special_tokens(checkpoint, rng):
         assert not cuts.found(completion.token_ids[: cut.size - 1])
         silent = kept.removesuffix(stop)
         for special in (t.content for _, t in added if t.special):
-            silent = silent.replace(special, "")
+            if not re.fullmatch(r"</?[a-z]+>", special):  # answers are read by tags
+                silent = silent.replace(special, "")
         assert cut.text == silent
     unheard = StopStrings((name,), processor)
     assert unheard.cut(np.array(processor.text_ids("a plain answer"))) is None
