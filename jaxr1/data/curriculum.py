@@ -20,26 +20,18 @@ LEVEL = "level"
 
 
 @dataclass(frozen=True)
-class EasyToHard:
-    """One pass from easy rows to hard ones.
+class Curriculum:
+    """Rows in an order that goes by their difficulty.
 
     Attributes:
       data: the rows.
       by: the column of metadata that holds the difficulty, a number.
       hard: which end of it is hard: "low" for a pass rate, "high" for a level.
-      window: share of all rows within which neighbours are shuffled; 0 sorts strictly.
-      again: what follows the first pass: "shuffled" passes, or "sorted" ones like it.
     """
 
     data: DataSource
     by: str = PASS_RATE
     hard: Literal["low", "high"] = "low"
-    window: float = 0.1
-    again: Literal["shuffled", "sorted"] = "shuffled"
-
-    def __post_init__(self) -> None:
-        check_types(self)
-        check_least(self, window=0)
 
     def files(self) -> list[str]:
         """The files of rows."""
@@ -53,11 +45,38 @@ class EasyToHard:
         """
         rows = self.data.load()
         ranked = easiest_first(rows, self.by, self.hard)
-        return rows.with_order(lambda seed: Ascending(ranked, self, seed))
+        return rows.with_order(lambda seed: self.ordered(ranked, seed))
+
+    def ordered(self, ranked: np.ndarray, seed: int) -> Order:
+        """The order of draws, given int64[rows], the rows from easy to hard."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class TargetRate:
+class EasyToHard(Curriculum):
+    """One pass from easy rows to hard ones.
+
+    Attributes:
+      data: the rows.
+      by: the column of metadata that holds the difficulty, a number.
+      hard: which end of it is hard: "low" for a pass rate, "high" for a level.
+      window: share of all rows within which neighbours are shuffled; 0 sorts strictly.
+      again: what follows the first pass: "shuffled" passes, or "sorted" ones like it.
+    """
+
+    window: float = 0.1
+    again: Literal["shuffled", "sorted"] = "shuffled"
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_least(self, window=0)
+
+    def ordered(self, ranked: np.ndarray, seed: int) -> Order:
+        return Ascending(ranked, self, seed)
+
+
+@dataclass(frozen=True)
+class TargetRate(Curriculum):
     """Rows of a difficulty at which the model is right about as often as it should be.
 
     Rows are drawn from a window that moves over the rows, easy ones first: to harder ones while the
@@ -75,9 +94,6 @@ class TargetRate:
       pace: share of all rows that the window moves by after a step.
     """
 
-    data: DataSource
-    by: str = PASS_RATE
-    hard: Literal["low", "high"] = "low"
     target: float = 0.5
     tolerance: float = 0.1
     metric: str = "reward/accuracy"
@@ -90,19 +106,8 @@ class TargetRate:
         if not 0 < self.window <= 1:
             raise ValueError(f"TargetRate: window must be in (0, 1], got {self.window:g}")
 
-    def files(self) -> list[str]:
-        """The files of rows."""
-        return source_files(self.data)
-
-    def load(self) -> Dataset:
-        """The rows, in their order of draws.
-
-        Raises:
-          DataError: a row has no number in the column `by`.
-        """
-        rows = self.data.load()
-        ranked = easiest_first(rows, self.by, self.hard)
-        return rows.with_order(lambda seed: AtLevel(ranked, self, seed))
+    def ordered(self, ranked: np.ndarray, seed: int) -> Order:
+        return AtLevel(ranked, self, seed)
 
 
 def easiest_first(rows: Dataset, by: str, hard: Literal["low", "high"]) -> np.ndarray:

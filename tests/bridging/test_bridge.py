@@ -131,7 +131,8 @@ def test_end_to_end_killed_and_resumed_and_trained_on(world, tmp_path):
     result = jaxr1.train(
         Config(model="tiny", run_dir=str(tmp_path / "sft"), stages=(stage,), **made)
     )
-    assert [row["policy/grad_norm"] > 0 for row in result.metrics if "policy/grad_norm" in row]
+    norms = [row["policy/grad_norm"] for row in result.metrics if "policy/grad_norm" in row]
+    assert norms and min(norms) > 0
 
     # The same folder with other words is refused.
     with pytest.raises(BridgeError, match=r"made with other options:\n  words.reason"):
